@@ -1,0 +1,49 @@
+"""The algorithms, found by name in one registry; other packages add theirs by entry point.
+
+A package adds an algorithm with, in its pyproject.toml,
+
+    [project.entry-points."a3c_bench.algorithms"]
+    mine = "my_package.mine:ALGORITHM"
+"""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from a3c_bench.errors import ConfigError
+from a3c_bench.schema import nearest
+
+ENTRY_POINT_GROUP = "a3c_bench.algorithms"
+_BUILT_IN = {"paac": "a3c_bench.algos.paac"}
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What the suite needs to know of an algorithm."""
+
+    config_class: type  # a frozen dataclass with at least `name`, `gamma` and `optimizer`
+    train: Callable[[Any, Any], None]  # (Config, Session): runs until session.running() is False
+
+
+def algorithm_names() -> list[str]:
+    """All algorithms that can be named."""
+    return sorted({*_BUILT_IN, *(entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def find_algorithm(name: str) -> Algorithm:
+    """The algorithm of that name.
+
+    Raises:
+        ConfigError: with the names there are.
+    """
+    if name in _BUILT_IN:
+        found = importlib.import_module(_BUILT_IN[name]).ALGORITHM
+    else:
+        entries = [e for e in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP) if e.name == name]
+        if not entries:
+            raise ConfigError(f"algo={name} is not an algorithm: {nearest(name, algorithm_names())}.")
+        found = entries[0].load()
+    assert isinstance(found, Algorithm)
+    return found

@@ -1,0 +1,99 @@
+"""psi, what multiplies grad log pi(a_t | s_t): five estimators over a rollout, as pure functions.
+
+All take the same tensors, time first. Row t belongs to the transition s_t, a_t -> r_t, s_tp1:
+
+    rewards     [T, B]      r_t
+    values      [T + 1, B]  V(s_t), without gradient; row T is V of the state after the last step
+    terminated  [T, B]      bool: s_tp1 is terminal, its value is 0
+    truncated   [T, B]      bool: a time limit cut the episode at s_tp1; V(s_tp1) stands for what would have followed
+
+After an episode end, environments with next-step auto-reset spend one phantom step on the reset: row t + 1 then begins
+in the final state of the old episode, so values[t + 1] is its value, which is what truncation bootstraps from. The
+phantom row itself gets numbers here that nobody may use; losses mask it.
+
+Several episodes may end inside one rollout; nothing flows across an end.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Estimate(NamedTuple):
+    """What an estimator says of a rollout; all [T, B]."""
+
+    advantages: Tensor  # psi
+    returns: Tensor  # what V(s_t) should have been: the target of the value loss
+    usable: Tensor  # bool: False where the estimator needs the end of an episode that this rollout does not reach
+
+
+def nstep(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float) -> Estimate:
+    """R_t - V(s_t), with R_t the longest n-step return the rollout allows (Mnih et al. 2016, Algorithm S3)."""
+    returns = _discounted_returns(rewards, values, terminated, truncated, gamma)
+    return Estimate(returns - values[:-1], returns, torch.ones_like(terminated))
+
+
+def gae(
+    rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, gae_lambda: float
+) -> Estimate:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16); its value target is A_t + V(s_t)."""
+    deltas = _td_errors(rewards, values, terminated, gamma)
+    decay = (gamma * gae_lambda) * (~(terminated | truncated)).to(rewards.dtype)
+    advantages = torch.empty_like(rewards)
+    following = torch.zeros_like(rewards[0])
+    for t in range(len(rewards) - 1, -1, -1):
+        following = deltas[t] + decay[t] * following
+        advantages[t] = following
+    return Estimate(advantages, advantages + values[:-1], torch.ones_like(terminated))
+
+
+def td(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float) -> Estimate:
+    """The one-step TD error r_t + gamma V(s_tp1) - V(s_t)."""
+    deltas = _td_errors(rewards, values, terminated, gamma)
+    return Estimate(deltas, deltas + values[:-1], torch.ones_like(terminated))
+
+
+def monte_carlo(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float) -> Estimate:
+    """REINFORCE (Williams 1992): the return to the episode's end, no baseline.
+
+    Steps whose episode does not end inside the rollout have no such return and are not usable: choose rollouts longer
+    than episodes. At a time limit the value stands for the rest, as everywhere.
+    """
+    returns = _discounted_returns(rewards, values, terminated, truncated, gamma)
+    return Estimate(returns, returns, _ends_inside(terminated | truncated))
+
+
+def baseline(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float) -> Estimate:
+    """REINFORCE with the state value as baseline: `monte_carlo` minus V(s_t)."""
+    returns = _discounted_returns(rewards, values, terminated, truncated, gamma)
+    return Estimate(returns - values[:-1], returns, _ends_inside(terminated | truncated))
+
+
+def estimator(kind: str, gamma: float, gae_lambda: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], Estimate]:
+    """The estimator of that name, with its discount filled in."""
+    if kind == "gae":
+        return lambda *rollout: gae(*rollout, gamma=gamma, gae_lambda=gae_lambda)
+    function = {"nstep": nstep, "td": td, "monte_carlo": monte_carlo, "baseline": baseline}[kind]
+    return lambda *rollout: function(*rollout, gamma=gamma)
+
+
+def _discounted_returns(
+    rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float
+) -> Tensor:  # [T, B]
+    discounts = gamma * (~terminated).to(rewards.dtype)
+    returns = torch.empty_like(rewards)
+    following = values[-1]
+    for t in range(len(rewards) - 1, -1, -1):
+        following = rewards[t] + discounts[t] * torch.where(truncated[t], values[t + 1], following)
+        returns[t] = following
+    return returns
+
+
+def _td_errors(rewards: Tensor, values: Tensor, terminated: Tensor, gamma: float) -> Tensor:  # [T, B]
+    return rewards + gamma * (~terminated).to(rewards.dtype) * values[1:] - values[:-1]
+
+
+def _ends_inside(ended: Tensor) -> Tensor:  # [T, B] bool: an episode end lies at or after t
+    return ended.flip(0).cummax(0).values.flip(0)

@@ -1,0 +1,83 @@
+"""The actor-critic loss, with its reduction stated."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+REDUCTIONS = ("sum", "mean", "mean_over_envs")
+
+
+class ActorCriticLoss(NamedTuple):
+    """`total` is what is differentiated; the rest are means over the valid samples, for the record."""
+
+    total: Tensor
+    policy: Tensor  # mean of -log pi(a_t | s_t) psi_t
+    value: Tensor  # mean of (R_t - V(s_t))^2, without the weight
+    entropy: Tensor  # mean of H(pi(. | s_t)), nats
+
+
+def actor_critic_loss(
+    log_probs: Tensor,
+    values: Tensor,
+    actions: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    entropy_weight: float,
+    value_weight: float,
+    reduction: str,
+) -> ActorCriticLoss:
+    """L = reduce[ -log pi(a_t | s_t) psi_t - beta H(pi(. | s_t)) + c (R_t - V(s_t))^2 ]  (Mnih et al. 2016, section 4).
+
+    All three terms share one reduction, over the valid samples only:
+
+        sum             sum over t and environments (A3C, GA3C)
+        mean            mean over the valid samples
+        mean_over_envs  sum over t, mean over the B environments (PAAC: its code takes the batch mean times t_max)
+
+    Args:
+        log_probs: [T, B, A], log pi(. | s_t), with gradient.
+        values: [T, B], V(s_t), with gradient.
+        actions: [T, B], int64.
+        advantages: [T, B], psi_t; used as a constant.
+        returns: [T, B], R_t; used as a constant.
+        mask: [T, B], bool; False for phantom and unusable samples, which then change nothing.
+        entropy_weight: beta.
+        value_weight: c; 0.25 is the "0.5 times 1/2 squared error" of A3C and PAAC.
+        reduction: one of REDUCTIONS.
+    """
+    weights = mask.to(values.dtype)
+    n_valid = weights.sum().clamp(min=1.0)
+    log_prob_actions = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # [T, B]
+    policy = -(weights * log_prob_actions * advantages.detach()).sum()
+    entropy = -(weights * (log_probs.exp() * log_probs).sum(-1)).sum()
+    value = (weights * (returns.detach() - values).square()).sum()
+    total = policy - entropy_weight * entropy + value_weight * value
+    if reduction == "mean":
+        total = total / n_valid
+    elif reduction == "mean_over_envs":
+        total = total / mask.shape[1]
+    elif reduction != "sum":
+        raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+    return ActorCriticLoss(
+        total, policy.detach() / n_valid, value.detach() / n_valid, entropy.detach() / n_valid
+    )
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(R - V) / Var(R) over the valid samples, a scalar; NaN where the returns do not vary.
+
+    Args:
+        values: [T, B], without gradient.
+        returns: [T, B].
+        mask: [T, B], bool.
+    """
+    weights = mask.to(returns.dtype)
+    n_valid = weights.sum()
+
+    def variance(x: Tensor) -> Tensor:
+        mean = (weights * x).sum() / n_valid
+        return (weights * (x - mean).square()).sum() / n_valid
+
+    return 1.0 - variance(returns - values) / variance(returns)

@@ -1,0 +1,119 @@
+"""Optimisers as the papers wrote them, over one flat vector of parameters."""
+
+from collections.abc import Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatParameters:
+    """All parameters of a module as one vector, and their gradients as another.
+
+    The module's parameters become views of `values`, their gradients views of `gradients`: an optimiser step is then a
+    handful of operations whatever the number of layers, and sharing or copying a network is one tensor.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]), requires_grad=True)
+        self.gradients = torch.zeros_like(self.values)
+        self.values.grad = self.gradients
+        start = 0
+        for parameter in parameters:
+            stop = start + parameter.numel()
+            parameter.data = self.values.data[start:stop].view_as(parameter)
+            parameter.grad = self.gradients[start:stop].view_as(parameter)
+            start = stop
+
+    def zero_gradients(self) -> None:
+        """Sets all gradients to 0 in place, so that the views stay valid."""
+        self.gradients.zero_()
+
+    def clip_gradients(self, max_norm: float | None) -> Tensor:
+        """Scales the gradients so that their global L2 norm is at most max_norm; gives the norm before, a scalar."""
+        norm = self.gradients.norm()
+        if max_norm is not None:
+            self.gradients.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+
+class RMSProp(torch.optim.Optimizer):
+    """RMSProp without momentum, in the variants that the papers and their codes use.
+
+        s <- decay s + (1 - decay) g^2             s starts at initial_square
+        m <- decay m + (1 - decay) g               only if centered
+        v  = s - m^2 if centered else s
+        theta <- theta - lr g / sqrt(v + eps)      epsilon_inside_root (A3C, GA3C, PAAC, DQN)
+        theta <- theta - lr g / (sqrt(v) + eps)    otherwise (torch.optim.RMSprop)
+
+    Args:
+        parameters: as for every torch optimiser.
+        lr: learning rate.
+        decay: of the running moments.
+        epsilon: eps.
+        epsilon_inside_root: where eps stands.
+        initial_square: 0 (DeepMind, torch) or 1 (TensorFlow).
+        centered: divide by an estimate of the standard deviation instead of the root mean square.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        decay: float = 0.99,
+        epsilon: float = 0.1,
+        epsilon_inside_root: bool = True,
+        initial_square: float = 0.0,
+        centered: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "decay": decay,
+            "epsilon": epsilon,
+            "epsilon_inside_root": epsilon_inside_root,
+            "initial_square": initial_square,
+            "centered": centered,
+        }
+        super().__init__(parameters, defaults)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["square"] = torch.full_like(parameter, initial_square, requires_grad=False)
+                if centered:
+                    state["mean"] = torch.zeros_like(parameter, requires_grad=False)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Any) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, self.state[parameter], group)
+        return loss
+
+    @staticmethod
+    def _update(parameter: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        decay, epsilon = group["decay"], group["epsilon"]
+        square = state["square"].mul_(decay).addcmul_(g, g, value=1.0 - decay)
+        if group["centered"]:
+            mean = state["mean"].mul_(decay).add_(g, alpha=1.0 - decay)
+            variance = torch.addcmul(square, mean, mean, value=-1.0).clamp_(min=0.0)  # rounding may dip below 0
+        else:
+            variance = square
+        if group["epsilon_inside_root"]:
+            denominator = (variance + epsilon).sqrt_()
+        else:
+            denominator = variance.sqrt().add_(epsilon)
+        parameter.addcdiv_(g, denominator, value=-group["lr"])
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,5 @@
+"""EnvPool made correct: episodes, phantom steps, seeds, threads, true scores."""
+
+from a3c_bench.envs.vector import Episode, Step, VectorEnv
+
+__all__ = ["Episode", "Step", "VectorEnv"]

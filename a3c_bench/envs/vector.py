@@ -1,0 +1,155 @@
+"""A batch of environments on EnvPool, with its auto-reset, life losses, truncation and scores put right."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from a3c_bench.envs.episodes import Episode, EpisodeTracker
+from a3c_bench.errors import ConfigError
+from a3c_bench.schema import EnvConfig, nearest
+
+with warnings.catch_warnings():  # gymnasium complains about EnvPool's float64 bounds, once per environment family
+    warnings.simplefilter("ignore")
+    import envpool
+    from envpool.registration import registry
+
+
+class Step(NamedTuple):
+    """What one step of B environments brought; arrays are [B]."""
+
+    observations: NDArray[Any]  # [B, ...], after the step
+    rewards: NDArray[np.float32]  # what is learnt from: clipped if the configuration says so; 0 for phantom steps
+    terminated: NDArray[np.bool_]  # the return that is learnt from ends here: game over, or a life lost
+    truncated: NDArray[np.bool_]  # a time limit ended the game here
+    valid: NDArray[np.bool_]  # False for the phantom step of an auto-reset, which is nobody's experience
+    episodes: list[Episode]  # the games that ended
+
+
+class VectorEnv:
+    """B environments that step together.
+
+    Args:
+        config: the task.
+        n_envs: B.
+        seed: environment i gets child i of this sequence.
+        n_threads: simulation threads; results do not depend on them.
+        render: keep what `frames` needs.
+
+    Raises:
+        ConfigError: a game or environment that EnvPool does not know, or one without discrete actions.
+    """
+
+    def __init__(
+        self, config: EnvConfig, n_envs: int, seed: np.random.SeedSequence, n_threads: int, render: bool = False
+    ) -> None:
+        env_id = resolve_id(config)
+        self.config = config
+        self.n_envs = n_envs
+        self.is_atari = is_atari(env_id)
+        options = _atari_options(config) if self.is_atari else {}
+        if config.max_episode_frames is not None:
+            options["max_episode_steps"] = max(1, config.max_episode_frames // config.frame_skip)
+        if render:
+            options["render_mode"] = "rgb_array"
+        seeds = [int(s) for s in seed.generate_state(n_envs) % np.uint32(2**31 - 1)]
+        self._pool = envpool.make_gymnasium(
+            env_id, num_envs=n_envs, num_threads=min(n_threads, n_envs), seed=seeds, **options
+        )
+        space = self._pool.action_space
+        if not hasattr(space, "n"):
+            raise ConfigError(f"env.id={env_id} has continuous actions; only discrete ones are supported.")
+        self.n_actions = int(space.n)
+        self.observation_shape: tuple[int, ...] = tuple(self._pool.observation_space.shape)
+        self.observation_dtype = self._pool.observation_space.dtype
+        self.frame_skip = config.frame_skip
+        self._all_ids = np.arange(n_envs, dtype=np.int32)
+        self._tracker = EpisodeTracker(n_envs)
+
+    def reset(self) -> NDArray[Any]:
+        """Starts all games; gives the first observations [B, ...]."""
+        self._tracker = EpisodeTracker(self.n_envs)
+        observations, info = self._pool.reset()
+        if self.is_atari:
+            self._tracker.lost_life(self._all_ids, info["lives"], np.ones(self.n_envs, dtype=bool))
+        return np.asarray(observations)
+
+    def step(self, actions: NDArray[np.integer]) -> Step:
+        """Takes one action [B] in every environment; where a game has just ended, the action is ignored."""
+        observations, rewards, terminated, truncated, info = self._pool.step(actions)
+        if self.is_atari:
+            terminated = terminated | (info["terminated"] != 0)
+        valid, episodes = self._tracker.update(self._all_ids, rewards, terminated | truncated)
+        if self.config.life_loss_terminal and self.is_atari:
+            terminated = terminated | self._tracker.lost_life(self._all_ids, info["lives"], valid)
+        if self.config.reward_clip is not None:
+            rewards = np.clip(rewards, -self.config.reward_clip, self.config.reward_clip)
+        return Step(observations, rewards, terminated, truncated, valid, episodes)
+
+    def frames(self) -> NDArray[np.uint8]:
+        """The pictures of environment 0, [H, W, 3]; only with `render=True`.
+
+        Raises:
+            ConfigError: the environment has no pictures.
+        """
+        try:
+            picture = self._pool.render()
+        except (RuntimeError, NotImplementedError) as error:
+            raise ConfigError(f"{resolve_id(self.config)} cannot be drawn: {error}.") from error
+        return np.asarray(picture[0], dtype=np.uint8)
+
+    def close(self) -> None:
+        """Ends the simulation threads."""
+        self._pool.close()
+
+
+def resolve_id(config: EnvConfig) -> str:
+    """EnvPool's name of the task.
+
+    Raises:
+        ConfigError: with the nearest names that exist.
+    """
+    if config.game is not None:
+        if f"{config.game}-v5" not in registry.specs or not is_atari(f"{config.game}-v5"):
+            raise ConfigError(f"env.game={config.game} is not an Atari game: {nearest(config.game, atari_games())}.")
+        return f"{config.game}-v5"
+    if config.id not in registry.specs:
+        raise ConfigError(f"env.id={config.id} is not an environment: {nearest(config.id, list(registry.specs))}.")
+    return config.id
+
+
+def episode_limit_frames(config: EnvConfig) -> int | None:
+    """The frames after which a game is truncated: the configured cap, or else the environment's own."""
+    if config.max_episode_frames is not None:
+        return config.max_episode_frames
+    own_limit = registry.specs[resolve_id(config)][2].get("max_episode_steps")
+    return None if own_limit is None else int(own_limit) * config.frame_skip
+
+
+def is_atari(env_id: str) -> bool:
+    """Whether EnvPool plays this environment on the Atari emulator."""
+    return bool(registry.specs[env_id][0] == "envpool.atari")
+
+
+def atari_games() -> list[str]:
+    """The games there are, e.g. "Pong"."""
+    return [env_id.removesuffix("-v5") for env_id in registry.specs if is_atari(env_id)]
+
+
+def _atari_options(config: EnvConfig) -> dict[str, Any]:
+    return {
+        "frame_skip": config.frame_skip,
+        "stack_num": config.frame_stack,
+        "noop_max": config.noop_max,
+        "use_fire_reset": config.fire_reset,
+        "full_action_space": config.full_action_space,
+        "repeat_action_probability": config.sticky_action_probability,
+        "img_height": config.image_height,
+        "img_width": config.image_width,
+        "gray_scale": config.grayscale,
+        # Both are done here instead: EnvPool's life loss spends up to noop_max no-ops per life, and its clipping is
+        # the sign. So a lost life changes nothing but what is learnt, and the scores need no second account.
+        "episodic_life": False,
+        "reward_clip": False,
+    }

@@ -1,0 +1,191 @@
+"""The evaluation protocol: N whole games in environments of their own, unclipped, from no-op starts, capped.
+
+    python -m a3c_bench.evaluate runs/default/CartPole-v1/paac/seed0
+    python -m a3c_bench.evaluate RUN --games 100 --policy greedy --checkpoint best
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from a3c_bench import build
+from a3c_bench.core.networks import ActorCritic, sample_actions
+from a3c_bench.envs import Episode, Step, VectorEnv
+from a3c_bench.envs.reference import human_normalised_percent
+from a3c_bench.envs.vector import episode_limit_frames
+from a3c_bench.errors import UserError
+from a3c_bench.runtime import checkpoint
+from a3c_bench.runtime.machine import resolve_device
+from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
+from a3c_bench.schema import Config, EvaluationConfig, check
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found."""
+
+    games: list[dict[str, Any]]  # one row of eval.csv per game
+    summary: dict[str, float]
+
+
+def evaluate(config: Config, network: nn.Module, seed: np.random.SeedSequence) -> EvaluationResult:
+    """Plays config.evaluation.n_games whole games with a network, on the network's device.
+
+    Each environment has its share of the games fixed beforehand and its first ones count: taking whichever games end
+    first would favour short ones.
+
+    Args:
+        config: of the run; `config.evaluation` is the protocol.
+        network: observations [B, ...] -> log-probabilities [B, A], values [B].
+        seed: of environments and actions.
+    """
+    protocol = config.evaluation
+    n_envs = min(protocol.n_envs, protocol.n_games)
+    env_seed, action_seed = seed.spawn(2)
+    envs = build.make_envs(evaluation_config(config), n_envs, env_seed)
+    games_of = [protocol.n_games // n_envs + (i < protocol.n_games % n_envs) for i in range(n_envs)]
+    episodes: list[Episode] = []
+
+    def keep(step: Step) -> bool:
+        for episode in step.episodes:
+            if games_of[episode.env_id] > 0:
+                games_of[episode.env_id] -= 1
+                episodes.append(episode)
+        return any(games_of)
+
+    try:
+        play(envs, network, protocol.policy, action_seed, keep)
+    finally:
+        envs.close()
+    return _result(config, episodes)
+
+
+@torch.no_grad()
+def play(
+    envs: VectorEnv,
+    network: nn.Module,
+    policy: str,
+    seed: np.random.SeedSequence,
+    after_step: Callable[[Step], bool],
+) -> None:
+    """Acts until `after_step` says False. `policy` is "sample" or "greedy"."""
+    device = next(network.parameters()).device
+    generator = torch_generator(device, seed)
+    observations = torch.from_numpy(envs.reset()).to(device)
+    going = True
+    while going:
+        log_probs, _ = network(observations)
+        actions = sample_actions(log_probs, generator) if policy == "sample" else log_probs.argmax(-1)
+        step = envs.step(actions.cpu().numpy())
+        observations = torch.from_numpy(step.observations).to(device)
+        going = after_step(step)
+
+
+def evaluation_config(config: Config) -> Config:
+    """The same task without clipped rewards or terminal life losses, and with the protocol's cap."""
+    limits = [episode_limit_frames(config.env), config.evaluation.max_episode_frames]
+    cap = min((limit for limit in limits if limit is not None), default=None)
+    env = dataclasses.replace(config.env, reward_clip=None, life_loss_terminal=False, max_episode_frames=cap)
+    return dataclasses.replace(config, env=env)
+
+
+def evaluation_seed(config: Config, number: int) -> np.random.SeedSequence:
+    """The seed of a run's evaluation: none shares a stream with training or with another evaluation."""
+    return sequence(config.seed, Stream.EVALUATION, number)
+
+
+def load_network(config: Config, path: Path, device: torch.device) -> ActorCritic:
+    """The network of a checkpoint, ready to play."""
+    content = checkpoint.load(path, device)
+    envs = build.make_envs(config, 1, sequence(config.seed, Stream.PLAY))
+    try:
+        network = build.make_network(config, envs, device)
+    finally:
+        envs.close()
+    network.load_state_dict(content["parts"]["network"])
+    return network.eval()
+
+
+def _result(config: Config, episodes: list[Episode]) -> EvaluationResult:
+    env = evaluation_config(config).env
+    normalised = [human_normalised_percent(env.game, episode.episode_return) for episode in episodes]
+    games = [
+        {
+            "episode_return": episode.episode_return,
+            "episode_length": episode.episode_length,
+            "human_normalised_percent": percent,
+            "policy": config.evaluation.policy,
+            "noop_max": env.noop_max if env.game is not None else None,
+            "max_episode_frames": env.max_episode_frames,
+        }
+        for episode, percent in zip(episodes, normalised, strict=True)
+    ]
+    returns = [episode.episode_return for episode in episodes]
+    summary = {
+        "evaluation_mean_return": statistics.fmean(returns),
+        "evaluation_median_return": statistics.median(returns),
+        "evaluation_std_return": statistics.pstdev(returns),
+        "evaluation_games": float(len(returns)),
+    }
+    known = [percent for percent in normalised if percent is not None]
+    if known:
+        summary["evaluation_human_normalised_percent"] = statistics.fmean(known)
+    return EvaluationResult(games, summary)
+
+
+def parse_run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> tuple[argparse.Namespace, Config]:
+    """Adds what `evaluate` and `play` have in common, parses, and loads the configuration of the run."""
+    from a3c_bench.config import load_config
+
+    parser.add_argument("run", type=Path, help="a run directory, runs/.../seed<k>")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    parser.add_argument("--policy", choices=("sample", "greedy"), help="default: the run's evaluation.policy")
+    parser.add_argument("--seed", type=int, default=0, help="of environments and actions (default 0)")
+    parser.add_argument("--device", default="cpu")
+    chosen = parser.parse_args(arguments)
+    config = load_config(chosen.run)
+    protocol: EvaluationConfig = config.evaluation
+    if chosen.policy:
+        protocol = dataclasses.replace(protocol, policy=chosen.policy)
+    return chosen, dataclasses.replace(config, evaluation=protocol, device=chosen.device)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m a3c_bench.evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("--games", type=int, help="default: the run's evaluation.n_games")
+    try:
+        chosen, config = parse_run(parser, arguments)
+        if chosen.games is not None:
+            config = dataclasses.replace(
+                config, evaluation=dataclasses.replace(config.evaluation, n_games=chosen.games)
+            )
+        check(config)
+        network = load_network(
+            config, chosen.run / "checkpoint" / f"{chosen.checkpoint}.pt", resolve_device(config.device)
+        )
+        # The run's own evaluations are numbered from 0: these seeds lie beyond any of them.
+        result = evaluate(config, network, evaluation_seed(config, 1_000_000 + chosen.seed))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    env = config.env
+    print(f"{env.game or env.id}, {config.algo.name}, seed {config.seed}, {chosen.checkpoint} checkpoint, "
+          f"{config.evaluation.policy} policy")  # fmt: skip
+    print("returns: " + " ".join(f"{game['episode_return']:g}" for game in result.games))
+    for key, value in result.summary.items():
+        print(f"{key}: {value:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What every run needs: its directory, recorder, checkpoints, clock, signals, threads and seeds."""

@@ -1,0 +1,50 @@
+"""Checkpoints: one file with everything that a run needs to go on, loaded without running code from it."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from a3c_bench.errors import CheckpointError
+
+FORMAT = 1
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes tensors and plain values beside `path`, then renames: a kill leaves the old file or the new one.
+
+    Raises:
+        OSError: the disk is full; the old checkpoint stays.
+    """
+    aside = path.with_name(path.name + ".new")
+    try:
+        with open(aside, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch reports a full disk as a RuntimeError of its zip writer
+            raise OSError(28, f"cannot write {path}: {error}") from error
+        raise
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint.
+
+    Raises:
+        CheckpointError: no such file, not one of ours, or damaged.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no checkpoint at {path}.") from None
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError):
+        raise CheckpointError(f"{path} is damaged or is no checkpoint: remove it to start the run anew.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no checkpoint of this version (format {FORMAT}): remove it to start anew.")
+    return content

@@ -1,0 +1,215 @@
+"""A run directory: the contract between training and analysis (see docs/metrics.md for every file and column).
+
+Everything that replaces a file writes beside it and renames; everything that appends writes whole rows. A kill at any
+moment leaves whole files.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from a3c_bench.errors import RunDirectoryError
+from a3c_bench.schema import PRESENTATION_KEYS
+
+
+class RunDirectory:
+    """Opens (or makes) the directory of one run and holds it for this process alone.
+
+    Args:
+        path: the directory.
+        config: the complete configuration as plain nested dicts.
+
+    Raises:
+        RunDirectoryError: not writable, in use by another process, or holding a run with another configuration.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "checkpoint").mkdir(exist_ok=True)
+            self._lock = _hold(self.path / ".lock")
+            try:
+                self._adopt(config)
+            except BaseException:
+                self.close()
+                raise
+        except OSError as error:
+            raise RunDirectoryError(f"The run directory {path} cannot be written: {error.strerror}.") from error
+
+    def _adopt(self, config: Mapping[str, Any]) -> None:
+        """Writes config.yaml, or makes sure that the one which is there says the same."""
+        file = self.path / "config.yaml"
+        if not file.exists():
+            if any(child.suffix == ".csv" for child in self.path.iterdir()):
+                raise RunDirectoryError(f"{self.path} holds results but no config.yaml: choose another name=.")
+            replace_file(file, yaml.safe_dump(_plain(config), sort_keys=False))
+            return
+        try:
+            there = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            there = None
+        if not isinstance(there, dict):
+            raise RunDirectoryError(f"{file} is not a configuration: remove the directory or choose another name=.")
+        different = differing_keys(there, _plain(config))
+        if different:
+            shown = "; ".join(f"{key}: {old!r} there, {new!r} asked" for key, old, new in different[:5])
+            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+            raise RunDirectoryError(
+                f"{self.path} holds a run with another configuration ({shown}{more}): choose another name= or remove it."
+            )
+
+    @property
+    def latest_checkpoint(self) -> Path:
+        """The checkpoint that a repeated command goes on from."""
+        return self.path / "checkpoint" / "latest.pt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the best periodic or final evaluation."""
+        return self.path / "checkpoint" / "best.pt"
+
+    def read_status(self) -> dict[str, Any]:
+        """What status.json says; empty if there is none yet."""
+        return read_status(self.path)
+
+    def write_status(self, **changes: Any) -> None:
+        """Changes these keys of status.json and leaves the others."""
+        status = self.read_status() | changes | {"updated_at": timestamp()}
+        replace_file(self.path / "status.json", json.dumps(status, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Lets other processes have the directory."""
+        os.close(self._lock)
+
+
+class CsvFile:
+    """An append-only table whose rows are written whole, and which knows its length for checkpoints.
+
+    Args:
+        path: of the file; a header is written if it is new or empty.
+        columns: in order.
+        size: bytes to keep of what is there, as `size` told a checkpoint; 0 starts anew.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], size: int = 0) -> None:
+        self.path = path
+        self.columns = tuple(columns)
+        self._file = open(path, "ab", buffering=0)
+        there = self._file.seek(0, os.SEEK_END)
+        if size > there:
+            self._file.close()
+            raise RunDirectoryError(f"{path} is shorter than its checkpoint says: rows were lost; remove the directory.")
+        self._file.truncate(size)
+        if size == 0:
+            self._write((",".join(self.columns) + "\n").encode())
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows at once; a key that is missing is an empty cell.
+
+        Raises:
+            KeyError: a key that is no column.
+            OSError: the disk is full; no part of the rows is left in the file.
+        """
+        lines = []
+        for row in rows:
+            unknown = row.keys() - set(self.columns)
+            if unknown:
+                raise KeyError(f"{self.path.name} has no column {sorted(unknown)}")
+            lines.append(",".join(_cell(row.get(column)) for column in self.columns))
+        if lines:
+            self._write(("\n".join(lines) + "\n").encode())
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(data)
+            while written < len(data):  # a nearly full disk takes a part first, and refuses at the next call
+                written += self._file.write(data[written:])
+        except OSError:
+            self._file.truncate(start)
+            raise
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """What a run directory's status.json says; empty if it is missing or broken."""
+    try:
+        status = json.loads((path / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file beside its place, then renames it there."""
+    aside = path.with_name(path.name + ".new")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def differing_keys(there: Mapping[str, Any], asked: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys with other values, as (key, there, asked), leaving out those that change no result."""
+    rows: list[tuple[str, Any, Any]] = []
+    for key in dict.fromkeys([*there, *asked]):
+        full = f"{path}{key}"
+        old, new = there.get(key), asked.get(key)
+        if full in PRESENTATION_KEYS or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            rows += differing_keys(old, new, f"{full}.")
+        else:
+            rows.append((full, old, new))
+    return rows
+
+
+def timestamp() -> str:
+    """The time now, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _hold(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunDirectoryError(f"Another process is running in {path.parent}: wait for it or choose another name=.") from None
+    return descriptor
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.1f}"
+    text = str(value)
+    return f'"{text}"' if "," in text else text

@@ -1,0 +1,85 @@
+"""The machine: the cores this process may use, and what a run's status says of the hardware and software."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from a3c_bench.errors import ConfigError
+
+_PACKAGES = ("a3c-bench", "torch", "envpool", "numpy", "hydra-core")
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity, which SLURM and taskset set, not the machine's total."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of that name.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name} is not a device: say cpu, cuda or cuda:0.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name} was asked for, but torch finds no CUDA GPU here: say device=cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name} was asked for, but there are only {torch.cuda.device_count()} GPUs.")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name} is not supported: say cpu or cuda.")
+    return device
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """CPU model, usable cores, GPU, host operating system."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": platform.platform(terse=True),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that runs, with "+changes" if it was edited; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", "--", str(Path(__file__))):
+            return None  # installed inside somebody else's checkout
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

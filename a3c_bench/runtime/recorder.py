@@ -1,0 +1,170 @@
+"""Everything a run writes down while it trains: the CSV files, the guests (wandb, TensorBoard), progress."""
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from a3c_bench.core.lag import SUMMARY, UNITS, LagMeter
+from a3c_bench.envs.episodes import Episode
+from a3c_bench.errors import TrainingError
+from a3c_bench.runtime.directory import CsvFile, RunDirectory, replace_file
+from a3c_bench.runtime.loggers import Logger
+
+log = logging.getLogger(__name__)
+
+COUNTERS = ("frames", "agent_steps", "updates", "wall_seconds")
+EPISODE_COLUMNS = ("frames", "agent_steps", "wall_seconds", "episode_return", "episode_length")
+METRIC_COLUMNS = (
+    *COUNTERS,
+    "frames_per_second",
+    "pps",
+    "tps",
+    "mean_return_100_games",
+    "loss",
+    "loss_policy",
+    "loss_value",
+    "entropy_nats",
+    "gradient_norm",
+    "learning_rate",
+    "explained_variance",
+    "unusable_share",
+    "share_simulate",
+    "share_predict",
+    "share_train",
+    "share_wait",
+)
+LAG_COLUMNS = (*COUNTERS, *(f"{unit}_{name}" for unit in UNITS for name in SUMMARY))
+HISTOGRAM_COLUMNS = ("unit", "lower", "upper", "samples")
+EVALUATION_COLUMNS = (
+    "frames",
+    "updates",
+    "wall_seconds",
+    "final",
+    "game_index",
+    "episode_return",
+    "episode_length",
+    "human_normalised_percent",
+    "policy",
+    "noop_max",
+    "max_episode_frames",
+)
+_MAY_BE_NAN = ("explained_variance",)
+
+
+class Recorder:
+    """Writes the tables of one run directory.
+
+    Args:
+        directory: where.
+        loggers: guests that get every row too.
+        saved: what `state_dict` gave, when a run goes on; rows after that point are dropped.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, loggers: Sequence[Logger] = (), saved: Mapping[str, Any] | None = None
+    ) -> None:
+        self._directory = directory
+        self._loggers = loggers
+        sizes = saved["sizes"] if saved else {}
+        tables = {"episodes": EPISODE_COLUMNS, "metrics": METRIC_COLUMNS, "lag": LAG_COLUMNS, "eval": EVALUATION_COLUMNS}
+        self._tables = {
+            name: CsvFile(directory.path / f"{name}.csv", columns, sizes.get(name, 0))
+            for name, columns in tables.items()
+        }
+        self.lag = LagMeter()
+        self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else (), maxlen=100)
+        self._start = dict(saved["start"]) if saved else dict.fromkeys(COUNTERS, 0.0)
+        self._updates: list[Mapping[str, Tensor | float]] = []
+        if saved:
+            self.lag.load_state_dict(saved["lag"])
+        for logger in self._loggers:
+            logger.start(self._start["frames"])
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean unclipped return of the last 100 training games, or of those there are."""
+        return sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else None
+
+    def add_episodes(self, counters: Mapping[str, float], episodes: Sequence[Episode]) -> None:
+        """Writes the training games that ended at these counters."""
+        rows = []
+        for episode in episodes:
+            self.recent_returns.append(episode.episode_return)
+            row = {key: counters[key] for key in ("frames", "agent_steps", "wall_seconds")}
+            rows.append(row | {"episode_return": episode.episode_return, "episode_length": episode.episode_length})
+        self._tables["episodes"].append(rows)
+
+    def add_update(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Keeps the figures of one update until the interval ends; tensors stay on their device until then."""
+        self._updates.append(metrics)
+
+    def end_interval(self, counters: Mapping[str, float], extra: Mapping[str, float]) -> dict[str, Any]:
+        """Writes one row of metrics.csv and one of lag.csv, and gives the former.
+
+        Raises:
+            TrainingError: a figure of the updates is NaN or infinite.
+        """
+        seconds = max(counters["wall_seconds"] - self._start["wall_seconds"], 1e-9)
+        gained = {key: counters[key] - self._start[key] for key in COUNTERS}
+        row = dict(counters) | {
+            "frames_per_second": gained["frames"] / seconds,
+            "pps": gained["agent_steps"] / seconds,
+            "tps": gained["updates"] / seconds,
+            "mean_return_100_games": self.mean_return,
+        }
+        row |= self._mean_of_updates(counters) | extra
+        lag_row = dict(counters) | self.lag.interval()
+        self._tables["metrics"].append([row])
+        self._tables["lag"].append([lag_row])
+        self._start = dict(counters)
+        for logger in self._loggers:
+            logger.log(row | lag_row)
+        return row
+
+    def add_evaluation(
+        self, counters: Mapping[str, float], final: bool, games: Sequence[Mapping[str, Any]], summary: Mapping[str, float]
+    ) -> None:
+        """Writes the games of one evaluation, one row each."""
+        head = {key: counters[key] for key in ("frames", "updates", "wall_seconds")} | {"final": final}
+        self._tables["eval"].append([head | {"game_index": i} | dict(game) for i, game in enumerate(games)])
+        for logger in self._loggers:
+            logger.log(dict(counters) | dict(summary))
+
+    def write_histogram(self) -> None:
+        """Replaces lag_histogram.csv by the counts so far."""
+        lines = [",".join(HISTOGRAM_COLUMNS)]
+        lines += [f"{unit},{low:.10g},{high:.10g},{count}" for unit, low, high, count in self.lag.histogram()]
+        replace_file(self._directory.path / "lag_histogram.csv", "\n".join(lines) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the tables end; call it between intervals only, when nothing is pending."""
+        return {
+            "sizes": {name: table.size for name, table in self._tables.items()},
+            "recent_returns": list(self.recent_returns),
+            "start": dict(self._start),
+            "lag": self.lag.state_dict(),
+        }
+
+    def close(self) -> None:
+        """Closes the tables and the guests."""
+        for table in self._tables.values():
+            table.close()
+        for logger in self._loggers:
+            logger.close()
+
+    def _mean_of_updates(self, counters: Mapping[str, float]) -> dict[str, float]:
+        if not self._updates:
+            return {}
+        means = {}
+        for key in self._updates[0]:
+            values = torch.stack([torch.as_tensor(update[key], dtype=torch.float32) for update in self._updates])
+            mean = float(values.nanmean() if key in _MAY_BE_NAN else values.mean())
+            if key not in _MAY_BE_NAN and not abs(mean) < float("inf"):
+                raise TrainingError(f"{key} became {mean} before frame {counters['frames']:.0f}: the run diverged.")
+            means[key] = mean
+        self._updates = []
+        return means

@@ -1,0 +1,263 @@
+"""One run from the first frame to the last: counters, budget, rows, evaluations, checkpoints, stopping.
+
+An algorithm owns its loop and its wiring, and tells the session what happened:
+
+    session.restore(network=..., optimizer=...)
+    while session.running():
+        ...act...       session.count(n_agent_steps, episodes)
+        ...learn...     session.updated({"loss": ...}); session.lag.add(...)
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from a3c_bench.core.lag import LagMeter
+from a3c_bench.core.schedules import linear
+from a3c_bench.envs.episodes import Episode
+from a3c_bench.errors import CheckpointError
+from a3c_bench.runtime import checkpoint
+from a3c_bench.runtime.clock import PhaseTimer, TrainingClock
+from a3c_bench.runtime.directory import RunDirectory, timestamp
+from a3c_bench.runtime.loggers import make_loggers
+from a3c_bench.runtime.progress import ProgressDisplay
+from a3c_bench.runtime.recorder import Recorder
+from a3c_bench.runtime.signals import StopRequest
+from a3c_bench.schema import Config
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_STATUS = 5.0
+
+
+class Part(Protocol):
+    """Something whose state belongs in a checkpoint."""
+
+    def state_dict(self) -> Any:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Goes on from there."""
+
+
+class Evaluation(Protocol):
+    """What an evaluation found."""
+
+    games: Sequence[Mapping[str, Any]]  # rows of eval.csv
+    summary: Mapping[str, float]  # holds evaluation_mean_return
+
+
+@dataclass
+class Counters:
+    """The global counters; phantom steps are in none of them."""
+
+    frames: int = 0
+    agent_steps: int = 0
+    updates: int = 0
+
+
+class Session:
+    """Keeps one run: hand it what happened, ask it whether to go on.
+
+    Args:
+        config: of the run.
+        plain_config: the same as nested dicts, for the loggers.
+        directory: held for this run.
+        evaluate: plays an evaluation with a network; the second argument counts the evaluations of this run.
+        stop: told by signals.
+        saved: the checkpoint to go on from.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plain_config: Mapping[str, Any],
+        directory: RunDirectory,
+        evaluate: Callable[[nn.Module, int], Evaluation],
+        stop: StopRequest,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.counters = Counters(**saved["counters"]) if saved else Counters()
+        self.attempt = int(directory.read_status().get("attempts", 0)) + 1
+        self.timer = PhaseTimer("simulate", "predict", "train", "wait")
+        self._directory = directory
+        self._evaluate = evaluate
+        self._stop = stop
+        self._saved = saved
+        self._clock = TrainingClock(saved["wall_seconds"] if saved else 0.0)
+        self._parts: dict[str, Part] = {}
+        self._n_evaluations = saved["n_evaluations"] if saved else 0
+        self._best_return = saved["best_return"] if saved else float("-inf")
+        self._last_evaluation: Mapping[str, float] = saved["last_evaluation"] if saved else {}
+        self._checkpoint_at = self._status_at = 0.0
+        self._row_frames = self.counters.frames
+        self._recorder = Recorder(
+            directory, make_loggers(config, directory.path, plain_config), saved["recorder"] if saved else None
+        )
+        label = f"{config.env.game or config.env.id} {config.algo.name} seed {config.seed}"
+        self._progress = ProgressDisplay(label, config.budget.frames, config.progress)
+
+    # --- what an algorithm uses ---------------------------------------------------------------------------------
+
+    @property
+    def lag(self) -> LagMeter:
+        """Takes the lag of every valid sample that enters an update."""
+        return self._recorder.lag
+
+    @property
+    def wall_seconds(self) -> float:
+        """Training seconds, all attempts together, without evaluation."""
+        return self._clock.seconds
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate now: constant, or annealed linearly to 0 over the frame budget, on the global counter."""
+        optimizer = self.config.algo.optimizer
+        if not optimizer.anneal or self.config.budget.frames is None:
+            return float(optimizer.lr)
+        return linear(optimizer.lr, 0.0, self.counters.frames, self.config.budget.frames)
+
+    def restore(self, **parts: Part) -> None:
+        """Names what checkpoints hold, and loads it if this run goes on from one; `network` is what gets evaluated.
+
+        Raises:
+            CheckpointError: the checkpoint does not fit these parts.
+        """
+        self._parts = parts
+        if self._saved is not None:
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(self._saved["parts"][name])
+            except (KeyError, RuntimeError, ValueError, TypeError) as error:
+                raise CheckpointError(f"{self._directory.latest_checkpoint} does not fit this run: {error}") from error
+            self._saved = None
+        self._save(self._directory.latest_checkpoint)
+        self._write_status("running")
+        self._clock.start()
+        self.timer.start()
+
+    def count(self, n_agent_steps: int, episodes: Sequence[Episode] = ()) -> None:
+        """Counts agent steps that were taken (phantoms left out), and the games that ended with them."""
+        self.counters.agent_steps += n_agent_steps
+        self.counters.frames += n_agent_steps * self.config.env.frame_skip
+        if episodes:
+            self._recorder.add_episodes(self._now(), episodes)
+
+    def updated(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Counts one update and keeps its figures (scalars, on any device) for the next row."""
+        self.counters.updates += 1
+        self._recorder.add_update(metrics)
+
+    def running(self) -> bool:
+        """Does what is due (rows, evaluation, checkpoint) and says whether the run goes on."""
+        frames = self.counters.frames
+        over = self._budget_is_spent() or self._stop.signal is not None
+        if frames // self.config.metrics_interval_frames > self._row_frames // self.config.metrics_interval_frames:
+            self._end_interval()
+            if self.wall_seconds - self._status_at >= SECONDS_BETWEEN_STATUS:
+                self._write_status("running")
+            if not over and self._evaluation_is_due():
+                self._run_evaluation(final=False)
+            if self.wall_seconds - self._checkpoint_at >= self.config.checkpoint_interval_seconds:
+                self._save(self._directory.latest_checkpoint)
+            self.timer.start()
+        return not over
+
+    # --- what train.py uses -------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._clock.stop()
+        self._progress.close()
+        self._recorder.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Closes a run whose loop has ended: `preempted` if it was told to stop, else evaluated and `finished`.
+
+        Returns:
+            the status that was written.
+        """
+        if self.counters.frames > self._row_frames:
+            self._end_interval()
+        self._clock.stop()
+        if self._stop.signal is not None and not self._budget_is_spent():
+            self._save(self._directory.latest_checkpoint)
+            return self._write_status("preempted", stop_signal=self._stop.signal.name)
+        self._run_evaluation(final=True)
+        self._save(self._directory.latest_checkpoint)
+        return self._write_status("finished", finished_at=timestamp())
+
+    # --- how ------------------------------------------------------------------------------------------------------
+
+    def _now(self) -> dict[str, float]:
+        return asdict(self.counters) | {"wall_seconds": self.wall_seconds}
+
+    def _budget_is_spent(self) -> bool:
+        budget = self.config.budget
+        recent, target = self._recorder.recent_returns, budget.target_return
+        return (
+            (budget.frames is not None and self.counters.frames >= budget.frames)
+            or (budget.wall_clock_seconds is not None and self.wall_seconds >= budget.wall_clock_seconds)
+            or (target is not None and len(recent) == recent.maxlen and (self._recorder.mean_return or 0.0) >= target)
+        )
+
+    def _end_interval(self) -> None:
+        self._last_interval_frames = self._row_frames
+        self._row_frames = self.counters.frames
+        row = self._recorder.end_interval(self._now(), self.timer.shares())
+        self._progress.update(row)
+
+    def _evaluation_is_due(self) -> bool:
+        interval = self.config.evaluation.interval_frames
+        return interval is not None and self._row_frames // interval > self._last_interval_frames // interval
+
+    def _run_evaluation(self, final: bool) -> None:
+        network = self._parts["network"]
+        assert isinstance(network, nn.Module)
+        with self._clock.paused():
+            result = self._evaluate(network, self._n_evaluations)
+        self._n_evaluations += 1
+        self._last_evaluation = dict(result.summary)
+        self._recorder.add_evaluation(self._now(), final, result.games, result.summary)
+        mean_return = result.summary["evaluation_mean_return"]
+        log.info("frame %s: evaluation return %.1f over %d games", f"{self.counters.frames:,}", mean_return,
+                 len(result.games))  # fmt: skip
+        if mean_return > self._best_return:
+            self._best_return = mean_return
+            self._save(self._directory.best_checkpoint)
+
+    def _save(self, path: Any) -> None:
+        self._recorder.write_histogram()
+        content = {
+            "algorithm": self.config.algo.name,
+            "counters": asdict(self.counters),
+            "wall_seconds": self.wall_seconds,
+            "n_evaluations": self._n_evaluations,
+            "best_return": self._best_return,
+            "last_evaluation": dict(self._last_evaluation),
+            "recorder": self._recorder.state_dict(),
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+        }
+        checkpoint.save(path, content)
+        if path == self._directory.latest_checkpoint:
+            self._checkpoint_at = self.wall_seconds
+
+    def _write_status(self, state: str, **more: Any) -> dict[str, Any]:
+        self._status_at = self.wall_seconds
+        figures = {"mean_return_100_games": self._recorder.mean_return} | dict(self._last_evaluation)
+        seconds = self.wall_seconds
+        if seconds > 0:
+            figures["agent_steps_per_second"] = self.counters.agent_steps / seconds
+        self._directory.write_status(
+            state=state, attempts=self.attempt, **self._now(), final=figures, error=None, **more
+        )
+        return self._directory.read_status()

@@ -1,0 +1,205 @@
+"""The typed configuration, as plain frozen dataclasses: what every module below `config.py` sees.
+
+Each field says which values it takes; `check` walks any of these dataclasses and reports the first value outside its
+range in one sentence. What only makes sense together (a network and an observation, say) is checked in `train.py`,
+where both are known.
+"""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from a3c_bench.errors import ConfigError
+
+
+def option(
+    default: Any,
+    *,
+    choices: Sequence[Any] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with a default and the range of values it accepts."""
+    limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=limits)
+    return field(default=default, metadata=limits)
+
+
+def check(config: Any, path: str = "") -> None:
+    """Checks every value of a (nested) dataclass against the range its field declares.
+
+    Raises:
+        ConfigError: names the first key outside its range, its value and what it may be.
+    """
+    for item in fields(config):
+        key, value = f"{path}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            check(value, f"{key}.")
+            continue
+        for single in value if isinstance(value, list | tuple) else [value]:
+            _check_value(key, single, item.metadata)
+
+
+def _check_value(key: str, value: Any, limits: Any) -> None:
+    if value is None or not limits:
+        return
+    choices = limits["choices"]
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{key}={value} is not known: choose one of {', '.join(map(str, choices))}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} must be a finite number.")
+    for name, words, broken in (
+        ("at_least", "at least", lambda bound: value < bound),
+        ("above", "greater than", lambda bound: value <= bound),
+        ("at_most", "at most", lambda bound: value > bound),
+        ("below", "less than", lambda bound: value >= bound),
+    ):
+        bound = limits[name]
+        if bound is not None and broken(bound):
+            raise ConfigError(f"{key}={value} must be {words} {bound}.")
+
+
+def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
+    """The known names that look most like `name`, as the end of a sentence, or all of them when there are few."""
+    found = difflib.get_close_matches(name, known, count, cutoff=0.5)
+    if not found:
+        by_letters = {other.lower(): other for other in known}
+        found = [by_letters[low] for low in difflib.get_close_matches(name.lower(), list(by_letters), count, 0.4)]
+    if not found and len(known) <= 20:
+        return f"choose one of {', '.join(known)}"
+    return f"did you mean {' or '.join(found)}?" if found else "see the documentation for the names"
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """One task and everything that changes what is simulated, learnt from or counted."""
+
+    id: str = "CartPole-v1"  # EnvPool's name; for Atari it follows from `game`
+    game: str | None = None  # Atari only: "Pong", "SpaceInvaders", ...
+    frame_skip: int = option(1, at_least=1)  # frames per agent step
+    max_episode_frames: int | None = option(None, at_least=1)  # truncates an episode; null: the environment's own limit
+    reward_clip: float | None = option(None, above=0.0)  # learning reward clipped to [-c, c]; scores never are
+    life_loss_terminal: bool = False  # a lost life ends the return that is learnt from, never the game
+    sticky_action_probability: float = option(0.0, at_least=0.0, below=1.0)
+    noop_max: int = option(30, at_least=1)  # 1 to noop_max no-op frames at the start of a game
+    fire_reset: bool = False
+    full_action_space: bool = False
+    frame_stack: int = option(4, at_least=1)
+    image_height: int = option(84, at_least=36)
+    image_width: int = option(84, at_least=36)
+    grayscale: bool = True
+    n_threads: int | None = option(None, at_least=1)  # simulation threads; null: the cores this process may use
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The function approximator: a policy head and a value head on one trunk, or on two."""
+
+    kind: str = option("mlp", choices=("mlp", "nips", "nature"))
+    hidden_sizes: tuple[int, ...] = option((64, 64), at_least=1)  # of the mlp; the others are as published
+    activation: str = option("tanh", choices=("tanh", "relu"))  # of the mlp; the others use relu
+    initialisation: str = option("orthogonal", choices=("orthogonal", "fan_in"))
+    shared_trunk: bool = True
+    channels_last: bool = False  # memory layout of the convolutions
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """What multiplies grad log pi: psi in the policy-gradient theorem."""
+
+    kind: str = option("nstep", choices=("nstep", "gae", "td", "monte_carlo", "baseline"))
+    gae_lambda: float = option(0.95, at_least=0.0, at_most=1.0)  # gae only
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser. Its epsilon, clip and learning rate belong to the loss reduction that stands beside it."""
+
+    kind: str = option("rmsprop", choices=("rmsprop", "adam"))
+    lr: float = option(7e-4, above=0.0)
+    anneal: bool = True  # linearly to 0 over budget.frames, on the global frame counter
+    epsilon: float = option(0.1, above=0.0)
+    decay: float = option(0.99, at_least=0.0, below=1.0)  # rmsprop: of the squared gradients (and their mean)
+    epsilon_inside_root: bool = True  # rmsprop: g / sqrt(s + eps), or g / (sqrt(s) + eps)
+    initial_square: float = option(0.0, at_least=0.0)  # rmsprop: accumulator at the start; TensorFlow's was 1
+    centered: bool = False  # rmsprop: s minus the squared mean gradient
+    beta1: float = option(0.9, at_least=0.0, below=1.0)  # adam
+    beta2: float = option(0.999, at_least=0.0, below=1.0)  # adam
+    max_grad_norm: float | None = option(None, above=0.0)  # global norm, before the optimiser; null: no clipping
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """When a run ends: at the first of these that is reached."""
+
+    frames: int | None = option(None, at_least=1)
+    wall_clock_seconds: float | None = option(None, above=0.0)  # training time, over all attempts
+    target_return: float | None = None  # mean return of the last 100 training games
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The evaluation protocol: whole games from no-op starts, unclipped, in environments of their own."""
+
+    interval_frames: int | None = option(None, at_least=1)  # null: at the end only
+    n_games: int = option(30, at_least=1)
+    n_envs: int = option(10, at_least=1)
+    policy: str = option("sample", choices=("sample", "greedy"))
+    max_episode_frames: int | None = option(108_000, at_least=1)  # 30 minutes of Atari
+
+
+@dataclass(frozen=True)
+class LagConfig:
+    """Measuring the policy lag of every sample that enters an update."""
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases; `offline` needs no account."""
+
+    mode: str = option("disabled", choices=("disabled", "offline", "online"))
+    project: str = "a3c_bench"
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Loggers beside the CSV files, which are always written."""
+
+    wandb: WandbConfig = option(WandbConfig)
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. `algo` is the configuration of the algorithm that `algo.name` names in the registry."""
+
+    algo: Any
+    name: str = "default"  # of the sweep: runs/<name>/...
+    root: str = "runs"
+    seed: int = option(0, at_least=0)
+    device: str = "cpu"
+    n_torch_threads: int | None = option(None, at_least=1)  # null: the cores this process may use
+    env: EnvConfig = option(EnvConfig)
+    network: NetworkConfig = option(NetworkConfig)
+    advantage: AdvantageConfig = option(AdvantageConfig)
+    budget: BudgetConfig = option(BudgetConfig)
+    evaluation: EvaluationConfig = option(EvaluationConfig)
+    lag: LagConfig = option(LagConfig)
+    logger: LoggerConfig = option(LoggerConfig)
+    metrics_interval_frames: int = option(10_000, at_least=1)  # one row of metrics.csv and lag.csv
+    checkpoint_interval_seconds: float = option(60.0, above=0.0)
+    calibrate: bool = False  # measure this machine's serial bound first, and report the share of it that was reached
+    progress: bool = True
+
+
+# Keys that change neither what is computed nor where it is kept: a run may be resumed with other values of these.
+PRESENTATION_KEYS = ("root", "name", "progress", "logger", "calibrate", "checkpoint_interval_seconds")

@@ -1,0 +1,165 @@
+"""The whole job without Hydra, for notebooks and tests.
+
+    from a3c_bench.algos.paac import PAACConfig
+    from a3c_bench.schema import BudgetConfig, Config
+    from a3c_bench.train import train
+
+    status = train(Config(algo=PAACConfig(), budget=BudgetConfig(frames=100_000)), Path("runs/mine"))
+"""
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from a3c_bench.algos import find_algorithm
+from a3c_bench.calibrate import calibrate
+from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError
+from a3c_bench.envs.vector import resolve_id
+from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
+from a3c_bench.runtime import checkpoint, machine
+from a3c_bench.runtime.directory import RunDirectory, timestamp
+from a3c_bench.runtime.session import Session
+from a3c_bench.runtime.signals import StopRequest
+from a3c_bench.schema import Config, check
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, directory: Path) -> dict[str, Any]:
+    """Runs, or goes on with, the run of this configuration in this directory.
+
+    Args:
+        config: checked here before anything is written.
+        directory: made if it does not exist.
+
+    Returns:
+        what status.json says at the end: `state` is "finished", or "preempted" if a signal asked the run to stop.
+
+    Raises:
+        UserError: bad configuration, directory or checkpoint; one sentence.
+        TrainingError: the run diverged. This and any other error is in status.json as `failed`, with its traceback.
+    """
+    check_run(config)
+    held = RunDirectory(directory, asdict(config))
+    try:
+        with _log_file(held.path / "a3c_bench.log"), StopRequest() as stop:
+            status = held.read_status()
+            if status.get("state") == "finished" and held.latest_checkpoint.exists():
+                log.info("%s is finished already: nothing to do.", held.path)
+                return status
+            return _train(config, held, stop)
+    except OSError as error:
+        raise RunDirectoryError(f"{directory}: {error.strerror or error}; what was saved before is intact.") from error
+    finally:
+        held.close()
+
+
+def check_run(config: Config) -> None:
+    """Checks what can be checked before anything starts.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    check(config)
+    budget = config.budget
+    if budget.frames is None and budget.wall_clock_seconds is None and budget.target_return is None:
+        raise ConfigError("There is no budget: set budget.frames, budget.wall_clock_seconds or budget.target_return.")
+    if budget.frames is None and config.algo.optimizer.anneal:
+        raise ConfigError("algo.optimizer.anneal=true needs budget.frames, over which the learning rate falls to 0.")
+    find_algorithm(config.algo.name)
+    resolve_id(config.env)
+    machine.resolve_device(config.device)
+
+
+def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[str, Any]:
+    device = machine.resolve_device(config.device)
+    torch.set_num_threads(config.n_torch_threads or machine.usable_cores())
+    saved = _saved_state(config, directory)
+    before = directory.read_status()
+    directory.write_status(
+        state="running",
+        error=None,
+        started_at=before.get("started_at", timestamp()),
+        machine=machine.describe(device),
+        versions=machine.versions(),
+        git_commit=machine.git_commit(),
+        lost_wall_seconds=before.get("lost_wall_seconds", 0.0) + _lost_seconds(before, saved),
+    )
+    try:
+        if config.calibrate and "calibration" not in before:
+            directory.write_status(calibration=asdict(calibrate(config)))
+
+        def evaluation(network: nn.Module, number: int) -> EvaluationResult:
+            return evaluate(config, network, evaluation_seed(config, number))
+
+        with Session(config, asdict(config), directory, evaluation, stop, saved) as session:
+            find_algorithm(config.algo.name).train(config, session)
+            status = session.finish()
+        _report_speed(status)
+        return status
+    except BaseException as error:
+        attempts = int(before.get("attempts", 0)) + 1
+        _note_failure(directory, error, attempts)
+        raise
+
+
+def _saved_state(config: Config, directory: RunDirectory) -> dict[str, Any] | None:
+    if not directory.latest_checkpoint.exists():
+        return None
+    saved = checkpoint.load(directory.latest_checkpoint)
+    if saved.get("algorithm") != config.algo.name:
+        raise CheckpointError(f"{directory.latest_checkpoint} is a checkpoint of {saved.get('algorithm')}, not of "
+                              f"{config.algo.name}: remove it to start anew.")  # fmt: skip
+    log.info("Going on from frame %s.", f"{saved['counters']['frames']:,}")
+    return saved
+
+
+def _lost_seconds(before: dict[str, Any], saved: dict[str, Any] | None) -> float:
+    """Training time of a killed attempt after its last checkpoint: its rows are dropped, and so counted apart."""
+    return max(float(before.get("wall_seconds", 0.0)) - (saved["wall_seconds"] if saved else 0.0), 0.0)
+
+
+def _note_failure(directory: RunDirectory, error: BaseException, attempts: int) -> None:
+    log.error("The run failed.", exc_info=error)
+    try:
+        directory.write_status(
+            state="failed",
+            attempts=attempts,
+            error=f"{type(error).__name__}: {error}",
+            traceback="".join(traceback.format_exception(error)),
+        )
+    except OSError as full:
+        log.error("status.json could not be written: %s", full)
+
+
+def _report_speed(status: dict[str, Any]) -> None:
+    speed = status["final"].get("agent_steps_per_second")
+    if speed is None:
+        return
+    bound = status.get("calibration", {}).get("serial_bound_agent_steps_per_second")
+    share = f", {100 * speed / bound:.0f}% of the serial bound of {bound:,.0f}" if bound else ""
+    log.info("%s agent steps per second of training%s.", f"{speed:,.0f}", share)
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Everything the package logs goes to the run's own log too."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("a3c_bench")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
