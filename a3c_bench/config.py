@@ -109,15 +109,15 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = sorted(option for option in error.options if not option.endswith("_schema"))
-        return f"{group}={name} is not known: {nearest(name, options)}."
+        return f"{group}={name} is not known: {nearest(name, options)}"
     key = _full_key(error)
     root = _deepest(error)
     text = str(root).split("\n")[0].rstrip(".")
     if isinstance(root, OmegaConfBaseException) and type(root).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
         parent, _, name = key.rpartition(".")
         known = sorted(_keys_of(root))
-        hint = f": {nearest(name, known)}" if known else ""
-        return f"{f'{parent}.' if parent else ''}{name} is not a key of the configuration{hint}."
+        hint = f": {nearest(name, known)}" if known else "."
+        return f"{f'{parent}.' if parent else ''}{name} is not a key of the configuration{hint}"
     if isinstance(root, OmegaConfBaseException):
         return f"{key}: {text}." if key else f"{text}."
     return f"{text}."
@@ -131,6 +131,8 @@ def _to_config(composed: DictConfig) -> Config:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
+    except dataclasses.FrozenInstanceError as error:  # a key added with +, which the schema does not have
+        raise ConfigError(f"A key was added that the configuration does not have: {error}.") from error
     assert isinstance(config, Config)
     check(config)
     return config

@@ -65,14 +65,14 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
 
 
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
-    """The known names that look most like `name`, as the end of a sentence, or all of them when there are few."""
+    """The known names that look most like `name`, or all of them when there are few, as the end of a sentence."""
     found = difflib.get_close_matches(name, known, count, cutoff=0.5)
     if not found:
         by_letters = {other.lower(): other for other in known}
         found = [by_letters[low] for low in difflib.get_close_matches(name.lower(), list(by_letters), count, 0.4)]
     if not found and len(known) <= 20:
-        return f"choose one of {', '.join(known)}"
-    return f"did you mean {' or '.join(found)}?" if found else "see the documentation for the names"
+        return f"choose one of {', '.join(known)}."
+    return f"did you mean {' or '.join(found)}?" if found else "see the documentation for the names."
 
 
 @dataclass(frozen=True)

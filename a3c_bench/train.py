@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.calibrate import calibrate
-from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError
-from a3c_bench.envs.vector import resolve_id
+from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.runtime import checkpoint, machine
 from a3c_bench.runtime.directory import RunDirectory, timestamp
+from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.signals import StopRequest
 from a3c_bench.schema import Config, check
@@ -74,8 +75,12 @@ def check_run(config: Config) -> None:
     if budget.frames is None and config.algo.optimizer.anneal:
         raise ConfigError("algo.optimizer.anneal=true needs budget.frames, over which the learning rate falls to 0.")
     find_algorithm(config.algo.name)
-    resolve_id(config.env)
     machine.resolve_device(config.device)
+    envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION))
+    try:
+        build.make_network(config, envs, torch.device("cpu"))
+    finally:
+        envs.close()
 
 
 def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def _lost_seconds(before: dict[str, Any], saved: dict[str, Any] | None) -> float
 
 
 def _note_failure(directory: RunDirectory, error: BaseException, attempts: int) -> None:
-    log.error("The run failed.", exc_info=error)
+    log.error("The run failed.", exc_info=None if isinstance(error, UserError) else error)
     try:
         directory.write_status(
             state="failed",

@@ -43,7 +43,7 @@ def find_algorithm(name: str) -> Algorithm:
     else:
         entries = [e for e in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP) if e.name == name]
         if not entries:
-            raise ConfigError(f"algo={name} is not an algorithm: {nearest(name, algorithm_names())}.")
+            raise ConfigError(f"algo={name} is not an algorithm: {nearest(name, algorithm_names())}")
         found = entries[0].load()
     assert isinstance(found, Algorithm)
     return found

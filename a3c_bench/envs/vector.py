@@ -3,17 +3,18 @@
 import warnings
 from typing import Any, NamedTuple
 
+import envpool
 import numpy as np
+from envpool.registration import registry
 from numpy.typing import NDArray
 
 from a3c_bench.envs.episodes import Episode, EpisodeTracker
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import EnvConfig, nearest
 
-with warnings.catch_warnings():  # gymnasium complains about EnvPool's float64 bounds, once per environment family
-    warnings.simplefilter("ignore")
-    import envpool
-    from envpool.registration import registry
+
+
+ATARI = "atari"  # env.id of conf/env/atari.yaml: the game says which environment it is
 
 
 class Step(NamedTuple):
@@ -54,9 +55,11 @@ class VectorEnv:
         if render:
             options["render_mode"] = "rgb_array"
         seeds = [int(s) for s in seed.generate_state(n_envs) % np.uint32(2**31 - 1)]
-        self._pool = envpool.make_gymnasium(
-            env_id, num_envs=n_envs, num_threads=min(n_threads, n_envs), seed=seeds, **options
-        )
+        with warnings.catch_warnings():  # gymnasium minds that EnvPool gives float64 bounds for float32 observations
+            warnings.simplefilter("ignore")
+            self._pool = envpool.make_gymnasium(
+                env_id, num_envs=n_envs, num_threads=min(n_threads, n_envs), seed=seeds, **options
+            )
         space = self._pool.action_space
         if not hasattr(space, "n"):
             raise ConfigError(f"env.id={env_id} has continuous actions; only discrete ones are supported.")
@@ -112,10 +115,12 @@ def resolve_id(config: EnvConfig) -> str:
     """
     if config.game is not None:
         if f"{config.game}-v5" not in registry.specs or not is_atari(f"{config.game}-v5"):
-            raise ConfigError(f"env.game={config.game} is not an Atari game: {nearest(config.game, atari_games())}.")
+            raise ConfigError(f"env.game={config.game} is not an Atari game: {nearest(config.game, atari_games())}")
         return f"{config.game}-v5"
+    if config.id == ATARI:
+        raise ConfigError("env=atari needs a game: say env.game=Pong or another.")
     if config.id not in registry.specs:
-        raise ConfigError(f"env.id={config.id} is not an environment: {nearest(config.id, list(registry.specs))}.")
+        raise ConfigError(f"env.id={config.id} is not an environment: {nearest(config.id, list(registry.specs))}")
     return config.id
 
 

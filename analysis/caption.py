@@ -1,0 +1,80 @@
+"""The sentences under a figure: what was run, for how long and on what, read from the runs themselves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from analysis import style
+from analysis.load import Run
+
+
+def settings(runs: Sequence[Run]) -> str:
+    """Settings of one environment that change what a return or a frame means.
+
+    Args:
+        runs: all of one environment, at least one; values that differ between them stand side by side.
+    """
+    words = [f"frame skip {_values(runs, 'frame_skip')}"]
+    if any(run.config["env"].get("game") for run in runs):
+        words += [
+            f"learning rewards clipped at {_values(runs, 'reward_clip')}",
+            f"life loss terminal for learning: {_values(runs, 'life_loss_terminal')}",
+            f"sticky-action probability {_values(runs, 'sticky_action_probability')}",
+            f"up to {_values(runs, 'noop_max')} no-op frames",
+        ]
+    return ", ".join(words)
+
+
+def frames(runs: Sequence[Run]) -> str:
+    """How long the runs trained: "100k frames", or the range if they differ."""
+    known = sorted({_short(float(run.status["frames"])) for run in runs if run.status.get("frames")}, key=_long)
+    if not known:
+        return "an unknown number of frames"
+    return (known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}") + " frames"
+
+
+def hardware(runs: Sequence[Run]) -> str:
+    """The machines, each once."""
+    return "; ".join(dict.fromkeys(_machine(run) for run in runs))
+
+
+def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
+    """Which runs did not end as they should; empty if all did."""
+    names = [
+        " ".join(filter(None, [run.env, style.display_name(run.algo), run.label, f"seed {run.seed} ({run.state})"]))
+        for run in runs
+        if run.state != "finished"
+    ]
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
+def _values(runs: Sequence[Run], key: str) -> str:
+    return " or ".join(dict.fromkeys(_word(run.config["env"].get(key)) for run in runs))
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _machine(run: Run) -> str:
+    machine = run.status.get("machine") or {}
+    cores = machine.get("cores")
+    counted = "unknown cores" if cores is None else f"{cores} core{'' if cores == 1 else 's'}"
+    return f"{machine.get('cpu') or 'unknown CPU'}, {counted}, {machine.get('gpu') or 'no GPU'}"
+
+
+def _short(count: float) -> str:
+    """At most three digits: 100k, 1.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:g}"
+
+
+def _long(short: str) -> float:
+    sizes = {"M": 1e6, "k": 1e3}
+    return float(short.rstrip("Mk")) * sizes.get(short[-1], 1.0)

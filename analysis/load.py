@@ -1,0 +1,212 @@
+"""Run directories in, runs out: the contract between training and analysis, from the reader's side.
+
+A run directory is any directory that holds config.yaml and status.json. Whatever is broken is named by a warning and
+left out: one bad run never costs the figure of the others.
+"""
+
+import io
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+log = logging.getLogger(__name__)
+
+EPISODE_COLUMNS = ("frames", "agent_steps", "wall_seconds", "episode_return", "episode_length")
+METRIC_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds", "frames_per_second", "pps", "tps")
+EVALUATION_COLUMNS = ("frames", "wall_seconds", "final", "episode_return", "episode_length")
+# Keys that tell no curves apart: the seed is averaged over, and the others change no result.
+_NEVER_IN_LABEL = ("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. Its tables are read from disk at each call and never raise: a missing file is an empty table.
+
+    Runs with equal `env`, `algo` and `label` differ in their seed alone.
+    """
+
+    path: Path
+    config: Mapping[str, Any]  # config.yaml
+    status: Mapping[str, Any]  # status.json
+    algo: str
+    env: str  # the Atari game, else the environment's id
+    seed: int
+    label: str = ""  # the settings in which it differs from the other loaded runs of its algorithm: "n_envs=64"
+
+    @property
+    def state(self) -> str:
+        """running, finished, failed or preempted."""
+        return str(self.status.get("state", "unknown"))
+
+    def episodes(self) -> pd.DataFrame:
+        """Finished training games, one a row, by `frames` (several may share a value)."""
+        return _read_table(self.path / "episodes.csv", EPISODE_COLUMNS).sort_values("frames", kind="stable")
+
+    def metrics(self) -> pd.DataFrame:
+        """One row per interval of training."""
+        return _read_table(self.path / "metrics.csv", METRIC_COLUMNS)
+
+    def evaluations(self) -> pd.DataFrame:
+        """Evaluation games, one a row; `final` is True for those of the evaluation after training."""
+        return _read_table(self.path / "eval.csv", EVALUATION_COLUMNS)
+
+
+def load_runs(*roots: str | Path) -> list[Run]:
+    """Finds the runs below some directories, each once, in the order of their paths.
+
+    Args:
+        roots: directories at any height: `runs`, `runs/demo` or a single run directory.
+
+    Returns:
+        the runs; empty if there are none. Broken ones are named by a warning and left out.
+
+    Raises:
+        FileNotFoundError: a root is not a directory.
+    """
+    found: dict[Path, Run] = {}
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is not a directory: give one that holds runs, for instance runs/demo.")
+        for directory in _run_directories(root):
+            run = _load_run(directory)
+            if run is not None:
+                found.setdefault(directory.resolve(), run)
+    return _labelled(list(found.values()))
+
+
+def _run_directories(root: Path) -> Iterator[Path]:
+    for directory, children, files in os.walk(root):
+        children.sort()
+        if "status.json" in files and "config.yaml" in files:
+            children.clear()  # runs do not nest; their wandb/ and video/ hold many files
+            yield Path(directory)
+        elif "status.json" in files:
+            log.warning("%s is left out: it holds no config.yaml.", directory)
+        elif "config.yaml" in files and "episodes.csv" in files:
+            log.warning("%s is left out: it holds no status.json.", directory)
+
+
+def _load_run(directory: Path) -> Run | None:
+    try:
+        config = _mapping(yaml.safe_load((directory / "config.yaml").read_text()), "config.yaml")
+        status = _mapping(json.loads((directory / "status.json").read_text()), "status.json")
+        env = config["env"]
+        return Run(
+            path=directory,
+            config=config,
+            status=status,
+            algo=str(config["algo"]["name"]),
+            env=str(env.get("game") or env["id"]),
+            seed=int(config["seed"]),
+        )
+    except KeyError as error:
+        reason = f"config.yaml has no key {error}"
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+    log.warning("%s is left out: %s.", directory, reason)
+    return None
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} does not hold keys and values")
+    return value
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+def _labelled(runs: Sequence[Run]) -> list[Run]:
+    """The same runs; those of one algorithm and environment are told apart by the settings in which they differ."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.env, run.algo].append(run)
+    labels: dict[Path, str] = {}
+    for group in groups.values():
+        labels |= _labels(group)
+    return [replace(run, label=labels[run.path]) for run in runs]
+
+
+def _labels(group: Sequence[Run]) -> dict[Path, str]:
+    settings = [_flat(run.config) for run in group]
+    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if not _ignored(key)]
+    differing = [key for key in keys if len({one.get(key, "unset") for one in settings}) > 1]
+    points = [
+        (run.seed, *(one.get(key, "unset") for key in differing)) for run, one in zip(group, settings, strict=True)
+    ]
+    names = {one.get("name", "unset") for one in settings}
+    if len(set(points)) < len(points) and len(names) > 1:
+        differing.append("name")  # the same point under two names, for instance before and after a change
+    short = _short_names(differing)
+    return {
+        run.path: ", ".join(f"{short[key]}={one.get(key, 'unset')}" for key in differing)
+        for run, one in zip(group, settings, strict=True)
+    }
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys and printed values."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
+    return flat
+
+
+def _ignored(key: str) -> bool:
+    return key.split(".")[0] in _NEVER_IN_LABEL
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key's last part, where no other key ends in the same."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _read_table(file: Path, required: Sequence[str]) -> pd.DataFrame:
+    """A table whose `required` columns are there and hold numbers (`final`: booleans) in every row."""
+    empty = pd.DataFrame({column: pd.Series(dtype=_dtype(column)) for column in required})
+    try:
+        whole_rows = file.read_bytes().rpartition(b"\n")[0]  # a killed writer may leave half a row at the end
+        if not whole_rows:
+            return empty
+        table = pd.read_csv(io.BytesIO(whole_rows), on_bad_lines="skip", encoding_errors="replace", low_memory=False)
+    except FileNotFoundError:
+        return empty
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        log.warning("%s is left out: %s.", file, " ".join(str(error).split()))
+        return empty
+    missing = [column for column in required if column not in table]
+    if missing:
+        log.warning("%s is left out: it has no column %s.", file, ", ".join(missing))
+        return empty
+    return _clean(table, file, required)
+
+
+def _clean(table: pd.DataFrame, file: Path, required: Sequence[str]) -> pd.DataFrame:
+    for column in required:
+        if column == "final":
+            table[column] = table[column].astype(str).str.lower().isin(("true", "1"))
+        else:
+            table[column] = pd.to_numeric(table[column], errors="coerce").astype("float64")
+    whole = table.dropna(subset=list(required)).reset_index(drop=True)
+    if len(whole) < len(table):
+        log.warning("%s: %d damaged rows are left out.", file, len(table) - len(whole))
+    return whole
+
+
+def _dtype(column: str) -> str:
+    return "bool" if column == "final" else "float64"

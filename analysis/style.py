@@ -1,0 +1,139 @@
+"""How every figure looks: colours and line styles per algorithm, sizes for print, fonts that stay text.
+
+Figures are made without pyplot, so no backend is chosen for the program that imports this, and none needs a display.
+"""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+ONE_COLUMN = 3.35  # inches
+TWO_COLUMNS = 6.9
+PNG_DPI = 200
+
+# Okabe and Ito (2008): told apart with every common kind of colour blindness.
+COLOURS = {"dqn": "#E69F00", "gorila": "#CC79A7", "a3c": "#009E73", "ga3c": "#D55E00", "paac": "#0072B2"}
+FALLBACK_COLOURS = ("#000000", "#56B4E9", "#7F7F7F")
+DISPLAY_NAMES = {"dqn": "DQN", "gorila": "Gorila", "a3c": "A3C", "ga3c": "GA3C", "paac": "PAAC"}
+
+LineStyle = str | tuple[int, tuple[float, ...]]
+LINE_STYLES: dict[str, LineStyle] = {
+    "paac": "-",
+    "a3c": (0, (5.0, 1.5)),
+    "ga3c": (0, (5.0, 1.2, 1.0, 1.2)),
+    "dqn": (0, (1.0, 1.2)),
+    "gorila": (0, (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
+}
+MARKERS = {"paac": "o", "a3c": "s", "ga3c": "^", "dqn": "D", "gorila": "v"}
+_SHADES = (0.0, 0.45, -0.45)  # towards white (above 0) or black, for variants of one algorithm
+
+_RC: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # matplotlib ships it: the same figure on every machine
+    "font.size": 8.0,
+    "axes.titlesize": 9.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.alpha": 0.6,
+    "pdf.fonttype": 42,  # TrueType: text stays text, and publishers accept it
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one curve is drawn."""
+
+    colour: str
+    line_style: LineStyle
+    marker: str
+
+
+def context() -> AbstractContextManager[None]:
+    """The style, inside a `with` block only: figures of the importing program keep theirs."""
+    return mpl.rc_context({**sns.axes_style("ticks"), **sns.plotting_context("paper"), **_RC})
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches, laid out so that nothing overlaps."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def display_name(algo: str) -> str:
+    """The algorithm as its paper writes it."""
+    return DISPLAY_NAMES.get(algo, algo)
+
+
+def looks(curves: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Look]:
+    """A look for every (algo, label) of a figure.
+
+    An algorithm has the same colour and line style in every figure; its variants differ in shade and line style.
+    """
+    labels: dict[str, set[str]] = defaultdict(set)
+    for algo, label in curves:
+        labels[algo].add(label)
+    unknown = sorted(labels.keys() - COLOURS.keys())
+    return {
+        (algo, label): _look(algo, variant, unknown)
+        for algo in labels
+        for variant, label in enumerate(sorted(labels[algo]))
+    }
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Writes a figure as PNG and as PDF.
+
+    Args:
+        figure: to write.
+        path: of both files; its suffix, if any, is replaced.
+
+    Returns:
+        the files that were written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(".png"), path.with_suffix(".pdf")]
+    with context():
+        figure.savefig(files[0], dpi=PNG_DPI)
+        figure.savefig(files[1], metadata={"CreationDate": None})  # the same data give the same file
+    return files
+
+
+def _look(algo: str, variant: int, unknown: Sequence[str]) -> Look:
+    styles, markers = list(LINE_STYLES), list(MARKERS.values())
+    if algo in COLOURS:
+        colour, first = COLOURS[algo], styles.index(algo)
+    else:
+        colour, first = FALLBACK_COLOURS[unknown.index(algo) % len(FALLBACK_COLOURS)], zlib.crc32(algo.encode())
+    return Look(
+        colour=_shade(colour, _SHADES[variant % len(_SHADES)]),
+        line_style=LINE_STYLES[styles[(first + variant) % len(styles)]],
+        marker=markers[(first + variant) % len(markers)],
+    )
+
+
+def _shade(colour: str, amount: float) -> str:
+    """Mixed with white (amount above 0) or black (below)."""
+    goal = 1.0 if amount > 0 else 0.0
+    return to_hex([(1.0 - abs(amount)) * part + abs(amount) * goal for part in to_rgb(colour)])

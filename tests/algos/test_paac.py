@@ -1,0 +1,293 @@
+"""PAAC: its update against a naive one, its masks, its lag, its determinism, and every switch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from a3c_bench.algos.paac import PAAC, PAACConfig
+from a3c_bench.core.optim import set_learning_rate
+from a3c_bench.runtime.clock import PhaseTimer
+from a3c_bench.runtime.recorder import METRIC_COLUMNS
+from a3c_bench.runtime.session import Counters
+from a3c_bench.schema import (
+    AdvantageConfig,
+    BudgetConfig,
+    Config,
+    EnvConfig,
+    EvaluationConfig,
+    LagConfig,
+    NetworkConfig,
+    OptimizerConfig,
+)
+from a3c_bench.train import train
+
+SMALL = Config(
+    algo=PAACConfig(n_envs=3, t_max=4),
+    env=EnvConfig(id="CartPole-v1"),
+    network=NetworkConfig(hidden_sizes=(8,)),
+    budget=BudgetConfig(frames=1200),
+    evaluation=EvaluationConfig(n_games=2, n_envs=2),
+    metrics_interval_frames=200,
+    n_torch_threads=1,
+    progress=False,
+)
+TIMES = [c for c in METRIC_COLUMNS if "second" in c or c in ("pps", "tps") or c.startswith("share_")]
+
+
+class FakeSession:
+    """What an algorithm needs of a session, and no files."""
+
+    def __init__(self, config: Config, learning_rate: float = 0.01) -> None:
+        self.config = config
+        self.attempt = 1
+        self.counters = Counters()
+        self.timer = PhaseTimer("simulate", "predict", "train", "wait")
+        self.wall_seconds = 0.0
+        self.learning_rate = learning_rate
+        self.lag = self
+        self.lags: list[dict[str, Any]] = []
+        self.metrics: list[dict[str, Any]] = []
+
+    def count(self, n_agent_steps: int, episodes: Any = ()) -> None:
+        self.counters.agent_steps += n_agent_steps
+        self.counters.frames += n_agent_steps * self.config.env.frame_skip
+
+    def updated(self, metrics: dict[str, Any]) -> None:
+        self.counters.updates += 1
+        self.metrics.append(metrics)
+
+    def add(self, **lags: Any) -> None:
+        self.lags.append(lags)
+
+
+def make_paac(config: Config) -> PAAC:
+    torch.set_num_threads(1)
+    return PAAC(config, FakeSession(config))  # type: ignore[arg-type]
+
+
+def with_algo(**changes: Any) -> Config:
+    return replace(SMALL, algo=replace(SMALL.algo, **changes))
+
+
+def act_until_a_phantom(paac: PAAC) -> None:
+    for _ in range(200):
+        paac.act()
+        if not paac.rollout.outcomes()[3].all():
+            return
+    raise AssertionError("no episode ended")
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "mean_over_envs"])
+def test_one_update_equals_the_papers_sums(reduction: str) -> None:
+    """Sample by sample: n-step returns, loss, torch's own backward, clipping and RMSProp by hand."""
+    optimizer = OptimizerConfig(lr=0.01, epsilon=0.1, max_grad_norm=0.05, anneal=False)
+    config = with_algo(loss_reduction=reduction, optimizer=optimizer)
+    paac = make_paac(config)
+    act_until_a_phantom(paac)
+    rollout, options = paac.rollout, paac.options
+    rewards, terminated, truncated, valid = rollout.outcomes()
+    before = paac.parameters.values.detach().clone()
+
+    n_steps, n_envs = rewards.shape
+    total, n_valid = torch.zeros(()), 0
+    for b in range(n_envs):
+        for t in range(n_steps):
+            if not valid[t, b]:
+                continue
+            n_valid += 1
+            target, discount = 0.0, 1.0
+            for k in range(t, n_steps):
+                target += discount * float(rewards[k, b])
+                discount *= options.gamma
+                if terminated[k, b]:
+                    break
+                if truncated[k, b] or k == n_steps - 1:
+                    target += discount * float(paac.network(rollout.observations[k + 1, b : b + 1])[1].detach())
+                    break
+            log_probs, value = paac.network(rollout.observations[t, b : b + 1])
+            advantage = target - float(value.detach())
+            entropy = -(log_probs.exp() * log_probs).sum()
+            total = total - log_probs[0, rollout.actions[t, b]] * advantage - options.entropy_weight * entropy
+            total = total + options.value_weight * (target - value[0]) ** 2
+    total = total / {"sum": 1, "mean": n_valid, "mean_over_envs": n_envs}[reduction]
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(paac.network.parameters()))])
+    norm = gradient.norm()
+    gradient = gradient * min(1.0, 0.05 / float(norm))
+    square = 0.01 * gradient**2
+    expected = before - 0.01 * gradient / torch.sqrt(square + 0.1)
+
+    paac.learn()
+    session: Any = paac.session
+    torch.testing.assert_close(paac.parameters.values.detach(), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(session.metrics[-1]["gradient_norm"], norm, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(session.metrics[-1]["loss"], total.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_phantom_samples_change_nothing() -> None:
+    """Whatever stands in a phantom row, the update and the figures are the same."""
+    plain, scrambled = make_paac(SMALL), make_paac(SMALL)
+    for paac in (plain, scrambled):
+        act_until_a_phantom(paac)
+    phantom = ~scrambled.rollout.outcomes()[3]
+    scrambled.rollout.actions[phantom] = 1 - scrambled.rollout.actions[phantom]
+    scrambled.rollout._rewards[phantom] = 1e6
+    scrambled.rollout.log_probs[phantom] = -50.0
+    for paac in (plain, scrambled):
+        paac.learn()
+    torch.testing.assert_close(plain.parameters.values, scrambled.parameters.values, rtol=0, atol=0)
+    first, second = plain.session, scrambled.session
+    assert first.metrics[-1] == second.metrics[-1]  # type: ignore[attr-defined]
+    n_valid = int((~phantom).sum())
+    assert len(second.lags[-1]["lag_updates"]) == len(second.lags[-1]["lag_kl_nats"]) == n_valid  # type: ignore[attr-defined]
+
+
+def test_counters_leave_phantoms_out() -> None:
+    paac = make_paac(SMALL)
+    n_phantoms = 0
+    for _ in range(60):
+        paac.act()
+        n_phantoms += int((~paac.rollout.outcomes()[3]).sum())
+        paac.learn()
+    assert n_phantoms > 5
+    assert paac.session.counters.agent_steps == 60 * 3 * 4 - n_phantoms
+
+
+def test_an_artificial_delay_is_measured() -> None:
+    """The measurement can show something other than 0: two updates between acting and learning."""
+    paac = make_paac(SMALL)
+    paac.act()
+    paac.learn()
+    paac.learn()  # the same samples again: now one update old
+    paac.learn()
+    lags: Any = paac.session
+    assert [set(lag["lag_updates"].tolist()) for lag in lags.lags] == [{0}, {1}, {2}]
+    assert float(lags.lags[0]["lag_kl_nats"].max()) < 1e-6 < float(lags.lags[2]["lag_kl_nats"].max())
+    n_steps = [4 * 3 - 3 * t for t in range(4)]  # frames simulated since the actions of row t were chosen
+    assert sorted(set(lags.lags[0]["lag_frames"].tolist()), reverse=True) == n_steps
+
+
+def test_lag_is_zero_for_every_sample_of_a_run(tmp_path: Path) -> None:
+    status = train(SMALL, tmp_path)
+    lag = pd.read_csv(tmp_path / "lag.csv")
+    assert len(lag) >= 5
+    assert (lag.lag_updates_max == 0).all()
+    assert (lag.lag_kl_nats_max < 1e-6).all()
+    assert ((lag.importance_ratio_mean - 1).abs() < 1e-5).all()
+    histogram = pd.read_csv(tmp_path / "lag_histogram.csv")
+    updates = histogram[histogram.unit == "lag_updates"]
+    assert updates[["lower", "upper"]].values.tolist() == [[0.0, 1e-9]]
+    for _, rows in histogram.groupby("unit"):
+        assert rows.samples.sum() == status["agent_steps"]  # every agent step is trained on once
+
+
+def test_lag_can_be_switched_off(tmp_path: Path) -> None:
+    train(replace(SMALL, lag=LagConfig(enabled=False)), tmp_path)
+    assert pd.read_csv(tmp_path / "lag.csv").lag_updates_mean.isna().all()
+
+
+def test_one_seed_gives_equal_numbers_and_another_does_not(tmp_path: Path) -> None:
+    tables = {}
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        train(replace(SMALL, seed=seed), tmp_path / name)
+        tables[name] = {
+            file: pd.read_csv(tmp_path / name / file).drop(columns=TIMES, errors="ignore")
+            for file in ("metrics.csv", "episodes.csv", "eval.csv")
+        }
+    for file, table in tables["first"].items():
+        pd.testing.assert_frame_equal(table, tables["again"][file])
+        assert not table.equals(tables["other"][file])
+
+
+def test_the_learning_rate_falls_to_zero_over_the_budget(tmp_path: Path) -> None:
+    train(SMALL, tmp_path)
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    middle_of_interval = rows.frames - rows.frames.diff().fillna(rows.frames[0]) / 2
+    expected = SMALL.algo.optimizer.lr * (1 - middle_of_interval / 1200)
+    np.testing.assert_allclose(rows.learning_rate, expected, rtol=0.02, atol=SMALL.algo.optimizer.lr * 0.02)
+    constant = with_algo(optimizer=OptimizerConfig(anneal=False))
+    train(constant, tmp_path / "constant")
+    assert set(pd.read_csv(tmp_path / "constant" / "metrics.csv").learning_rate) == {SMALL.algo.optimizer.lr}
+
+
+def trained_parameters(config: Config, n_updates: int = 12) -> torch.Tensor:
+    paac = make_paac(config)
+    for _ in range(n_updates):
+        paac.act()
+        set_learning_rate(paac.optimizer, 0.01)
+        paac.learn()
+    paac.envs.close()
+    return paac.parameters.values.detach()
+
+
+OPTIMIZER_CHANGES = [
+    {"kind": "adam"},
+    {"epsilon": 0.01},
+    {"decay": 0.9},
+    {"epsilon_inside_root": False},
+    {"initial_square": 1.0},
+    {"centered": True},
+    {"max_grad_norm": 0.01},
+]
+ALGO_CHANGES = [
+    {"n_envs": 2},
+    {"t_max": 3},
+    {"gamma": 0.5},
+    {"entropy_weight": 0.5},
+    {"value_weight": 0.01},
+    {"loss_reduction": "sum"},
+    {"loss_reduction": "mean"},
+]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(with_algo(**change) for change in ALGO_CHANGES),
+        *(with_algo(optimizer=replace(SMALL.algo.optimizer, **change)) for change in OPTIMIZER_CHANGES),
+        *(replace(SMALL, advantage=AdvantageConfig(kind=kind)) for kind in ("gae", "td", "monte_carlo", "baseline")),
+        replace(SMALL, network=replace(SMALL.network, activation="relu")),
+        replace(SMALL, network=replace(SMALL.network, initialisation="fan_in")),
+        replace(SMALL, network=replace(SMALL.network, hidden_sizes=(9,))),
+        replace(SMALL, network=replace(SMALL.network, shared_trunk=False)),
+        replace(SMALL, seed=1),
+    ],
+    ids=str,
+)
+def test_every_option_changes_what_is_learnt(config: Config) -> None:
+    plain, changed = trained_parameters(SMALL), trained_parameters(config)
+    assert plain.shape != changed.shape or not torch.allclose(plain, changed)
+
+
+@pytest.mark.parametrize("changes", [({"beta1": 0.5}), ({"beta2": 0.9})])
+def test_adams_moments_are_options(changes: dict[str, float]) -> None:
+    adam = OptimizerConfig(kind="adam", epsilon=1e-5)
+    plain = trained_parameters(with_algo(optimizer=adam))
+    assert not torch.allclose(plain, trained_parameters(with_algo(optimizer=replace(adam, **changes))))
+
+
+def test_gae_lambda_is_an_option() -> None:
+    tables = [
+        trained_parameters(replace(SMALL, advantage=AdvantageConfig(kind="gae", gae_lambda=value)))
+        for value in (0.95, 0.5)
+    ]
+    assert not torch.allclose(*tables)
+
+
+def test_paac_learns_cartpole_in_seconds(tmp_path: Path) -> None:
+    """A random policy lives for about 22 agent steps."""
+    optimizer = OptimizerConfig(kind="adam", lr=0.003, epsilon=1e-5, max_grad_norm=0.5)
+    algo = PAACConfig(n_envs=16, t_max=16, value_weight=0.5, loss_reduction="mean", optimizer=optimizer)
+    config = replace(
+        SMALL,
+        algo=algo,
+        network=NetworkConfig(),
+        budget=BudgetConfig(frames=120_000),
+        metrics_interval_frames=10_000,
+        evaluation=EvaluationConfig(n_games=10),
+    )
+    assert train(config, tmp_path)["final"]["evaluation_mean_return"] > 150
