@@ -1,4 +1,4 @@
-"""From configuration to objects: environments, network, optimiser, estimator. Works in any process that has the config."""
+"""From configuration to objects: environments, network, optimiser, estimator; in any process that has the config."""
 
 from collections.abc import Callable
 
@@ -67,8 +67,6 @@ def make_optimizer(options: OptimizerConfig, parameters: FlatParameters) -> torc
     )
 
 
-def make_estimator(
-    config: Config, gamma: float
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], advantages.Estimate]:
+def make_estimator(config: Config, gamma: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], advantages.Estimate]:
     """The advantage estimator psi of the run."""
     return advantages.estimator(config.advantage.kind, gamma, config.advantage.gae_lambda)

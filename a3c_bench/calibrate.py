@@ -88,7 +88,7 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
             reduction="mean",
         )
         parameters.zero_gradients()
-        loss.total.backward()
+        loss.total.backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

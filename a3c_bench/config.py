@@ -14,7 +14,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from a3c_bench.algos import algorithm_names, find_algorithm
@@ -123,7 +123,7 @@ def explain(error: BaseException) -> str:
     return f"{text}."
 
 
-def _to_config(composed: DictConfig) -> Config:
+def _to_config(composed: DictConfig | ListConfig) -> Config:
     try:
         missing = OmegaConf.missing_keys(composed)
         if missing:

@@ -1,7 +1,7 @@
 """The evaluation protocol: N whole games in environments of their own, unclipped, from no-op starts, capped.
 
-    python -m a3c_bench.evaluate runs/default/CartPole-v1/paac/seed0
-    python -m a3c_bench.evaluate RUN --games 100 --policy greedy --checkpoint best
+python -m a3c_bench.evaluate runs/default/CartPole-v1/paac/seed0
+python -m a3c_bench.evaluate RUN --games 100 --policy greedy --checkpoint best
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Watch a checkpoint play, or record it.
 
-    python -m a3c_bench.play runs/default/CartPole-v1/paac/seed0                      # returns, as text
-    python -m a3c_bench.play runs/pong/Pong/paac/seed0 --video pong.mp4 --episodes 1  # or .gif
+python -m a3c_bench.play runs/default/CartPole-v1/paac/seed0                      # returns, as text
+python -m a3c_bench.play runs/pong/Pong/paac/seed0 --video pong.mp4 --episodes 1  # or .gif
 """
 
 import argparse

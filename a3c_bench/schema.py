@@ -7,7 +7,7 @@ where both are known.
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ def option(
     """A dataclass field with a default and the range of values it accepts."""
     limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
     if isinstance(default, type):
-        return field(default_factory=default, metadata=limits)
+        make: Callable[[], Any] = default
+        return field(default_factory=make, metadata=limits)
     return field(default=default, metadata=limits)
 
 

@@ -1,10 +1,10 @@
 """The whole job without Hydra, for notebooks and tests.
 
-    from a3c_bench.algos.paac import PAACConfig
-    from a3c_bench.schema import BudgetConfig, Config
-    from a3c_bench.train import train
+from a3c_bench.algos.paac import PAACConfig
+from a3c_bench.schema import BudgetConfig, Config
+from a3c_bench.train import train
 
-    status = train(Config(algo=PAACConfig(), budget=BudgetConfig(frames=100_000)), Path("runs/mine"))
+status = train(Config(algo=PAACConfig(), budget=BudgetConfig(frames=100_000)), Path("runs/mine"))
 """
 
 import logging

@@ -154,7 +154,7 @@ class PAAC:
             reduction=options.loss_reduction,
         )
         self.parameters.zero_gradients()
-        loss.total.backward()
+        loss.total.backward()  # type: ignore[no-untyped-call]
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         if self.measure_lag:
             self._measure_lag(log_probs.detach(), mask)

@@ -15,6 +15,7 @@ Several episodes may end inside one rollout; nothing flows across an end.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -74,9 +75,9 @@ def baseline(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Ten
 def estimator(kind: str, gamma: float, gae_lambda: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], Estimate]:
     """The estimator of that name, with its discount filled in."""
     if kind == "gae":
-        return lambda *rollout: gae(*rollout, gamma=gamma, gae_lambda=gae_lambda)
+        return partial(gae, gamma=gamma, gae_lambda=gae_lambda)
     function = {"nstep": nstep, "td": td, "monte_carlo": monte_carlo, "baseline": baseline}[kind]
-    return lambda *rollout: function(*rollout, gamma=gamma)
+    return partial(function, gamma=gamma)
 
 
 def _discounted_returns(

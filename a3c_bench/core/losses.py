@@ -60,9 +60,7 @@ def actor_critic_loss(
         total = total / mask.shape[1]
     elif reduction != "sum":
         raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    return ActorCriticLoss(
-        total, policy.detach() / n_valid, value.detach() / n_valid, entropy.detach() / n_valid
-    )
+    return ActorCriticLoss(total, policy.detach() / n_valid, value.detach() / n_valid, entropy.detach() / n_valid)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

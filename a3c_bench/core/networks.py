@@ -80,7 +80,9 @@ def sample_actions(log_probs: Tensor, generator: torch.Generator) -> Tensor:
 
 def _image_trunk(kind: str, observation_shape: Sequence[int]) -> tuple[nn.Sequential, int]:
     if len(observation_shape) != 3:
-        raise ValueError(f"network {kind!r} needs images [C, H, W], not observations of shape {tuple(observation_shape)}")
+        raise ValueError(
+            f"network {kind!r} needs images [C, H, W], not observations of shape {tuple(observation_shape)}"
+        )
     channels = observation_shape[0]
     layers: list[nn.Module]
     if kind == "nips":
@@ -94,7 +96,9 @@ def _image_trunk(kind: str, observation_shape: Sequence[int]) -> tuple[nn.Sequen
         with torch.no_grad():
             n_flat = nn.Sequential(*layers)(torch.zeros(1, *observation_shape)).numel()
     except RuntimeError as error:
-        raise ValueError(f"frames of {observation_shape[1]}x{observation_shape[2]} are too small for {kind!r}") from error
+        raise ValueError(
+            f"frames of {observation_shape[1]}x{observation_shape[2]} are too small for {kind!r}"
+        ) from error
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_flat, n_features), nn.ReLU()), n_features
 
 

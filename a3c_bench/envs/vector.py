@@ -12,8 +12,6 @@ from a3c_bench.envs.episodes import Episode, EpisodeTracker
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import EnvConfig, nearest
 
-
-
 ATARI = "atari"  # env.id of conf/env/atari.yaml: the game says which environment it is
 
 
@@ -100,6 +98,7 @@ class VectorEnv:
             picture = self._pool.render()
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"{resolve_id(self.config)} cannot be drawn: {error}.") from error
+        assert picture is not None  # human mode alone gives none
         return np.asarray(picture[0], dtype=np.uint8)
 
     def close(self) -> None:

@@ -62,7 +62,8 @@ class RunDirectory:
             shown = "; ".join(f"{key}: {old!r} there, {new!r} asked" for key, old, new in different[:5])
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
             raise RunDirectoryError(
-                f"{self.path} holds a run with another configuration ({shown}{more}): choose another name= or remove it."
+                f"{self.path} holds a run with another configuration ({shown}{more}): "
+                "choose another name= or remove it."
             )
 
     @property
@@ -101,11 +102,13 @@ class CsvFile:
     def __init__(self, path: Path, columns: Sequence[str], size: int = 0) -> None:
         self.path = path
         self.columns = tuple(columns)
-        self._file = open(path, "ab", buffering=0)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         there = self._file.seek(0, os.SEEK_END)
         if size > there:
             self._file.close()
-            raise RunDirectoryError(f"{path} is shorter than its checkpoint says: rows were lost; remove the directory.")
+            raise RunDirectoryError(
+                f"{path} is shorter than its checkpoint says: rows were lost; remove the directory."
+            )
         self._file.truncate(size)
         if size == 0:
             self._write((",".join(self.columns) + "\n").encode())
@@ -196,7 +199,9 @@ def _hold(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise RunDirectoryError(f"Another process is running in {path.parent}: wait for it or choose another name=.") from None
+        raise RunDirectoryError(
+            f"Another process is running in {path.parent}: wait for it or choose another name=."
+        ) from None
     return descriptor
 
 

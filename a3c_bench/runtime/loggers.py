@@ -1,6 +1,7 @@
 """Loggers beside the CSV files. They are guests: what fails in them is logged once and never ends a run."""
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,7 +67,7 @@ class WandbLogger:
         id_file = directory / "wandb" / "run_id"
         id_file.parent.mkdir(exist_ok=True)
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
+            id_file.write_text(secrets.token_hex(4))
         label = f"{config.env.game or config.env.id}/{config.algo.name}"
         self._run = wandb.init(
             mode=config.logger.wandb.mode,  # type: ignore[arg-type]

@@ -70,7 +70,12 @@ class Recorder:
         self._directory = directory
         self._loggers = loggers
         sizes = saved["sizes"] if saved else {}
-        tables = {"episodes": EPISODE_COLUMNS, "metrics": METRIC_COLUMNS, "lag": LAG_COLUMNS, "eval": EVALUATION_COLUMNS}
+        tables = {
+            "episodes": EPISODE_COLUMNS,
+            "metrics": METRIC_COLUMNS,
+            "lag": LAG_COLUMNS,
+            "eval": EVALUATION_COLUMNS,
+        }
         self._tables = {
             name: CsvFile(directory.path / f"{name}.csv", columns, sizes.get(name, 0))
             for name, columns in tables.items()
@@ -116,7 +121,7 @@ class Recorder:
             "tps": gained["updates"] / seconds,
             "mean_return_100_games": self.mean_return,
         }
-        row |= self._mean_of_updates(counters) | extra
+        row |= self._mean_of_updates(counters) | dict(extra)
         lag_row = dict(counters) | self.lag.interval()
         self._tables["metrics"].append([row])
         self._tables["lag"].append([lag_row])
@@ -126,7 +131,11 @@ class Recorder:
         return row
 
     def add_evaluation(
-        self, counters: Mapping[str, float], final: bool, games: Sequence[Mapping[str, Any]], summary: Mapping[str, float]
+        self,
+        counters: Mapping[str, float],
+        final: bool,
+        games: Sequence[Mapping[str, Any]],
+        summary: Mapping[str, float],
     ) -> None:
         """Writes the games of one evaluation, one row each."""
         head = {key: counters[key] for key in ("frames", "updates", "wall_seconds")} | {"final": final}

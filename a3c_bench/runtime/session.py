@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from a3c_bench.core.lag import LagMeter
@@ -47,8 +46,13 @@ class Part(Protocol):
 class Evaluation(Protocol):
     """What an evaluation found."""
 
-    games: Sequence[Mapping[str, Any]]  # rows of eval.csv
-    summary: Mapping[str, float]  # holds evaluation_mean_return
+    @property
+    def games(self) -> Sequence[Mapping[str, Any]]:
+        """Rows of eval.csv."""
+
+    @property
+    def summary(self) -> Mapping[str, float]:
+        """Figures by name; evaluation_mean_return is one."""
 
 
 @dataclass
