@@ -21,7 +21,7 @@ import torch
 from a3c_bench import build
 from a3c_bench.core.losses import actor_critic_loss
 from a3c_bench.core.optim import FlatParameters
-from a3c_bench.runtime.machine import resolve_device, usable_cores
+from a3c_bench.runtime.machine import resolve_device, usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.schema import Config
 
@@ -55,7 +55,7 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
         seconds_per_repeat: of each repeat, about.
     """
     device = resolve_device(config.device)
-    torch.set_num_threads(config.n_torch_threads or usable_cores())
+    use_cores(config.n_torch_threads)
     n_envs, t_max = config.algo.n_envs, config.algo.t_max
     envs = build.make_envs(config, n_envs, sequence(config.seed, Stream.CALIBRATION))
     network = build.make_network(config, envs, device)

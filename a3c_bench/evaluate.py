@@ -37,7 +37,12 @@ class EvaluationResult:
     summary: dict[str, float]
 
 
-def evaluate(config: Config, network: nn.Module, seed: np.random.SeedSequence) -> EvaluationResult:
+def evaluate(
+    config: Config,
+    network: nn.Module,
+    seed: np.random.SeedSequence,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> EvaluationResult | None:
     """Plays config.evaluation.n_games whole games with a network, on the network's device.
 
     Each environment has its share of the games fixed beforehand and its first ones count: taking whichever games end
@@ -47,6 +52,10 @@ def evaluate(config: Config, network: nn.Module, seed: np.random.SeedSequence) -
         config: of the run; `config.evaluation` is the protocol.
         network: observations [B, ...] -> log-probabilities [B, A], values [B].
         seed: of environments and actions.
+        interrupted: asked after every step; True gives the evaluation up.
+
+    Returns:
+        the result; None if it was given up.
     """
     protocol = config.evaluation
     n_envs = min(protocol.n_envs, protocol.n_games)
@@ -60,13 +69,13 @@ def evaluate(config: Config, network: nn.Module, seed: np.random.SeedSequence) -
             if games_of[episode.env_id] > 0:
                 games_of[episode.env_id] -= 1
                 episodes.append(episode)
-        return any(games_of)
+        return any(games_of) and not interrupted()
 
     try:
         play(envs, network, protocol.policy, action_seed, keep)
     finally:
         envs.close()
-    return _result(config, episodes)
+    return None if any(games_of) else _result(config, episodes)
 
 
 @torch.no_grad()
@@ -175,6 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         # The run's own evaluations are numbered from 0: these seeds lie beyond any of them.
         result = evaluate(config, network, evaluation_seed(config, 1_000_000 + chosen.seed))
+        assert result is not None  # nobody interrupts
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status

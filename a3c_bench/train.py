@@ -85,7 +85,7 @@ def check_run(config: Config) -> None:
 
 def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[str, Any]:
     device = machine.resolve_device(config.device)
-    torch.set_num_threads(config.n_torch_threads or machine.usable_cores())
+    machine.use_cores(config.n_torch_threads)
     saved = _saved_state(config, directory)
     before = directory.read_status()
     directory.write_status(
@@ -101,8 +101,8 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
         if config.calibrate and "calibration" not in before:
             directory.write_status(calibration=asdict(calibrate(config)))
 
-        def evaluation(network: nn.Module, number: int) -> EvaluationResult:
-            return evaluate(config, network, evaluation_seed(config, number))
+        def evaluation(network: nn.Module, number: int) -> EvaluationResult | None:
+            return evaluate(config, network, evaluation_seed(config, number), lambda: stop.signal is not None)
 
         with Session(config, asdict(config), directory, evaluation, stop, saved) as session:
             find_algorithm(config.algo.name).train(config, session)

@@ -56,16 +56,15 @@ class ActorCritic(nn.Module):
             initialise(module, math.sqrt(2.0))
         initialise(self.policy_head, 0.01)
         initialise(self.value_head, 1.0)
-        self._image_format = torch.channels_last if channels_last and kind in IMAGE_KINDS else None
+        self._memory_format = torch.channels_last if channels_last and kind in IMAGE_KINDS else torch.preserve_format
+        if self._memory_format == torch.channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N, A] and values [N] of observations [N, ...]; uint8 frames are scaled to [0, 1] here."""
+        inputs = observations
         if observations.dtype == torch.uint8:
-            inputs = observations.to(torch.float32).mul_(1.0 / 255.0)
-        else:
-            inputs = observations
-        if self._image_format is not None:
-            inputs = inputs.contiguous(memory_format=self._image_format)
+            inputs = observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
         features = self.trunk(inputs)
         value_features = features if self.value_trunk is None else self.value_trunk(inputs)
         log_probs = F.log_softmax(self.policy_head(features), dim=-1)

@@ -16,15 +16,17 @@ class FlatParameters:
 
     def __init__(self, module: nn.Module) -> None:
         parameters = list(module.parameters())
-        self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]), requires_grad=True)
+        self.values = nn.Parameter(parameters[0].new_empty(sum(p.numel() for p in parameters)))
         self.gradients = torch.zeros_like(self.values)
         self.values.grad = self.gradients
         start = 0
         for parameter in parameters:
-            stop = start + parameter.numel()
-            parameter.data = self.values.data[start:stop].view_as(parameter)
-            parameter.grad = self.gradients[start:stop].view_as(parameter)
-            start = stop
+            place = (parameter.shape, parameter.stride(), start)  # strides: channels-last weights stay so
+            view = self.values.data.as_strided(*place)
+            view.copy_(parameter.data)
+            parameter.data = view
+            parameter.grad = self.gradients.as_strided(*place)
+            start += parameter.numel()
 
     def zero_gradients(self) -> None:
         """Sets all gradients to 0 in place, so that the views stay valid."""

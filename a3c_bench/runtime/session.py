@@ -11,6 +11,7 @@ An algorithm owns its loop and its wiring, and tells the session what happened:
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -71,7 +72,8 @@ class Session:
         config: of the run.
         plain_config: the same as nested dicts, for the loggers.
         directory: held for this run.
-        evaluate: plays an evaluation with a network; the second argument counts the evaluations of this run.
+        evaluate: plays an evaluation with a network; the second argument counts the evaluations of this run. It gives
+            None if the run was told to stop meanwhile.
         stop: told by signals.
         saved: the checkpoint to go on from.
     """
@@ -81,7 +83,7 @@ class Session:
         config: Config,
         plain_config: Mapping[str, Any],
         directory: RunDirectory,
-        evaluate: Callable[[nn.Module, int], Evaluation],
+        evaluate: Callable[[nn.Module, int], Evaluation | None],
         stop: StopRequest,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class Session:
         self._parts: dict[str, Part] = {}
         self._n_evaluations = saved["n_evaluations"] if saved else 0
         self._best_return = saved["best_return"] if saved else float("-inf")
+        self._evaluation_owed = bool(saved and saved["evaluation_owed"])  # due, but the run was told to stop meanwhile
         self._last_evaluation: Mapping[str, float] = saved["last_evaluation"] if saved else {}
         self._checkpoint_at = self._status_at = 0.0
         self._row_frames = self.counters.frames
@@ -160,6 +163,9 @@ class Session:
     def running(self) -> bool:
         """Does what is due (rows, evaluation, checkpoint) and says whether the run goes on."""
         frames = self.counters.frames
+        if self._evaluation_owed:
+            self._run_evaluation(final=False)
+            self.timer.start()
         over = self._budget_is_spent() or self._stop.signal is not None
         if frames // self.config.metrics_interval_frames > self._row_frames // self.config.metrics_interval_frames:
             self._end_interval()
@@ -167,6 +173,7 @@ class Session:
                 self._write_status("running")
             if not over and self._evaluation_is_due():
                 self._run_evaluation(final=False)
+                over = self._stop.signal is not None
             if self.wall_seconds - self._checkpoint_at >= self.config.checkpoint_interval_seconds:
                 self._save(self._directory.latest_checkpoint)
             self.timer.start()
@@ -193,12 +200,15 @@ class Session:
         if self.counters.frames > self._row_frames:
             self._end_interval()
         self._clock.stop()
-        if self._stop.signal is not None and not self._budget_is_spent():
-            self._save(self._directory.latest_checkpoint)
-            return self._write_status("preempted", stop_signal=self._stop.signal.name)
-        self._run_evaluation(final=True)
+        if self._budget_is_spent():
+            finished = self._run_evaluation(final=True)
+        else:
+            finished = False
         self._save(self._directory.latest_checkpoint)
-        return self._write_status("finished", finished_at=timestamp())
+        if finished:
+            return self._write_status("finished", finished_at=timestamp())
+        assert self._stop.signal is not None  # nothing else ends a loop early or an evaluation
+        return self._write_status("preempted", stop_signal=self._stop.signal.name)
 
     # --- how ------------------------------------------------------------------------------------------------------
 
@@ -224,11 +234,15 @@ class Session:
         interval = self.config.evaluation.interval_frames
         return interval is not None and self._row_frames // interval > self._last_interval_frames // interval
 
-    def _run_evaluation(self, final: bool) -> None:
+    def _run_evaluation(self, final: bool) -> bool:
+        """Evaluates, unless told to stop meanwhile; then the evaluation is owed. Gives whether it took place."""
         network = self._parts["network"]
         assert isinstance(network, nn.Module)
         with self._clock.paused():
             result = self._evaluate(network, self._n_evaluations)
+        self._evaluation_owed = result is None and not final
+        if result is None:
+            return False
         self._n_evaluations += 1
         self._last_evaluation = dict(result.summary)
         self._recorder.add_evaluation(self._now(), final, result.games, result.summary)
@@ -238,14 +252,16 @@ class Session:
         if mean_return > self._best_return:
             self._best_return = mean_return
             self._save(self._directory.best_checkpoint)
+        return True
 
-    def _save(self, path: Any) -> None:
+    def _save(self, path: Path) -> None:
         self._recorder.write_histogram()
         content = {
             "algorithm": self.config.algo.name,
             "counters": asdict(self.counters),
             "wall_seconds": self.wall_seconds,
             "n_evaluations": self._n_evaluations,
+            "evaluation_owed": self._evaluation_owed,
             "best_return": self._best_return,
             "last_evaluation": dict(self._last_evaluation),
             "recorder": self._recorder.state_dict(),

@@ -1,0 +1,214 @@
+"""The evaluation protocol, watching a checkpoint, and calibration."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from a3c_bench import calibrate as calibrate_module
+from a3c_bench import evaluate as evaluate_module
+from a3c_bench import play as play_module
+from a3c_bench import train as train_module
+from a3c_bench.algos.paac import PAACConfig
+from a3c_bench.calibrate import calibrate
+from a3c_bench.evaluate import evaluate, evaluation_config, evaluation_seed
+from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
+from a3c_bench.train import train
+
+TINY = Config(
+    algo=PAACConfig(n_envs=2, t_max=4),
+    env=EnvConfig(id="CartPole-v1"),
+    network=NetworkConfig(hidden_sizes=(8,)),
+    budget=BudgetConfig(frames=400),
+    evaluation=EvaluationConfig(n_games=3, n_envs=2),
+    metrics_interval_frames=100,
+    n_torch_threads=1,
+    progress=False,
+)
+
+
+class Constant(nn.Module):
+    """Chooses each action with the same log-probabilities everywhere."""
+
+    def __init__(self, *log_probs: float) -> None:
+        super().__init__()
+        self.log_probs = nn.Parameter(torch.tensor(log_probs))
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        return self.log_probs.expand(len(observations), -1), torch.zeros(len(observations))
+
+
+def with_protocol(**changes: Any) -> Config:
+    return replace(TINY, evaluation=replace(TINY.evaluation, **changes))
+
+
+@pytest.mark.parametrize(("n_games", "n_envs"), [(1, 4), (7, 3), (6, 3), (5, 1)])
+def test_it_plays_exactly_the_games_asked_for(n_games: int, n_envs: int) -> None:
+    result = evaluate(with_protocol(n_games=n_games, n_envs=n_envs), Constant(-0.7, -0.7), evaluation_seed(TINY, 0))
+    assert result is not None
+    assert len(result.games) == n_games
+    returns = [game["episode_return"] for game in result.games]
+    assert result.summary["evaluation_mean_return"] == pytest.approx(np.mean(returns))
+    assert result.summary["evaluation_median_return"] == pytest.approx(np.median(returns))
+
+
+def test_short_games_are_not_favoured() -> None:
+    """Each environment plays its share: the mean equals that of many games, not of those that end first."""
+    few = evaluate(with_protocol(n_games=300, n_envs=100), Constant(-0.7, -0.7), evaluation_seed(TINY, 0))
+    many = evaluate(with_protocol(n_games=600, n_envs=1), Constant(-0.7, -0.7), evaluation_seed(TINY, 1))
+    assert few is not None
+    assert many is not None
+    means = [result.summary["evaluation_mean_return"] for result in (few, many)]
+    assert means[0] == pytest.approx(means[1], abs=2.0)  # about 22, standard error 0.8
+
+
+def test_greedy_and_sampled_policies_differ() -> None:
+    network = Constant(-0.6, -0.8)
+    games = {}
+    for policy in ("greedy", "sample"):
+        result = evaluate(with_protocol(policy=policy, n_games=20, n_envs=5), network, evaluation_seed(TINY, 0))
+        assert result is not None
+        games[policy] = [game["episode_length"] for game in result.games]
+    assert max(games["greedy"]) <= 11  # always the same push: the pole is down within 8 to 10 steps
+    assert max(games["sample"]) > 15
+
+
+def test_games_are_capped_and_unclipped_and_lives_do_not_end_them() -> None:
+    atari = EnvConfig(id="atari", game="Breakout", frame_skip=4, reward_clip=1.0, life_loss_terminal=True)
+    config = replace(with_protocol(max_episode_frames=400, n_games=2), env=atari)
+    env = evaluation_config(config).env
+    assert (env.reward_clip, env.life_loss_terminal, env.max_episode_frames) == (None, False, 400)
+    result = evaluate(config, Constant(-1.4, -1.4, -1.4, -1.4), evaluation_seed(TINY, 0))
+    assert result is not None
+    assert [game["episode_length"] for game in result.games] == [100, 100]  # five lives last longer than 100 steps
+    assert result.games[0]["human_normalised_percent"] == pytest.approx(
+        100 * (result.games[0]["episode_return"] - 1.7) / (30.5 - 1.7)
+    )
+
+
+def test_the_cap_never_extends_a_game() -> None:
+    assert evaluation_config(with_protocol(max_episode_frames=108_000)).env.max_episode_frames == 500
+    assert evaluation_config(with_protocol(max_episode_frames=None)).env.max_episode_frames == 500
+    assert evaluation_config(with_protocol(max_episode_frames=20)).env.max_episode_frames == 20
+
+
+def test_evaluations_share_no_stream() -> None:
+    states = [tuple(evaluation_seed(TINY, number).generate_state(4)) for number in range(10)]
+    assert len(set(states)) == 10
+
+
+def test_an_evaluation_can_be_given_up() -> None:
+    assert evaluate(TINY, Constant(-0.7, -0.7), evaluation_seed(TINY, 0), interrupted=lambda: True) is None
+
+
+def test_a_stop_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(with_protocol(interval_frames=200), budget=BudgetConfig(frames=400))
+    original = train_module.evaluate
+
+    def stop_then_evaluate(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(train_module, "evaluate", stop_then_evaluate)
+    status = train(config, tmp_path)
+    assert (status["state"], status["stop_signal"]) == ("preempted", "SIGTERM")
+    assert pd.read_csv(tmp_path / "eval.csv").empty
+    monkeypatch.setattr(train_module, "evaluate", original)
+    assert train(config, tmp_path)["state"] == "finished"
+    table = pd.read_csv(tmp_path / "eval.csv")
+    assert table.groupby("frames").size().tolist() == [3, 3]  # the one at 200 frames and the final one
+    assert 200 <= table.frames.min() < 300
+
+
+def test_periodic_evaluations_are_written_and_the_best_is_kept(tmp_path: Path) -> None:
+    train(with_protocol(interval_frames=100), tmp_path)
+    table = pd.read_csv(tmp_path / "eval.csv")
+    assert table.frames.nunique() >= 4
+    assert table[table.final].frames.nunique() == 1
+    means = table.groupby("frames").episode_return.mean()
+    best = torch.load(tmp_path / "checkpoint" / "best.pt", weights_only=True)
+    assert best["counters"]["frames"] == means.idxmax()
+    assert best["best_return"] == means.max()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("run")
+    train(TINY, directory)
+    yield directory
+
+
+def test_the_command_line_evaluates_a_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate_module.main([str(run), "--games", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "evaluation_games: 4.00" in printed
+    assert evaluate_module.main([str(run), "--games", "4"]) == 0
+    assert capsys.readouterr().out == printed  # seeded
+    assert evaluate_module.main([str(run), "--games", "4", "--seed", "1"]) == 0
+    assert capsys.readouterr().out != printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nowhere"], ["RUN", "--games", "0"], ["RUN", "--device", "cuda:99"]],
+)
+def test_bad_arguments_of_evaluate(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate_module.main([str(run) if word == "RUN" else word for word in arguments]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_play_records_a_video(run: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import imageio.v3 as imageio
+
+    video = tmp_path / "new" / f"game{suffix}"
+    assert play_module.main([str(run), "--video", str(video)]) == 0
+    pictures = imageio.imread(video)
+    n_steps = int(capsys.readouterr().out.split(" in ")[1].split()[0])
+    assert pictures.shape[1:] == (400, 600, 3)
+    if suffix == ".mp4":
+        assert len(pictures) == n_steps
+    assert (pictures[0] != pictures[-1]).any()
+
+
+@pytest.mark.parametrize("arguments", [["--video", "x.avi"], ["--episodes", "0"]])
+def test_bad_arguments_of_play(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert play_module.main([str(run), *arguments]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_serial_bound_is_made_of_its_parts() -> None:
+    result = calibrate(TINY, repeats=3, seconds_per_repeat=0.02)
+    parts = (
+        result.simulation_agent_steps_per_second,
+        result.forward_agent_steps_per_second,
+        result.forward_backward_agent_steps_per_second,
+    )
+    assert result.serial_bound_agent_steps_per_second == pytest.approx(1 / sum(1 / part for part in parts))
+    assert result.serial_bound_agent_steps_per_second < min(parts)
+    assert (result.acting_batch, result.training_batch) == (2, 8)
+
+
+def test_calibration_takes_a_runs_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fast = calibrate(TINY, repeats=1, seconds_per_repeat=0.01)
+    monkeypatch.setattr(calibrate_module, "calibrate", lambda config: fast)
+    monkeypatch.setattr("sys.argv", ["calibrate", "env=acrobot"])
+    assert calibrate_module.main() == 0
+    assert "Acrobot-v1" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["calibrate", "env=nope"])
+    assert calibrate_module.main() == 2
+
+
+def test_a_run_stores_its_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "calibrate", lambda config: calibrate(config, 1, 0.01))
+    status = train(replace(TINY, calibrate=True), tmp_path)
+    assert status["calibration"]["serial_bound_agent_steps_per_second"] > 0
