@@ -13,7 +13,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -65,7 +65,7 @@ def compose(overrides: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
             return from_hydra(hydra_compose("config", overrides=list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error)) from error
 
 
@@ -113,8 +113,10 @@ def explain(error: BaseException) -> str:
     key = _full_key(error)
     root = _deepest(error)
     text = str(root).split("\n")[0].rstrip(".")
+    if isinstance(root, OverrideParseException):
+        return f"{root.override} cannot be read as key=value: {text}."
     if isinstance(root, OmegaConfBaseException) and type(root).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
-        parent, _, name = key.rpartition(".")
+        parent, _, name = str(root.full_key or key).rpartition(".")  # the part of the key that is not known
         known = sorted(_keys_of(root))
         hint = f": {nearest(name, known)}" if known else "."
         return f"{f'{parent}.' if parent else ''}{name} is not a key of the configuration{hint}"

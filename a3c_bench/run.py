@@ -54,7 +54,7 @@ def main() -> None:
     except UserError as error:
         _say(str(error))
         sys.exit(error.exit_status)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of algo=null, say
         _say(explain(error))
         sys.exit(2)
     except OSError as error:

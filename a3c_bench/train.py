@@ -96,6 +96,7 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
         versions=machine.versions(),
         git_commit=machine.git_commit(),
         lost_wall_seconds=before.get("lost_wall_seconds", 0.0) + _lost_seconds(before, saved),
+        wall_seconds=saved["wall_seconds"] if saved else 0.0,  # so that what is lost is counted once
     )
     try:
         if config.calibrate and "calibration" not in before:

@@ -40,7 +40,7 @@ def hardware(runs: Sequence[Run]) -> str:
 def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
     """Which runs did not end as they should; empty if all did."""
     names = [
-        " ".join(filter(None, [run.env, style.display_name(run.algo), run.label, f"seed {run.seed} ({run.state})"]))
+        f"{run.env} {style.display_name(run.algo)} seed {run.seed} ({run.state})"
         for run in runs
         if run.state != "finished"
     ]

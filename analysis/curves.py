@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,9 @@ SEEDS_FOR_BAND = 3
 CSV_COLUMNS = ("env", "algo", "label", "n_seeds", "x_axis", "x", "mean_return", "low_return", "high_return")
 _PANEL_HEIGHT = 2.15  # inches
 _CAPTION_POINTS = 6.5
+_LEGEND_POINTS = 7.0
+_LEGEND_HANDLE = 0.65  # inches, with the gaps around it
+_THIN = 0.7  # points
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def _make_group(key: tuple[str, str, str], traces: Sequence[Trace]) -> Group:
 
 
 def make_table(groups: Sequence[Group], axes: Sequence[str]) -> pd.DataFrame:
-    """The mean curves as numbers, one row per grid point; columns CSV_COLUMNS, x in frames or seconds as x_axis says."""
+    """The mean curves as numbers, one row per grid point; x is in frames or seconds, as x_axis says."""
     parts = []
     for group in groups:
         for axis in axes:
@@ -159,9 +163,9 @@ def _final_evaluation(games: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _order(env: str, algo: str, label: str) -> tuple[str, int, str, str]:
+def _order(env: str, algo: str, label: str) -> tuple[str, int, str, list[tuple[float, str]]]:
     known = list(style.COLOURS)
-    return env, known.index(algo) if algo in known else len(known), algo, label
+    return env, known.index(algo) if algo in known else len(known), algo, style.natural_order(label)
 
 
 # --- from curves to a figure ------------------------------------------------------------------------------------------
@@ -179,15 +183,15 @@ def draw(groups: Sequence[Group], axes: Sequence[str], window: int) -> Figure:
     for group in groups:
         rows[group.env].append(group)
     width = style.TWO_COLUMNS if len(axes) > 1 else style.ONE_COLUMN
-    text = _wrapped(make_caption(groups, axes, window), width)
-    legends = {env: [_legend_text(group) for group in row] for env, row in rows.items()}
+    text = _wrapped(make_caption(groups, axes, window), width - 0.2, _CAPTION_POINTS)
+    legends = {env: [_legend_text(group, width) for group in row] for env, row in rows.items()}
     columns = {env: _legend_columns(texts, width) for env, texts in legends.items()}
-    heights = [_PANEL_HEIGHT + 0.15 * -(-len(rows[env]) // columns[env]) for env in rows]
+    heights = [_PANEL_HEIGHT + _legend_height(texts, columns[env]) for env, texts in legends.items()]
     heights.append((text.count("\n") + 2) * _CAPTION_POINTS * 1.3 / 72.0)
     looks = style.looks([(group.algo, group.label) for group in groups])
     with style.context():
         figure = style.new_figure(width, sum(heights))
-        *parts, foot = figure.subfigures(len(heights), 1, height_ratios=heights)
+        *parts, foot = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, (env, row) in zip(parts, rows.items(), strict=True):
             _draw_row(part, row, axes, window, looks)
             part.suptitle(env, fontsize=9.0, fontweight="bold")
@@ -216,7 +220,7 @@ def _draw_row(
 
 
 def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: style.Look) -> None:
-    line = {"color": look.colour, "linestyle": look.line_style}
+    line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style}
     if group.has_band:
         band = group.bands[column]
         panel.plot(band.x / scale, band.mean, **line)
@@ -224,15 +228,15 @@ def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: styl
         points = [(group.final_evaluation(column), group.final_evaluation("mean_return"))]
     else:
         for trace in group.traces:
-            x, returns = trace.curve(column)
-            panel.plot(x / scale, returns, linewidth=0.7, **line)
+            alone = make_band([trace], column)
+            panel.plot(alone.x / scale, alone.mean, linewidth=_THIN, **line)
         known = [trace.evaluation for trace in group.traces if trace.evaluation]
         points = [(evaluation[column], evaluation["mean_return"]) for evaluation in known]
     for x_end, mean_return in points:
         panel.plot(x_end / scale, mean_return, **_marker(look), clip_on=False, zorder=5)
 
 
-def _marker(look: style.Look) -> dict[str, str | float]:
+def _marker(look: style.Look) -> dict[str, Any]:
     return {
         "color": look.colour,
         "marker": look.marker,
@@ -243,20 +247,28 @@ def _marker(look: style.Look) -> dict[str, str | float]:
 
 
 def _handle(group: Group, look: style.Look) -> Line2D:
-    width = 1.5 if group.has_band else 0.7
-    return Line2D([], [], linestyle=look.line_style, linewidth=width, **_marker(look))  # type: ignore[arg-type]
+    width = None if group.has_band else _THIN
+    marker = _marker(look) if any(trace.evaluation for trace in group.traces) else {"color": look.colour}
+    return Line2D([], [], linestyle=look.line_style, linewidth=width, **marker)
 
 
-def _legend_text(group: Group) -> str:
+def _legend_text(group: Group, width: float) -> str:
     name = " ".join(filter(None, [style.display_name(group.algo), group.label]))
-    seeds = f"{len(group.traces)} seed{'s' if len(group.traces) > 1 else ''}"
     value = group.final_evaluation("mean_return")
-    return f"{name} ({seeds})" + (f", final evaluation {value:,.1f}" if np.isfinite(value) else "")
+    seeds = f"{len(group.traces)} seed{'' if len(group.traces) == 1 else 's'}"
+    text = f"{name} ({seeds})" + (f", final evaluation {value:,.1f}" if np.isfinite(value) else "")
+    return _wrapped(text, width - _LEGEND_HANDLE, _LEGEND_POINTS)
 
 
 def _legend_columns(texts: Sequence[str], width: float) -> int:
-    room = width / (max(map(len, texts)) * 0.058 + 0.65)  # inches per character at 7 points, and the handle
-    return max(1, min(len(texts), int(room)))
+    """As many as fit beside each other; `width` in inches."""
+    longest = max(len(line) for text in texts for line in text.splitlines())
+    return max(1, min(len(texts), int(width / (longest * _letter_width(_LEGEND_POINTS) + _LEGEND_HANDLE))))
+
+
+def _legend_height(texts: Sequence[str], n_columns: int) -> float:
+    lines = sum(text.count("\n") + 1 for text in texts)
+    return -(-lines // n_columns) * _LEGEND_POINTS * 1.5 / 72.0
 
 
 def _largest_x(groups: Iterable[Group], column: str) -> float:
@@ -317,10 +329,14 @@ def _facts(runs: Sequence[Run]) -> str:
     return f"{caption.frames(runs)}, {caption.settings(runs)}"
 
 
-def _wrapped(text: str, width: float) -> str:
-    """Lines no longer than the figure, whose width is in inches."""
-    letters = int((width - 0.15) / (_CAPTION_POINTS / 72.0 * 0.56))  # the mean letter of DejaVu Sans is 0.56 em wide
-    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
+def _wrapped(text: str, width: float, points: float) -> str:
+    """Lines no longer than `width` inches at that font size."""
+    letters = int(width / _letter_width(points))
+    return "\n".join(textwrap.fill(line, letters, break_on_hyphens=False) for line in text.splitlines())
+
+
+def _letter_width(points: float) -> float:
+    return points / 72.0 * 0.53  # a letter of running text in DejaVu Sans is about 0.5 em wide
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -334,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
         files = style.save(draw(groups, axes, chosen.window), out / "curves.png")
         files.append(out / "curves.csv")
         make_table(groups, axes).to_csv(files[-1], index=False, float_format="%.6g")
-    except (_NothingToDraw, FileNotFoundError) as error:
+    except (_NothingToDrawError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
@@ -344,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-class _NothingToDraw(Exception):
+class _NothingToDrawError(Exception):
     """There is no curve; the message says why in one sentence."""
 
 
@@ -352,10 +368,10 @@ def _load_groups(roots: Sequence[Path], window: int) -> list[Group]:
     runs = load_runs(*roots)
     for root in roots:
         if not any(run.path.is_relative_to(root) for run in runs):
-            raise _NothingToDraw(f"{root} holds no run: a run is a directory with config.yaml and status.json.")
+            raise _NothingToDrawError(f"{root} holds no run: a run is a directory with config.yaml and status.json.")
     groups = make_groups(runs, window)
     if not groups:
-        raise _NothingToDraw(f"None of the {len(runs)} runs found has finished a training game yet.")
+        raise _NothingToDrawError(f"None of the {len(runs)} runs found has finished a training game yet.")
     return groups
 
 

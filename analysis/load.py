@@ -168,9 +168,14 @@ def _ignored(key: str) -> bool:
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key's last part, where no other key ends in the same."""
-    last = [key.rsplit(".", 1)[-1] for key in keys]
-    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+    """Each key's last part, or as many of its last parts as no other key ends in."""
+    return {key: _shortest_ending(key, [f".{other}" for other in keys if other != key]) for key in keys}
+
+
+def _shortest_ending(key: str, others: Sequence[str]) -> str:
+    parts = key.split(".")
+    endings = (".".join(parts[start:]) for start in reversed(range(len(parts))))
+    return next((end for end in endings if not any(other.endswith(f".{end}") for other in others)), key)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 Figures are made without pyplot, so no backend is chosen for the program that imports this, and none needs a display.
 """
 
+import re
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import seaborn as sns
@@ -26,7 +27,7 @@ COLOURS = {"dqn": "#E69F00", "gorila": "#CC79A7", "a3c": "#009E73", "ga3c": "#D5
 FALLBACK_COLOURS = ("#000000", "#56B4E9", "#7F7F7F")
 DISPLAY_NAMES = {"dqn": "DQN", "gorila": "Gorila", "a3c": "A3C", "ga3c": "GA3C", "paac": "PAAC"}
 
-LineStyle = str | tuple[int, tuple[float, ...]]
+LineStyle = Literal["-"] | tuple[int, tuple[float, ...]]  # solid, or dashes and gaps in points
 LINE_STYLES: dict[str, LineStyle] = {
     "paac": "-",
     "a3c": (0, (5.0, 1.5)),
@@ -49,6 +50,10 @@ _RC: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 3.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -71,7 +76,8 @@ class Look:
 
 def context() -> AbstractContextManager[None]:
     """The style, inside a `with` block only: figures of the importing program keep theirs."""
-    return mpl.rc_context({**sns.axes_style("ticks"), **sns.plotting_context("paper"), **_RC})
+    settings: Any = {**sns.axes_style("ticks"), **sns.plotting_context("paper"), **_RC}
+    return mpl.rc_context(settings)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -98,8 +104,14 @@ def looks(curves: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Look]:
     return {
         (algo, label): _look(algo, variant, unknown)
         for algo in labels
-        for variant, label in enumerate(sorted(labels[algo]))
+        for variant, label in enumerate(sorted(labels[algo], key=natural_order))
     }
+
+
+def natural_order(text: str) -> list[tuple[float, str]]:
+    """A sorting key that puts n_envs=8 before n_envs=32."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -136,4 +148,5 @@ def _look(algo: str, variant: int, unknown: Sequence[str]) -> Look:
 def _shade(colour: str, amount: float) -> str:
     """Mixed with white (amount above 0) or black (below)."""
     goal = 1.0 if amount > 0 else 0.0
-    return to_hex([(1.0 - abs(amount)) * part + abs(amount) * goal for part in to_rgb(colour)])
+    red, green, blue = ((1.0 - abs(amount)) * part + abs(amount) * goal for part in to_rgb(colour))
+    return to_hex((red, green, blue))

@@ -58,12 +58,14 @@ class VectorEnv:
             self._pool = envpool.make_gymnasium(
                 env_id, num_envs=n_envs, num_threads=min(n_threads, n_envs), seed=seeds, **options
             )
-        space = self._pool.action_space
-        if not hasattr(space, "n"):
+            actions, observations = self._pool.action_space, self._pool.observation_space
+        if not hasattr(actions, "n"):
             raise ConfigError(f"env.id={env_id} has continuous actions; only discrete ones are supported.")
-        self.n_actions = int(space.n)
-        self.observation_shape: tuple[int, ...] = tuple(self._pool.observation_space.shape)
-        self.observation_dtype = self._pool.observation_space.dtype
+        if not observations.shape:
+            raise ConfigError(f"env.id={env_id} shows several things at once; only one array is supported.")
+        self.n_actions = int(actions.n)
+        self.observation_shape: tuple[int, ...] = tuple(observations.shape)
+        self.observation_dtype = observations.dtype
         self.frame_skip = config.frame_skip
         self._all_ids = np.arange(n_envs, dtype=np.int32)
         self._tracker = EpisodeTracker(n_envs)

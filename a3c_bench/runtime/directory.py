@@ -132,7 +132,7 @@ class CsvFile:
     @property
     def size(self) -> int:
         """Bytes written so far."""
-        return self._file.tell()
+        return os.fstat(self._file.fileno()).st_size  # the position may lie behind the end after a truncation
 
     def close(self) -> None:
         """Closes the file."""
@@ -217,4 +217,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.1f}"
     text = str(value)
-    return f'"{text}"' if "," in text else text
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text

@@ -141,7 +141,8 @@ class Session:
                 for name, part in parts.items():
                     part.load_state_dict(self._saved["parts"][name])
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
-                raise CheckpointError(f"{self._directory.latest_checkpoint} does not fit this run: {error}") from error
+                reason = " ".join(str(error).split())  # torch's are several lines
+                raise CheckpointError(f"{self._directory.latest_checkpoint} does not fit this run: {reason}") from error
             self._saved = None
         self._save(self._directory.latest_checkpoint)
         self._write_status("running")

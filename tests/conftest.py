@@ -1,0 +1,134 @@
+"""What the tests share: a tiny run, the command line in this process and in another, and a file to look into a run."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from a3c_bench import run
+from a3c_bench.algos import paac
+from a3c_bench.algos.paac import PAACConfig
+from a3c_bench.core.losses import ActorCriticLoss
+from a3c_bench.runtime import clock
+from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    exit_status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def tiny() -> Config:
+    """PAAC on CartPole for 400 frames: 40 updates of 10 samples, a row and a checkpoint every 100 frames."""
+    return Config(
+        algo=PAACConfig(n_envs=2, t_max=5),
+        env=EnvConfig(id="CartPole-v1"),
+        network=NetworkConfig(hidden_sizes=(8,)),
+        budget=BudgetConfig(frames=400),
+        evaluation=EvaluationConfig(n_games=3, n_envs=2),
+        metrics_interval_frames=100,
+        checkpoint_interval_seconds=1e-6,
+        n_torch_threads=1,
+        progress=False,
+    )
+
+
+@pytest.fixture
+def at_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], ActorCriticLoss | None]], None]:
+    """`at_update(n, action)` calls the action in PAAC's n-th update from now; a loss that it gives takes the place."""
+
+    def install(number: int, action: Callable[[], ActorCriticLoss | None]) -> None:
+        calls = 0
+
+        def loss(*arguments: Any, **options: Any) -> ActorCriticLoss:
+            nonlocal calls
+            calls += 1
+            return (action() if calls == number else None) or real(*arguments, **options)
+
+        monkeypatch.setattr(paac, "actor_critic_loss", loss)
+
+    real = paac.actor_critic_loss
+    return install
+
+
+@pytest.fixture
+def stop_at_update(at_update: Callable[..., None]) -> Callable[..., None]:
+    """`stop_at_update(n, signal)` sends this process a signal in the n-th update from now."""
+
+    def install(number: int, sent: signal.Signals = signal.SIGTERM) -> None:
+        at_update(number, lambda: os.kill(os.getpid(), sent))
+
+    return install
+
+
+class Ticks:
+    """A clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    """The clock that training time is taken from."""
+    made = Ticks()
+    monkeypatch.setattr(clock, "time", made)
+    return made
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    """`cli(*words)` is `python -m a3c_bench.run *words`, in this process."""
+    root, threads = logging.getLogger(), torch.get_num_threads()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it; so it is taken away again
+
+    def call(*words: str) -> Ended:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["a3c_bench.run", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run.main()
+        return Ended(int(left.value.code or 0), *capfd.readouterr())
+
+    yield call
+    GlobalHydra.instance().clear()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """`spawn(*words)` starts `python -m a3c_bench.run *words` in a session of its own, which is ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str, **options: Any) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "a3c_bench.run", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **(pipes | options))
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

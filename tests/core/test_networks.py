@@ -1,0 +1,259 @@
+"""The networks: shapes and sizes as published, inputs, trunks, initialisation, and sampling."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from a3c_bench.core.networks import ActorCritic, sample_actions
+
+ATARI = (4, 84, 84)
+SMALL_FRAME = (2, 36, 36)  # the least that "nature" takes: 36 -> 8 -> 3 -> 1
+
+
+def n_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def frames(n: int, shape: tuple[int, ...] = SMALL_FRAME) -> Tensor:
+    return torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def network(
+    kind: str = "nips",
+    initialisation: str = "fan_in",  # lively outputs: the orthogonal policy head is nearly uniform
+    shared_trunk: bool = True,
+    channels_last: bool = False,
+) -> ActorCritic:
+    """The same weights on every call."""
+    torch.manual_seed(0)
+    shape = (3,) if kind == "mlp" else SMALL_FRAME
+    return ActorCritic(
+        shape, 5, kind, initialisation=initialisation, shared_trunk=shared_trunk, channels_last=channels_last
+    )
+
+
+@pytest.mark.parametrize("kind", ["nips", "nature"])
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_outputs_of_image_networks(kind: str, shared_trunk: bool) -> None:
+    log_probs, values = network(kind, shared_trunk=shared_trunk)(frames(3))
+    assert log_probs.shape == (3, 5)
+    assert values.shape == (3,)
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3))
+    assert log_probs.std(-1).min() > 1e-3  # distributions, and not all the uniform one
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_the_mlp_flattens_any_observation(shape: tuple[int, ...]) -> None:
+    log_probs, values = ActorCritic(shape, 2)(torch.ones(7, *shape))
+    assert log_probs.shape == (7, 2)
+    assert values.shape == (7,)
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(7))
+
+
+@pytest.mark.parametrize(("activation", "function"), [("tanh", torch.tanh), ("relu", torch.relu)])
+def test_the_mlp_by_hand(activation: str, function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net = ActorCritic((3,), 2, hidden_sizes=(4, 5), activation=activation, initialisation="fan_in")
+    first_w, first_b, second_w, second_b, policy_w, policy_b, value_w, value_b = net.parameters()
+    x = torch.randn(6, 3)
+    features = function(function(x @ first_w.T + first_b) @ second_w.T + second_b)
+    log_probs, values = net(x)
+    torch.testing.assert_close(log_probs.exp(), (features @ policy_w.T + policy_b).softmax(-1))
+    torch.testing.assert_close(values, (features @ value_w.T + value_b)[:, 0])
+
+
+def test_nips_has_the_published_size() -> None:
+    # 84 -> (84 - 8)/4 + 1 = 20 -> (20 - 4)/2 + 1 = 9
+    # conv 16 * (4 * 8 * 8) + 16 = 4,112;  conv 32 * (16 * 4 * 4) + 32 = 8,224
+    # fc 256 * (32 * 9 * 9) + 256 = 663,808;  policy 6 * 256 + 6 = 1,542;  value 256 + 1 = 257
+    assert n_parameters(ActorCritic(ATARI, 6, "nips", initialisation="fan_in")) == 677_943
+
+
+def test_nature_has_the_published_size() -> None:
+    # 84 -> 20 -> 9 -> (9 - 3)/1 + 1 = 7
+    # conv 32 * (4 * 8 * 8) + 32 = 8,224;  conv 64 * (32 * 4 * 4) + 64 = 32,832;  conv 64 * (64 * 3 * 3) + 64 = 36,928
+    # fc 512 * (64 * 7 * 7) + 512 = 1,606,144;  policy 6 * 512 + 6 = 3,078;  value 512 + 1 = 513
+    assert n_parameters(ActorCritic(ATARI, 6, "nature", initialisation="fan_in")) == 1_687_719
+
+
+def test_separate_trunks_cost_one_more_trunk() -> None:
+    # (3 * 64 + 64) + (64 * 64 + 64) = 4,416
+    shared, separate = (n_parameters(network("mlp", shared_trunk=shared)) for shared in (True, False))
+    assert separate - shared == 4_416
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_uint8_frames_are_scaled_to_one(channels_last: bool) -> None:
+    net = network(channels_last=channels_last)
+    observations = frames(3)
+    before = observations.clone()
+    log_probs, values = net(observations)
+    by_hand_log_probs, by_hand_values = net(observations.float() / 255.0)
+    torch.testing.assert_close(log_probs, by_hand_log_probs)
+    torch.testing.assert_close(values, by_hand_values)
+    assert torch.equal(observations, before)
+
+
+def test_floats_are_not_scaled() -> None:
+    net = network("mlp")
+    x = torch.randn(4, 3)
+    features = net.trunk(x)
+    torch.testing.assert_close(net(x)[1], net.value_head(features)[:, 0])
+
+
+@pytest.mark.parametrize("kind", ["nips", "nature"])
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_memory_layout_does_not_change_outputs_or_gradients(kind: str, shared_trunk: bool) -> None:
+    plain = network(kind, shared_trunk=shared_trunk)
+    channels_last = network(kind, shared_trunk=shared_trunk, channels_last=True)
+    convolution = channels_last.trunk[0]
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    outputs = [net(frames(3)) for net in (plain, channels_last)]
+    for got, expected in zip(outputs[1], outputs[0], strict=True):
+        torch.testing.assert_close(got, expected)
+    for log_probs, values in outputs:
+        (log_probs[:, 0].sum() + values.sum()).backward()
+    for got_parameter, expected_parameter in zip(channels_last.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got_parameter.grad, expected_parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_last_leaves_an_mlp_alone() -> None:
+    x = torch.randn(4, 3)
+    for got, expected in zip(network("mlp", channels_last=True)(x), network("mlp")(x), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["nips", "mlp"])
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_the_value_loss_reaches_the_policy_trunk_only_if_shared(kind: str, shared_trunk: bool) -> None:
+    net = network(kind, shared_trunk=shared_trunk)
+    _, values = net(torch.randn(3, 3) if kind == "mlp" else frames(3))
+    values.square().sum().backward()
+    reached = [p.grad is not None and bool(p.grad.any()) for p in net.trunk.parameters()]
+    assert reached == [shared_trunk] * len(reached)
+    assert net.policy_head.weight.grad is None
+    assert net.value_head.weight.grad is not None
+    assert (net.value_trunk is None) == shared_trunk
+    if net.value_trunk is not None:
+        assert all(p.grad is not None and p.grad.any() for p in net.value_trunk.parameters())
+
+
+def test_the_policy_loss_leaves_a_separate_value_trunk_alone() -> None:
+    net = network("mlp", shared_trunk=False)
+    log_probs, _ = net(torch.randn(3, 3))
+    log_probs[:, 0].sum().backward()
+    assert net.value_trunk is not None
+    assert all(p.grad is None for p in net.value_trunk.parameters())
+    assert all(p.grad is not None for p in net.trunk.parameters())
+
+
+def test_separate_trunks_start_differently() -> None:
+    net = network("mlp", shared_trunk=False)
+    assert net.value_trunk is not None
+    weights, value_weights = next(net.trunk.parameters()), next(net.value_trunk.parameters())
+    assert weights.shape == value_weights.shape
+    assert not torch.equal(weights, value_weights)
+
+
+@pytest.mark.parametrize("kind", ["nips", "nature", "mlp"])
+def test_fan_in_fills_its_interval_and_no_more(kind: str) -> None:
+    for module in network(kind, "fan_in", shared_trunk=False).modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+        elif isinstance(module, nn.Linear):
+            fan_in = module.in_features
+        else:
+            continue
+        bound = 1.0 / math.sqrt(fan_in)
+        assert module.bias is not None
+        drawn = torch.cat([module.weight.flatten(), module.bias])
+        assert drawn.abs().max() <= bound
+        assert drawn.abs().max() > 0.95 * bound
+        assert module.bias.abs().min() > 0.0
+        # U(-b, b) has standard deviation b / sqrt 3; the smallest layer has 65 numbers.
+        assert drawn.std().item() == pytest.approx(bound / math.sqrt(3.0), rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["nips", "nature", "mlp"])
+def test_orthogonal_trunks_have_gain_root_two(kind: str) -> None:
+    net = network(kind, "orthogonal", shared_trunk=False)
+    assert net.value_trunk is not None
+    layers = [m for trunk in (net.trunk, net.value_trunk) for m in trunk if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == {"nips": 6, "nature": 8, "mlp": 4}[kind]
+    for layer in layers:
+        w = layer.weight.flatten(1)
+        gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w  # of the smaller side: the other has not full rank
+        torch.testing.assert_close(gram, 2.0 * torch.eye(len(gram)), rtol=0.0, atol=1e-4)
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+
+def test_orthogonal_heads_have_their_own_gains() -> None:
+    net = network("mlp", "orthogonal")
+    policy, value = net.policy_head, net.value_head
+    torch.testing.assert_close(policy.weight @ policy.weight.T, 1e-4 * torch.eye(5), rtol=0.0, atol=1e-8)
+    torch.testing.assert_close(value.weight @ value.weight.T, torch.ones(1, 1))
+    assert not policy.bias.any()
+    assert not value.bias.any()
+    log_probs, _ = net(torch.randn(10, 3))
+    torch.testing.assert_close(log_probs.exp(), torch.full((10, 5), 0.2), rtol=0.0, atol=0.05)  # nearly uniform
+
+
+@pytest.mark.parametrize("kind", ["nips", "nature"])
+@pytest.mark.parametrize("shape", [(4,), (84, 84), (2, 4, 84, 84)])
+def test_image_networks_refuse_what_is_no_image(kind: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"'{kind}' needs images"):
+        ActorCritic(shape, 2, kind)
+
+
+# nips takes 20 -> 4 -> 1 and nature 36 -> 8 -> 3 -> 1: one pixel less must fail, whichever side lacks it.
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("nips", (1, 19, 20)), ("nips", (1, 20, 19)), ("nature", (1, 35, 36)), ("nature", (1, 7, 7))]
+)
+def test_frames_too_small_are_refused(kind: str, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=f"{shape[1]}x{shape[2]} are too small for '{kind}'"):
+        ActorCritic(shape, 2, kind)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("nips", 20), ("nature", 36)])
+def test_the_smallest_frames_are_accepted(kind: str, side: int) -> None:
+    log_probs, values = ActorCritic((1, side, side), 2, kind)(frames(2, (1, side, side)))
+    assert log_probs.shape == (2, 2)
+    assert values.shape == (2,)
+
+
+def test_actions_are_sampled_by_their_probabilities() -> None:
+    probabilities = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.0, 0.3, 0.0]])  # per row, and never the impossible
+    n_draws = 20_000
+    log_probs = probabilities.log().repeat(n_draws, 1)
+    before = log_probs.clone()
+    actions = sample_actions(log_probs, torch.Generator().manual_seed(0))
+    assert actions.shape == (2 * n_draws,)
+    assert actions.dtype == torch.int64
+    assert torch.equal(log_probs, before)
+    frequencies = F.one_hot(actions, 4).view(n_draws, 2, 4).float().mean(0)
+    # A frequency's standard error is at most sqrt(0.25 / 20,000) = 0.0035.
+    torch.testing.assert_close(frequencies, probabilities, rtol=0.0, atol=0.014)
+    assert (frequencies[probabilities == 0.0] == 0.0).all()
+
+
+def test_rows_are_sampled_independently() -> None:
+    first, second = sample_actions(torch.full((20_000, 2), 0.5).log(), torch.Generator().manual_seed(0)).view(2, -1)
+    assert (first == second).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_generator_alone_decides_the_actions() -> None:
+    log_probs = torch.full((100, 4), 0.25).log()
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(2)
+    first, second = (sample_actions(log_probs, generator) for _ in range(2))
+    generator.manual_seed(1)
+    torch.manual_seed(3)
+    assert torch.equal(sample_actions(log_probs, generator), first)
+    assert torch.equal(sample_actions(log_probs, generator), second)
+    assert not torch.equal(first, second)

@@ -1,0 +1,94 @@
+"""Progress: a bar on a terminal, log lines elsewhere, silence when asked."""
+
+import io
+import logging
+import sys
+from typing import Any
+
+import pytest
+
+from a3c_bench.runtime import progress
+from a3c_bench.runtime.progress import ProgressDisplay
+
+ROW = {"frames": 250.0, "frames_per_second": 10.0, "mean_return_100_games": 12.34}
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress, "time", made)
+    return made
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_without_a_terminal(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    shown = ProgressDisplay("CartPole-v1 paac seed 0", 1000, True)
+    shown.update(ROW)
+    clock.now += 5
+    shown.update(ROW | {"frames": 300.0})  # too soon
+    clock.now += 6
+    shown.update(ROW | {"frames": 1_100.0, "mean_return_100_games": None})
+    shown.close()
+    assert caplog.messages == [
+        "CartPole-v1 paac seed 0: frame 250/1,000 (75 s left), return 12.3, 10 frames/s",
+        "CartPole-v1 paac seed 0: frame 1,100/1,000 (0 s left), return -, 10 frames/s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("total", "frames_per_second", "line"),
+    [
+        (None, 10.0, "x: frame 250, return 12.3, 10 frames/s"),
+        (100_250, 10.0, "x: frame 250/100,250 (167 min left), return 12.3, 10 frames/s"),
+        (None, 0.0, "x: frame 250, return 12.3, 0 frames/s"),
+    ],
+)
+def test_lines(
+    clock: Clock, caplog: pytest.LogCaptureFixture, total: int | None, frames_per_second: float, line: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    ProgressDisplay("x", total, True).update(ROW | {"frames_per_second": frames_per_second})
+    assert caplog.messages == [line]
+
+
+def test_silence(clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO)
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    shown = ProgressDisplay("x", 1000, False)
+    shown.update(ROW)
+    shown.close()
+    assert caplog.messages == []
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("total", [1000, None])
+def test_a_bar_on_a_terminal(
+    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, total: int | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = ProgressDisplay("CartPole-v1 paac", total, True)
+    shown.update(ROW)
+    shown.close()
+    text: Any = screen.getvalue()
+    assert "CartPole-v1 paac" in text
+    assert "return 12.3  10 frames/s" in text
+    assert ("25%" in text) == (total is not None)
+    assert text.endswith("\x1b[?25h")  # the cursor is back
+    assert caplog.messages == []

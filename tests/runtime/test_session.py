@@ -1,0 +1,361 @@
+"""A run from start to end: what ends it, what its files say, and what it does when things go wrong."""
+
+import json
+import logging
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from a3c_bench import train as train_module
+from a3c_bench.core.losses import ActorCriticLoss
+from a3c_bench.envs.episodes import Episode
+from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, TrainingError
+from a3c_bench.evaluate import EvaluationResult
+from a3c_bench.runtime import checkpoint, recorder
+from a3c_bench.runtime.directory import RunDirectory, read_status
+from a3c_bench.runtime.recorder import Recorder
+from a3c_bench.schema import BudgetConfig, Config, EvaluationConfig, OptimizerConfig
+from a3c_bench.train import train
+
+NAN_LOSS = ActorCriticLoss(*torch.full((4,), float("nan"), requires_grad=True).unbind())
+
+
+def steady(config: Config, **budget: Any) -> Config:
+    """With this budget, a learning rate that does not need one in frames, and no checkpoint on the way."""
+    algo = replace(config.algo, optimizer=OptimizerConfig(anneal=False))
+    return replace(config, algo=algo, budget=BudgetConfig(**budget), checkpoint_interval_seconds=1e6)
+
+
+@pytest.fixture
+def one_second_updates(ticks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every update takes a second of training, and nothing else any."""
+    real = Recorder.add_update
+
+    def add_update(self: Recorder, metrics: Any) -> None:
+        ticks.now += 1.0
+        real(self, metrics)
+
+    monkeypatch.setattr(Recorder, "add_update", add_update)
+
+
+# --- budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_frames_end_a_run(tiny: Config, tmp_path: Path) -> None:
+    status = train(tiny, tmp_path)
+    assert status["state"] == "finished"
+    assert 400 <= status["frames"] < 400 + 2 * 5
+    assert status["frames"] == status["agent_steps"]
+    assert status["attempts"] == 1
+    assert status["error"] is None
+
+
+def test_training_time_ends_a_run(tiny: Config, tmp_path: Path, one_second_updates: None) -> None:
+    status = train(steady(tiny, wall_clock_seconds=7.0), tmp_path)
+    assert (status["state"], status["updates"], status["wall_seconds"]) == ("finished", 7, 7.0)
+
+
+def test_training_time_counts_over_attempts(
+    tiny: Config, tmp_path: Path, one_second_updates: None, stop_at_update: Callable[..., None]
+) -> None:
+    config = steady(tiny, wall_clock_seconds=7.0)
+    stop_at_update(3)
+    status = train(config, tmp_path)
+    assert (status["state"], status["wall_seconds"]) == ("preempted", 3.0)
+    status = train(config, tmp_path)
+    assert (status["state"], status["updates"], status["wall_seconds"]) == ("finished", 7, 7.0)
+    assert pd.read_csv(tmp_path / "metrics.csv")["wall_seconds"].tolist()[-1] == 7.0
+
+
+def test_a_mean_return_ends_a_run(tiny: Config, tmp_path: Path) -> None:
+    """Over 100 games: fewer, however good, do not."""
+    status = train(steady(tiny, frames=1_000_000, target_return=1.0), tmp_path)
+    episodes = pd.read_csv(tmp_path / "episodes.csv")
+    assert status["state"] == "finished"
+    assert 100 <= len(episodes) <= 104
+    assert status["final"]["mean_return_100_games"] == pytest.approx(episodes["episode_return"].tail(100).mean())
+
+
+def test_a_return_that_is_not_reached_does_not(tiny: Config, tmp_path: Path) -> None:
+    status = train(steady(tiny, frames=4_000, target_return=501.0), tmp_path)
+    assert status["frames"] >= 4_000
+    assert len(pd.read_csv(tmp_path / "episodes.csv")) > 100
+
+
+def test_no_budget_is_refused(tiny: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no budget: set budget\.frames"):
+        train(replace(tiny, budget=BudgetConfig()), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"anneal=true needs budget\.frames"):
+        train(replace(tiny, budget=BudgetConfig(wall_clock_seconds=1.0)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_agree_with_each_other(tiny: Config, tmp_path: Path) -> None:
+    status = train(tiny, tmp_path)
+    metrics, lag = pd.read_csv(tmp_path / "metrics.csv"), pd.read_csv(tmp_path / "lag.csv")
+    episodes, games = pd.read_csv(tmp_path / "episodes.csv"), pd.read_csv(tmp_path / "eval.csv")
+    assert (metrics["frames"] // 100).tolist() == [1, 2, 3, 4]
+    assert metrics["frames"].iloc[-1] == status["frames"]
+    assert metrics["updates"].iloc[-1] == status["updates"]
+    assert lag["frames"].tolist() == metrics["frames"].tolist()
+    assert lag["lag_updates_max"].tolist() == [0.0] * 4
+    gained = metrics["frames"].diff().fillna(metrics["frames"])
+    seconds = metrics["wall_seconds"].diff().fillna(metrics["wall_seconds"])
+    pd.testing.assert_series_equal(metrics["frames_per_second"], gained / seconds, check_names=False, rtol=1e-3)
+    shares = metrics[[column for column in metrics if column.startswith("share_")]].sum(axis=1)
+    assert shares.tolist() == pytest.approx([1.0] * 4, abs=1e-4)
+    assert (episodes["episode_return"] == episodes["episode_length"]).all()  # CartPole: 1 per agent step
+    assert episodes["episode_length"].sum() <= status["frames"]
+    assert games["final"].tolist() == [True] * 3
+    assert games["game_index"].tolist() == [0, 1, 2]
+    assert status["final"]["evaluation_mean_return"] == pytest.approx(games["episode_return"].mean())
+
+
+def test_evaluation_takes_no_training_time(
+    tiny: Config, tmp_path: Path, ticks: Any, one_second_updates: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train_module.evaluate
+
+    def slow(*arguments: Any) -> EvaluationResult | None:
+        ticks.now += 1000.0
+        return real(*arguments)
+
+    monkeypatch.setattr(train_module, "evaluate", slow)
+    status = train(replace(tiny, evaluation=EvaluationConfig(interval_frames=100, n_games=2, n_envs=2)), tmp_path)
+    games = pd.read_csv(tmp_path / "eval.csv")
+    assert games["final"].tolist() == [False] * 6 + [True] * 2
+    assert status["wall_seconds"] == status["updates"]
+    assert (games["wall_seconds"] == games["updates"]).all()
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    assert (metrics["wall_seconds"] == metrics["updates"]).all()
+    assert metrics["tps"].tolist() == [1.0] * 4
+
+
+def test_an_interval_averages_its_updates(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, {})
+    rows = Recorder(directory)
+    for loss, variance in [(1.0, float("nan")), (torch.tensor(3.0), 0.5)]:
+        rows.add_update({"loss": loss, "explained_variance": variance})
+    row = rows.end_interval(dict.fromkeys(recorder.COUNTERS, 2.0) | {"wall_seconds": 4.0}, {"share_wait": 0.25})
+    assert row["loss"] == 2.0
+    assert row["explained_variance"] == 0.5  # NaN where returns do not vary is no divergence
+    assert (row["frames_per_second"], row["pps"], row["tps"]) == (0.5, 0.5, 0.5)
+    assert row["share_wait"] == 0.25
+    assert row["mean_return_100_games"] is None
+    row = rows.end_interval(dict.fromkeys(recorder.COUNTERS, 4.0) | {"wall_seconds": 5.0}, {})
+    assert "loss" not in row
+    assert row["pps"] == 2.0
+    rows.close()
+    directory.close()
+
+
+def test_the_mean_return_is_of_the_last_100_games(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, {})
+    rows = Recorder(directory)
+    counters = dict.fromkeys(recorder.COUNTERS, 0.0)
+    assert rows.mean_return is None
+    rows.add_episodes(counters, [Episode(0, 7.0, 7)])
+    assert rows.mean_return == 7.0
+    rows.add_episodes(counters, [Episode(0, float(i), 1) for i in range(100)])
+    assert rows.mean_return == 49.5
+    resumed = Recorder(directory, saved=rows.state_dict())
+    assert resumed.mean_return == 49.5
+    assert len(pd.read_csv(tmp_path / "episodes.csv")) == 101
+    for table in (rows, resumed):
+        table.close()
+    directory.close()
+
+
+def test_a_resumed_recorder_saves_where_its_tables_end(tmp_path: Path) -> None:
+    """Also before it has written anything: rows past the checkpoint are gone, and a second kill must not miss them."""
+    directory = RunDirectory(tmp_path, {})
+    rows = Recorder(directory)
+    saved = rows.state_dict()
+    rows.add_episodes(dict.fromkeys(recorder.COUNTERS, 0.0), [Episode(0, 7.0, 7)])
+    rows.close()
+    resumed = Recorder(directory, saved=saved)
+    assert resumed.state_dict()["sizes"] == saved["sizes"]
+    resumed.close()
+    directory.close()
+    assert (tmp_path / "episodes.csv").stat().st_size == saved["sizes"]["episodes"]
+
+
+# --- stopping and going on ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_stopped_run_goes_on_to_its_budget(
+    tiny: Config, tmp_path: Path, stop_at_update: Callable[..., None], sent: signal.Signals
+) -> None:
+    undisturbed = train(tiny, tmp_path / "undisturbed")
+    stop_at_update(13, sent)
+    stopped = train(tiny, tmp_path / "stopped")
+    assert (stopped["state"], stopped["stop_signal"], stopped["updates"]) == ("preempted", sent.name, 13)
+    saved = checkpoint.load(tmp_path / "stopped" / "checkpoint" / "latest.pt")
+    assert saved["counters"] == {key: stopped[key] for key in ("frames", "agent_steps", "updates")}
+    status = train(tiny, tmp_path / "stopped")
+    assert (status["state"], status["attempts"]) == ("finished", 2)
+    assert abs(status["frames"] - undisturbed["frames"]) < 2 * 5  # phantom steps may fall elsewhere
+    assert abs(status["updates"] - undisturbed["updates"]) <= 3
+    assert status["wall_seconds"] > stopped["wall_seconds"]
+    metrics = pd.read_csv(tmp_path / "stopped" / "metrics.csv")
+    assert metrics["frames"].is_monotonic_increasing
+    assert metrics["frames"].is_unique
+    assert metrics["updates"].tolist().count(13) == 1
+
+
+def test_a_stop_during_the_last_evaluation_repeats_it(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train_module.evaluate
+
+    def stopped(config: Config, network: Any, seed: Any, interrupted: Callable[[], bool]) -> EvaluationResult | None:
+        signal.raise_signal(signal.SIGTERM)
+        return real(config, network, seed, interrupted)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "evaluate", stopped)
+        status = train(tiny, tmp_path)
+    assert (status["state"], status["frames"] >= 400) == ("preempted", True)
+    assert len(pd.read_csv(tmp_path / "eval.csv")) == 0
+    again = train(tiny, tmp_path)
+    assert (again["state"], again["frames"]) == ("finished", status["frames"])
+    assert len(pd.read_csv(tmp_path / "eval.csv")) == 3
+
+
+def test_a_finished_run_is_left_alone(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(tiny, tmp_path)
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".log"}
+    monkeypatch.setattr(train_module, "_train", None)  # calling it would be an error
+    assert train(tiny, tmp_path) == first
+    assert {file: file.read_bytes() for file in files} == files
+
+
+def test_a_finished_run_without_its_checkpoint_starts_anew(tiny: Config, tmp_path: Path) -> None:
+    train(tiny, tmp_path)
+    (tmp_path / "checkpoint" / "latest.pt").unlink()
+    status = train(tiny, tmp_path)
+    assert (status["state"], status["attempts"]) == ("finished", 2)
+    assert pd.read_csv(tmp_path / "metrics.csv")["frames"].is_unique
+
+
+def test_lost_time_is_counted_once(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
+    """A kill loses what came after the checkpoint; a start that fails before it trains loses nothing more."""
+
+    def fail() -> None:
+        raise RuntimeError("killed")
+
+    at_update(5, fail)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tiny, tmp_path)
+    lost = {"wall_seconds": 50.0}  # what a kill long after the checkpoint leaves
+    (tmp_path / "status.json").write_text(json.dumps(read_status(tmp_path) | lost))
+    for _ in range(2):
+        at_update(1, fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tiny, tmp_path)
+    assert read_status(tmp_path)["lost_wall_seconds"] == pytest.approx(50.0, abs=1.0)
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interval", [50, 10_000])
+def test_a_diverged_run_fails_and_keeps_its_checkpoint(
+    tiny: Config, tmp_path: Path, at_update: Callable[..., None], interval: int
+) -> None:
+    at_update(24, lambda: NAN_LOSS)
+    config = replace(tiny, metrics_interval_frames=interval)
+    with pytest.raises(TrainingError, match=r"loss became nan before frame \d+: the run diverged\."):
+        train(config, tmp_path)
+    status = read_status(tmp_path)
+    assert status["state"] == "failed"
+    assert status["error"].startswith("TrainingError: loss became nan")
+    assert "Traceback" in status["traceback"]
+    assert status["attempts"] == 1
+    saved = checkpoint.load(tmp_path / "checkpoint" / "latest.pt")
+    rows = pd.read_csv(tmp_path / "metrics.csv")["updates"].tolist()
+    assert saved["counters"]["updates"] == (rows[-1] if rows else 0) < 24
+    assert len(rows) == (4 if interval == 50 else 0)
+    assert all(torch.isfinite(value).all() for value in saved["parts"]["network"].values())
+    assert not (tmp_path / "checkpoint" / "best.pt").exists()
+
+
+def test_a_failed_run_is_tried_again(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
+    at_update(24, lambda: NAN_LOSS)
+    with pytest.raises(TrainingError):
+        train(tiny, tmp_path)
+    status = train(tiny, tmp_path)
+    assert (status["state"], status["attempts"], status["error"]) == ("finished", 2, None)
+    assert not math.isnan(status["final"]["evaluation_mean_return"])
+
+
+def test_any_other_error_is_on_record(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("by hand")
+
+    at_update(3, fail)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny, tmp_path)
+    status = read_status(tmp_path)
+    assert (status["state"], status["error"]) == ("failed", "ZeroDivisionError: by hand")
+    assert "by hand" in status["traceback"]
+    assert "ZeroDivisionError: by hand" in (tmp_path / "a3c_bench.log").read_text()
+
+
+def test_the_directory_is_let_go_after_a_failure(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
+    at_update(3, lambda: NAN_LOSS)
+    with pytest.raises(TrainingError):
+        train(replace(tiny, metrics_interval_frames=10), tmp_path)
+    RunDirectory(tmp_path, asdict(replace(tiny, metrics_interval_frames=10))).close()
+
+
+def test_log_handlers_and_levels_come_back(tiny: Config, tmp_path: Path) -> None:
+    package = logging.getLogger("a3c_bench")
+    before = package.handlers[:], package.level
+    train(tiny, tmp_path)
+    assert (package.handlers, package.level) == before
+    assert "evaluation return" in (tmp_path / "a3c_bench.log").read_text()
+
+
+@pytest.mark.parametrize("other", [{"n_envs": 3}, {"t_max": 7}])
+def test_another_configuration_is_refused(tiny: Config, tmp_path: Path, other: dict[str, int]) -> None:
+    train(tiny, tmp_path)
+    (key, value), *_ = other.items()
+    with pytest.raises(RunDirectoryError, match=rf"algo\.{key}: {getattr(tiny.algo, key)} there, {value} asked"):
+        train(replace(tiny, algo=replace(tiny.algo, **other)), tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    tiny: Config, tmp_path: Path, stop_at_update: Callable[..., None]
+) -> None:
+    stop_at_update(3)
+    train(tiny, tmp_path)
+    file = tmp_path / "checkpoint" / "latest.pt"
+    saved = checkpoint.load(file)
+    saved["parts"]["network"] = {"other.weight": torch.zeros(2)}
+    checkpoint.save(file, saved)
+    with pytest.raises(CheckpointError, match=r"latest\.pt does not fit this run") as refused:
+        train(tiny, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_of_another_algorithm_is_refused(
+    tiny: Config, tmp_path: Path, stop_at_update: Callable[..., None]
+) -> None:
+    stop_at_update(3)
+    train(tiny, tmp_path)
+    file = tmp_path / "checkpoint" / "latest.pt"
+    checkpoint.save(file, checkpoint.load(file) | {"algorithm": "dqn"})
+    with pytest.raises(CheckpointError, match="is a checkpoint of dqn, not of paac: remove it to start anew"):
+        train(tiny, tmp_path)

@@ -1,0 +1,317 @@
+"""Configuration: every preset of conf/, what overrides what, and where a run lives."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from a3c_bench import config as config_module
+from a3c_bench.algos import algorithm_names, find_algorithm
+from a3c_bench.algos.paac import PAACConfig
+from a3c_bench.config import compose, config_directory, load_config, run_directory
+from a3c_bench.envs.vector import ATARI
+from a3c_bench.errors import RunDirectoryError
+from a3c_bench.runtime.directory import RunDirectory
+from a3c_bench.schema import Config, EnvConfig, check
+from a3c_bench.train import check_run, train
+
+CONF = config_directory()
+TINY = (
+    "budget.frames=120",
+    "algo.n_envs=2",
+    "evaluation.n_games=1",
+    "evaluation.n_envs=1",
+    "evaluation.max_episode_frames=200",
+    "metrics_interval_frames=40",
+    "n_torch_threads=1",
+    "progress=false",
+)
+
+
+def presets(group: str) -> list[str]:
+    """The options of a group, as its files say."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def said(file: Path) -> dict[str, Any]:
+    """What a file of conf/ sets."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(file))
+    return {key: value for key, value in content.items() if key != "defaults"}
+
+
+def differences(config: Any, wanted: dict[str, Any], path: str = "") -> list[str]:
+    """Keys of `wanted` that have another value in the configuration."""
+    found = []
+    for key, value in wanted.items():
+        there = getattr(config, key)
+        if isinstance(value, dict):
+            found += differences(there, value, f"{path}{key}.")
+        elif there != value:
+            found.append(f"{path}{key}: {there!r}, not {value!r}")
+    return found
+
+
+def game_of(env: str) -> list[str]:
+    """What must be said beside env=<env>."""
+    return ["env.game=Qbert"] if env == ATARI else []
+
+
+# --- presets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", presets("env"))
+def test_an_environment_composes_and_is_made(env: str) -> None:
+    config = compose([f"env={env}", *game_of(env)])
+    check_run(config)
+    assert differences(config, said(CONF / "env" / f"{env}.yaml")) == [] or env == ATARI
+    if config.env.game is not None:
+        assert (config.env.frame_skip, config.network.kind, config.budget.frames) == (4, "nips", 320_000_000)
+    else:
+        assert (config.env.frame_skip, config.network.kind) == (1, "mlp")
+
+
+@pytest.mark.parametrize("group", ["network", "advantage", "logger"])
+def test_a_group_composes(group: str) -> None:
+    for name in presets(group):
+        config = compose([f"{group}={name}"])
+        check(config)
+        assert differences(getattr(config, group), said(CONF / group / f"{name}.yaml")) == []
+
+
+@pytest.mark.parametrize("name", presets("experiment"))
+def test_an_experiment_composes_and_trains(name: str, tmp_path: Path) -> None:
+    config = compose([f"experiment={name}"])
+    check_run(config)
+    assert differences(config, said(CONF / "experiment" / f"{name}.yaml")) == []
+    assert "python -m a3c_bench.run" in (CONF / "experiment" / f"{name}.yaml").read_text()
+    for algo in presets(f"experiment/{name}"):
+        tuned = compose([f"experiment={name}", f"algo={algo}"])
+        assert differences(tuned, said(CONF / "experiment" / name / f"{algo}.yaml")) == []
+    status = train(compose([f"experiment={name}", *TINY]), tmp_path)
+    assert status["state"] == "finished"
+    assert status["frames"] >= 120
+
+
+@pytest.mark.parametrize("algo", presets("algo"))
+def test_an_algorithm_is_said_in_full(algo: str) -> None:
+    """Every setting stands in its file, and arrives unless something tunes it."""
+    wanted = said(CONF / "algo" / f"{algo}.yaml")
+    config = compose([f"algo={algo}", "env=pong"])
+    assert differences(config.algo, wanted) == []
+    assert set(wanted) == {item.name for item in fields(find_algorithm(algo).config_class)}
+    assert algo in algorithm_names()
+
+
+def test_tuned_settings_are_for_their_environment_and_algorithm() -> None:
+    files = sorted(CONF.glob("tuned/*/*.yaml"))
+    assert CONF / "tuned" / "cartpole" / "paac.yaml" in files
+    for file in files:
+        assert differences(compose([f"env={file.parent.name}", f"algo={file.stem}"]), said(file)) == []
+    assert compose([]).algo.optimizer.kind == "adam"
+    assert compose(["env=pong"]).algo.optimizer.kind == "rmsprop"
+    assert compose(["env=pong"]).algo.n_envs == 32
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["env=catch", "advantage=gae"],
+        ["env=acrobot", "advantage=td"],
+        ["env=cartpole", "advantage=baseline", "algo.t_max=50", "budget.frames=1200"],
+        ["env=cartpole", "advantage=monte_carlo", "algo.t_max=50", "budget.frames=1200"],
+        ["env=lunarlander", "network.shared_trunk=false"],
+        ["env=pong", "network=nature"],
+        ["env=atari", "env.game=Breakout", "algo.loss_reduction=sum"],
+        ["env=cartpole", "budget.frames=null", "budget.wall_clock_seconds=0.3", "algo.optimizer.anneal=false"],
+    ],
+)
+def test_it_trains(overrides: list[str], tmp_path: Path) -> None:
+    config = compose([*TINY, *overrides])
+    status = train(config, tmp_path)
+    assert status["state"] == "finished"
+    assert status["frames"] >= (config.budget.frames or 1)
+    assert status["final"]["evaluation_games"] == 1
+
+
+# --- precedence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/ to add files to."""
+    copy = tmp_path / "conf"
+    shutil.copytree(CONF, copy)
+    monkeypatch.setattr(config_module, "config_directory", lambda: copy)
+    return copy
+
+
+def write(file: Path, n_envs: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"# @package _global_\nalgo:\n  n_envs: {n_envs}\n")
+
+
+def test_what_overrides_what(own_conf: Path) -> None:
+    """Command line, local, experiment for the algorithm, experiment, tuned, the paper."""
+    chosen = ["experiment=mine"]
+    write(own_conf / "experiment" / "mine.yaml", 102)
+    assert said(own_conf / "tuned" / "cartpole" / "paac.yaml")["algo"]["n_envs"] == 16
+    assert said(own_conf / "algo" / "paac.yaml")["n_envs"] == 32
+    assert compose(["env=catch"]).algo.n_envs == 32 or (own_conf / "tuned" / "catch" / "paac.yaml").exists()
+    assert compose([]).algo.n_envs == 16
+    assert compose(chosen).algo.n_envs == 102
+    write(own_conf / "experiment" / "mine" / "paac.yaml", 103)
+    assert compose(chosen).algo.n_envs == 103
+    write(own_conf / "experiment" / "mine" / "a3c.yaml", 99)  # of another algorithm
+    assert compose(chosen).algo.n_envs == 103
+    write(own_conf / "local" / "default.yaml", 104)
+    assert compose(chosen).algo.n_envs == 104
+    assert compose([*chosen, "algo.n_envs=105"]).algo.n_envs == 105
+    assert compose(["algo.n_envs=105", *chosen]).algo.n_envs == 105
+
+
+def test_the_command_line_chooses_groups_too() -> None:
+    config = compose(["experiment=pong", "network=nature", "env=breakout", "advantage=gae"])
+    assert (config.network.kind, config.env.game, config.advantage.kind) == ("nature", "Breakout", "gae")
+    assert config.name == "pong"
+
+
+def test_the_defaults() -> None:
+    config = compose([])
+    assert (config.algo.name, config.env.id, config.seed, config.name, config.root) == (
+        "paac",
+        "CartPole-v1",
+        0,
+        "default",
+        "runs",
+    )
+    assert config.logger.wandb.mode == "disabled"
+    assert config.budget.frames == 500_000
+
+
+# --- round trip -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["experiment=pong", "seed=3"],
+        ["env=pong", "logger=wandb", "logger.wandb.tags=[a,b]", "algo.optimizer.lr=1e-12"],
+        ["network.hidden_sizes=[5]", "env.reward_clip=2.5", "budget.target_return=-1e9", "env.max_episode_frames=7"],
+        ["name='a b: #c'", "logger.wandb.entity=null", "device=cpu", "env.n_threads=1"],
+    ],
+)
+def test_a_run_directory_gives_its_configuration_back(overrides: list[str], tmp_path: Path) -> None:
+    config = compose(overrides)
+    RunDirectory(tmp_path, asdict(config)).close()
+    assert load_config(tmp_path) == config
+    RunDirectory(tmp_path, asdict(load_config(tmp_path))).close()  # nothing differs
+
+
+def test_a_configuration_made_in_python_comes_back(tiny: Config, tmp_path: Path) -> None:
+    RunDirectory(tmp_path, asdict(tiny)).close()
+    loaded = load_config(tmp_path)
+    assert isinstance(loaded.algo, PAACConfig)
+    assert isinstance(loaded.env, EnvConfig)
+    assert replace(loaded, network=tiny.network, logger=tiny.logger) == tiny
+    assert list(loaded.network.hidden_sizes) == list(tiny.network.hidden_sizes)
+    RunDirectory(tmp_path, asdict(loaded)).close()
+
+
+def test_a_configuration_is_plain_and_frozen() -> None:
+    config = compose([])
+    yaml.safe_dump(asdict(config))  # no OmegaConf in it
+    with pytest.raises(AttributeError, match="cannot assign"):
+        config.algo.n_envs = 1
+
+
+def break_value(content: dict[str, Any]) -> None:
+    content["algo"]["n_envs"] = 0
+
+
+def break_key(content: dict[str, Any]) -> None:
+    content["algo"]["n_workers"] = 3
+
+
+def break_algorithm(content: dict[str, Any]) -> None:
+    del content["algo"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (break_value, r"config\.yaml does not fit this version: algo\.n_envs=0 must be at least 1\."),
+        (break_key, r"config\.yaml does not fit this version: algo\.n_workers is not a key of the configuration"),
+        (break_algorithm, r"is no run directory: it has no readable config\.yaml\."),
+    ],
+)
+def test_a_damaged_configuration(damage: Callable[[dict[str, Any]], None], sentence: str, tmp_path: Path) -> None:
+    content = yaml.safe_load(yaml.safe_dump(asdict(compose([]))))
+    damage(content)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(RunDirectoryError, match=sentence) as refused:
+        load_config(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"a: [", b"\xff\xfe", b"algo: 3"])
+def test_no_run_directory(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(RunDirectoryError, match="is no run directory"):
+        load_config(tmp_path)
+
+
+# --- where a run lives ----------------------------------------------------------------------------------------------
+
+
+def place(config: Config, overrides: Sequence[str]) -> str:
+    return str(run_directory(config, overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "level"),
+    [
+        ([], ""),
+        (["algo=paac", "env=cartpole", "seed=0", "experiment=x", "root=r", "name=n"], ""),
+        (["progress=false", "calibrate=true", "checkpoint_interval_seconds=5", "logger=wandb"], ""),
+        (["logger.wandb.mode=online", "+logger.wandb.tags=[a]", "hydra/launcher=submitit_slurm", "hydra.verbose=true"], ""),
+        (["env.id=CartPole-v1", "env.game=null"], ""),
+        (["algo.n_envs=64"], "algo.n_envs=64/"),
+        (["++algo.n_envs=64"], "algo.n_envs=64/"),
+        (["~algo.n_envs"], "algo.n_envs/"),
+        (["seed=0", "network=nature", "algo.t_max=7", "algo=paac"], "algo.t_max=7,network=nature/"),
+        (["algo.t_max=7", "network=nature"], "algo.t_max=7,network=nature/"),
+        (["network.hidden_sizes=[64, 64]", "device=cuda:0"], "device=cuda:0,network.hidden_sizes=[64,64]/"),
+        (["device=a/b"], "device=a_b/"),
+        (["env.reward_clip=1", "lag.enabled=false"], "env.reward_clip=1,lag.enabled=false/"),
+        (["metrics_interval_frames=10"], "metrics_interval_frames=10/"),
+    ],
+)
+def test_paths(overrides: list[str], level: str, tiny: Config) -> None:
+    config = replace(tiny, root="r", name="n", seed=3)
+    assert place(config, overrides) == f"r/n/CartPole-v1/paac/{level}seed3"
+
+
+def test_paths_name_the_game(tiny: Config) -> None:
+    pong = replace(tiny, env=replace(tiny.env, id=ATARI, game="Pong"))
+    assert place(pong, ["env=pong"]) == "runs/default/Pong/paac/seed0"
+    slash = replace(tiny, env=replace(tiny.env, id="phys2d/CartPole-v1"))
+    assert place(slash, []) == "runs/default/phys2d_CartPole-v1/paac/seed0"
+
+
+def test_many_overrides_still_have_a_short_name_of_their_own(tiny: Config) -> None:
+    many = [f"algo.setting_number_{i}=value{i}" for i in range(30)]
+    others = [*many[:-1], "algo.setting_number_29=another"]
+    first, second = run_directory(tiny, many), run_directory(tiny, others)
+    assert first != second
+    assert run_directory(tiny, many[::-1]) == first
+    for path in (first, second):
+        assert len(path.parent.name) == 150
+        assert path.parent.name.startswith("algo.setting_number_0=value0,")
+        assert path.parent.parent == run_directory(tiny, []).parent
