@@ -7,6 +7,7 @@ where both are known.
 
 import difflib
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -25,10 +26,12 @@ def option(
 ) -> Any:
     """A dataclass field with a default and the range of values it accepts."""
     limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    if isinstance(default, type):
-        make: Callable[[], Any] = default
-        return field(default_factory=make, metadata=limits)
     return field(default=default, metadata=limits)
+
+
+def section(make: Callable[[], Any]) -> Any:
+    """A dataclass field that is a dataclass itself, with all its defaults."""
+    return field(default_factory=make)
 
 
 def check(config: Any, path: str = "") -> None:
@@ -55,13 +58,13 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value} must be a finite number.")
     for name, words, broken in (
-        ("at_least", "at least", lambda bound: value < bound),
-        ("above", "greater than", lambda bound: value <= bound),
-        ("at_most", "at most", lambda bound: value > bound),
-        ("below", "less than", lambda bound: value >= bound),
+        ("at_least", "at least", operator.lt),
+        ("above", "greater than", operator.le),
+        ("at_most", "at most", operator.gt),
+        ("below", "less than", operator.ge),
     ):
         bound = limits[name]
-        if bound is not None and broken(bound):
+        if bound is not None and broken(value, bound):
             raise ConfigError(f"{key}={value} must be {words} {bound}.")
 
 
@@ -175,7 +178,7 @@ class WandbConfig:
 class LoggerConfig:
     """Loggers beside the CSV files, which are always written."""
 
-    wandb: WandbConfig = option(WandbConfig)
+    wandb: WandbConfig = section(WandbConfig)
     tensorboard: bool = False
 
 
@@ -189,13 +192,13 @@ class Config:
     seed: int = option(0, at_least=0)
     device: str = "cpu"
     n_torch_threads: int | None = option(None, at_least=1)  # null: the cores this process may use
-    env: EnvConfig = option(EnvConfig)
-    network: NetworkConfig = option(NetworkConfig)
-    advantage: AdvantageConfig = option(AdvantageConfig)
-    budget: BudgetConfig = option(BudgetConfig)
-    evaluation: EvaluationConfig = option(EvaluationConfig)
-    lag: LagConfig = option(LagConfig)
-    logger: LoggerConfig = option(LoggerConfig)
+    env: EnvConfig = section(EnvConfig)
+    network: NetworkConfig = section(NetworkConfig)
+    advantage: AdvantageConfig = section(AdvantageConfig)
+    budget: BudgetConfig = section(BudgetConfig)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
+    lag: LagConfig = section(LagConfig)
+    logger: LoggerConfig = section(LoggerConfig)
     metrics_interval_frames: int = option(10_000, at_least=1)  # one row of metrics.csv and lag.csv
     checkpoint_interval_seconds: float = option(60.0, above=0.0)
     calibrate: bool = False  # measure this machine's serial bound first, and report the share of it that was reached

@@ -1,7 +1,6 @@
 """The evaluation protocol, watching a checkpoint, and calibration."""
 
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,10 +140,10 @@ def test_periodic_evaluations_are_written_and_the_best_is_kept(tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run")
     train(TINY, directory)
-    yield directory
+    return directory
 
 
 def test_the_command_line_evaluates_a_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
-from a3c_bench.schema import Config, OptimizerConfig, option
+from a3c_bench.schema import Config, OptimizerConfig, option, section
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PAACConfig:
     entropy_weight: float = option(0.01, at_least=0.0)  # beta
     value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
     loss_reduction: str = option("mean_over_envs", choices=REDUCTIONS)
-    optimizer: OptimizerConfig = option(OptimizerConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
 
 
 class Rollout:

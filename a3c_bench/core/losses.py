@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 REDUCTIONS = ("sum", "mean", "mean_over_envs")
@@ -78,4 +79,5 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         mean = (weights * x).sum() / n_valid
         return (weights * (x - mean).square()).sum() / n_valid
 
-    return 1.0 - variance(returns - values) / variance(returns)
+    of_returns = variance(returns)
+    return torch.where(of_returns > 0, 1.0 - variance(returns - values) / of_returns, torch.nan)

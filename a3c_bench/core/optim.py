@@ -92,7 +92,10 @@ class RMSProp(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> float | None:
         """One update of every parameter that has a gradient."""
-        loss = closure() if closure is not None else None
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

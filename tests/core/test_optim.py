@@ -115,7 +115,6 @@ def test_a_saved_optimiser_continues_as_if_never_stopped(centered: bool) -> None
     assert torch.equal(resumed, whole)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="step calls the closure without gradients enabled")
 def test_a_closure_may_compute_the_gradients() -> None:
     theta = nn.Parameter(torch.full((1,), 3.0))
     optimizer = RMSProp([theta], 0.1, initial_square=1.0)
