@@ -10,7 +10,7 @@ status = train(Config(algo=PAACConfig(), budget=BudgetConfig(frames=100_000)), P
 import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import nn
 from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.calibrate import calibrate
-from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
+from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, TrainingError, UserError
 from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.runtime import checkpoint, machine
 from a3c_bench.runtime.directory import RunDirectory, timestamp
@@ -133,7 +133,8 @@ def _lost_seconds(before: dict[str, Any], saved: dict[str, Any] | None) -> float
 
 
 def _note_failure(directory: RunDirectory, error: BaseException, attempts: int) -> None:
-    log.error("The run failed.", exc_info=None if isinstance(error, UserError) else error)
+    told_in_one_sentence = isinstance(error, UserError | TrainingError | OSError)  # by whoever called
+    log.error("The run failed.", exc_info=None if told_in_one_sentence else error)
     try:
         directory.write_status(
             state="failed",
@@ -154,10 +155,22 @@ def _report_speed(status: dict[str, Any]) -> None:
     log.info("%s agent steps per second of training%s.", f"{speed:,.0f}", share)
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose disk may be full: lines are lost then, and the run says in its own words what happened."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Keeps logging's traceback from the terminal."""
+
+    def close(self) -> None:
+        """Closes the file, with or without its last lines."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Everything the package logs goes to the run's own log too."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("a3c_bench")
     level = package.level

@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -53,10 +54,22 @@ class ProgressDisplay:
             log.info("%s: frame %s%s, return %s, %s frames/s", self._label, f"{row['frames']:,.0f}", of_total,
                      shown_return, speed)  # fmt: skip
 
-    def close(self) -> None:
-        """Leaves the terminal as it was."""
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside the block other lines may be written without breaking the bar."""
         if self._bar is not None:
             self._bar.stop()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.start()
+
+    def close(self) -> None:
+        """Leaves the terminal to others."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
 
 
 def _time_left(row: Mapping[str, Any], total: int) -> str:

@@ -201,6 +201,7 @@ class Session:
         if self.counters.frames > self._row_frames:
             self._end_interval()
         self._clock.stop()
+        self._progress.close()
         if self._budget_is_spent():
             finished = self._run_evaluation(final=True)
         else:
@@ -248,8 +249,9 @@ class Session:
         self._last_evaluation = dict(result.summary)
         self._recorder.add_evaluation(self._now(), final, result.games, result.summary)
         mean_return = result.summary["evaluation_mean_return"]
-        log.info("frame %s: evaluation return %.1f over %d games", f"{self.counters.frames:,}", mean_return,
-                 len(result.games))  # fmt: skip
+        with self._progress.set_aside():
+            frames, n_games = f"{self.counters.frames:,}", len(result.games)
+            log.info("frame %s: evaluation return %.1f over %d games", frames, mean_return, n_games)
         if mean_return > self._best_return:
             self._best_return = mean_return
             self._save(self._directory.best_checkpoint)
