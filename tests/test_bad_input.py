@@ -44,13 +44,11 @@ def sentence(ended: Any) -> str:
 
 CONFIG_ERRORS = [
     ("algo=pac", "algo=pac is not known: did you mean paac?"),
-    ("algo=a4c", "algo=a4c is not known: did you mean paac?"),
     ("env=cartpol", "env=cartpol is not known: did you mean cartpole or catch?"),
     ("network=resnet", "network=resnet is not known: choose one of mlp, nature, nips."),
     ("experiment=pnog", "experiment=pnog is not known: did you mean pong?"),
     ("env=pong env.game=Pnog", "env.game=Pnog is not an Atari game: did you mean Pong?"),
-    ("env=pong env.game=pong", "env.game=pong is not an Atari game: did you mean Pong?"),
-    ("env=pong env.game=CartPole", "env.game=CartPole is not an Atari game: "),
+    ("env=pong env.game=pong", "env.game=pong is not an Atari game: did you mean Pong or "),
     ("env.id=CartPol-v1", "env.id=CartPol-v1 is not an environment: did you mean CartPole-v1 or "),
     ("env.id=Pendulum-v1", "env.id=Pendulum-v1 has continuous actions; only discrete ones are supported."),
     ("env=atari", "env=atari needs a game: say env.game=Pong or another."),
@@ -59,29 +57,22 @@ CONFIG_ERRORS = [
     ("algo.optimizr.lr=1", "algo.optimizr is not a key of the configuration: did you mean optimizer?"),
     ("nam=x", "nam is not a key of the configuration: did you mean name?"),
     ("+algo.x=1", "A key was added that the configuration does not have: "),
-    ("++x=1", "A key was added that the configuration does not have: "),
-    ("~algo.n_envs ~algo.x", "Could not delete from config"),
+    ("~algo.n_envs", "algo.n_envs: PAACConfig (DictConfig) does not support deletion."),
     ("algo.n_envs=many", "algo.n_envs: Value 'many' of type 'str' could not be converted to Integer."),
     ("algo.optimizer.lr=fast", "algo.optimizer.lr: Value 'fast' of type 'str' could not be converted to Float."),
     ("network.hidden_sizes=[a]", "network.hidden_sizes: Value 'a' of type 'str' could not be converted to Integer."),
-    ("algo.optimizer=3", "algo.optimizer: Invalid type assigned: int is not a subclass of OptimizerConfig"),
     ("algo.n_envs=0", "algo.n_envs=0 must be at least 1."),
     ("algo.t_max=0", "algo.t_max=0 must be at least 1."),
     ("algo.optimizer.lr=-0.1", "algo.optimizer.lr=-0.1 must be greater than 0.0."),
-    ("algo.optimizer.lr=nan", "algo.optimizer.lr=nan must be a finite number."),
-    ("algo.gamma=1.5", "algo.gamma=1.5 must be at most 1.0."),
     ("env.noop_max=0", "env.noop_max=0 must be at least 1."),
-    ("env.sticky_action_probability=1", "env.sticky_action_probability=1.0 must be less than 1.0."),
     ("seed=-1", "seed=-1 must be at least 0."),
     ("network.kind=cnn", "network.kind=cnn is not known: choose one of mlp, nips, nature."),
-    ("logger.wandb.mode=on", "logger.wandb.mode=on is not known: choose one of disabled, offline, online."),
     ("budget.frames=null", "There is no budget: set budget.frames, budget.wall_clock_seconds or budget.target_return."),
     (
         "budget.frames=null budget.target_return=1",
         "algo.optimizer.anneal=true needs budget.frames, over which the learning rate falls to 0.",
     ),
     ("device=gpu", "device=gpu is not a device: say cpu, cuda or cuda:0."),
-    ("device=meta", "device=meta is not supported: say cpu or cuda."),
     ("algo=[a", "algo=[a cannot be read as key=value: "),
     ("budget", "budget cannot be read as key=value: "),
     ("seed=0,1", "Ambiguous value for argument 'seed=0,1'"),
@@ -274,11 +265,8 @@ def fill(place: Path, left: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("at", [1, 7, 12])
-@pytest.mark.parametrize("left", [0, 20_480])
-def test_a_full_disk(
-    tiny: Config, cli: Cli, small_disk: Path, at_update: Callable[..., None], at: int, left: int
-) -> None:
+@pytest.mark.parametrize(("at", "left"), [(1, 0), (7, 0), (7, 20_480), (12, 0)])
+def test_a_full_disk(cli: Cli, small_disk: Path, at_update: Callable[..., None], at: int, left: int) -> None:
     ballast: list[Path] = []
     at_update(at, lambda: ballast.append(fill(small_disk, left)))
     words = (f"root={small_disk}", *SHORT, "checkpoint_interval_seconds=1e-6")

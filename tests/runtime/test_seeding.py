@@ -37,8 +37,7 @@ def test_no_environment_seed_comes_twice(monkeypatch: pytest.MonkeyPatch, tiny: 
 
     def take(env_id: str, seed: list[int], **options: Any) -> None:
         handed.extend(seed)
-        raise NotImplementedError
-        raise Stop
+        raise NotImplementedError  # that is all
 
     monkeypatch.setattr(vector.envpool, "make_gymnasium", take)
     for seed in (0, 1, 2):

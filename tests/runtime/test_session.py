@@ -214,6 +214,20 @@ def test_a_stopped_run_goes_on_to_its_budget(
     assert metrics["updates"].tolist().count(13) == 1
 
 
+def test_a_second_interrupt_ends_a_run_at_once(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
+    def interrupt() -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    at_update(13, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path)
+    status = read_status(tmp_path)
+    assert (status["state"], status["error"]) == ("failed", "KeyboardInterrupt: ")
+    assert train(tiny, tmp_path)["state"] == "finished"
+    assert pd.read_csv(tmp_path / "metrics.csv")["frames"].is_unique
+
+
 def test_a_stop_during_the_last_evaluation_repeats_it(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,139 @@
+"""The walls between the packages (docs and DESIGN, section 2), as the imports say."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from a3c_bench.runtime import recorder
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "a3c_bench"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Lower layers first; a module imports from its own layer and from lower ones. `a3c_bench.algos` itself is the registry,
+# which `config` needs before any algorithm is built.
+LAYERS = (
+    ("core", "schema", "errors"),
+    ("envs",),
+    ("runtime",),
+    ("build",),
+    ("algos",),
+    ("config", "evaluate", "play", "calibrate", "train"),
+    ("run",),
+)
+LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+
+def part_of(module: str) -> str:
+    """core of a3c_bench.core.losses; the empty string of a3c_bench itself."""
+    return module.removeprefix("a3c_bench").removeprefix(".").split(".")[0]
+
+
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """Every module that a file imports, and whether it does so when it is imported itself."""
+    tree = ast.parse(file.read_text())
+    inside = {
+        child
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield name.name, node not in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            assert node.module is not None
+            for name in node.names:  # `from a3c_bench import build` imports a3c_bench.build
+                whole = f"{node.module}.{name.name}"
+                yield whole if is_module(whole) else node.module, node not in inside
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_the_layers_are_all_there() -> None:
+    parts = {part_of(name_of(file)) for file in MODULES} - {""}
+    assert parts == set(LEVELS)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_imports_go_one_way(file: Path) -> None:
+    here = part_of(name_of(file))
+    for module, _ in imports(file):
+        if top(module) == "a3c_bench" and here:
+            there = part_of(module)
+            assert LEVELS.get(there, 0) <= LEVELS[here], f"{name_of(file)} imports {module}"
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "core").glob("*.py")), ids=name_of)
+def test_core_knows_torch_and_numpy_only(file: Path) -> None:
+    for module, _ in imports(file):
+        allowed = top(module) in {"torch", "numpy"} | sys.stdlib_module_names or module.startswith("a3c_bench.core")
+        assert allowed, f"{name_of(file)} imports {module}"
+
+
+@pytest.mark.parametrize("part", ["schema", "errors"])
+def test_leaves_import_nothing_but_each_other(part: str) -> None:
+    for module, _ in imports(PACKAGE / f"{part}.py"):
+        assert top(module) in sys.stdlib_module_names or module == "a3c_bench.errors"
+
+
+def importers(*packages: str, below: Path = PACKAGE) -> set[str]:
+    """The modules that import any of these."""
+    return {name_of(file) for file in below.rglob("*.py") if {top(module) for module, _ in imports(file)} & {*packages}}
+
+
+def test_hydra_stays_at_the_door() -> None:
+    assert importers("hydra", "omegaconf") == {"a3c_bench.run", "a3c_bench.config"}
+
+
+def test_config_is_loaded_by_entry_points_only() -> None:
+    """Whoever imports a3c_bench.config imports Hydra: at import time only `run`, in functions the other commands."""
+    at_import = {name_of(file) for file in MODULES if ("a3c_bench.config", True) in imports(file)}
+    within = {name_of(file) for file in MODULES if ("a3c_bench.config", False) in imports(file)}
+    assert at_import == {"a3c_bench.run"}
+    assert within <= {"a3c_bench.evaluate", "a3c_bench.play", "a3c_bench.calibrate"}
+
+
+def test_wandb_is_a_guest() -> None:
+    assert importers("wandb", "tensorboard") == {"a3c_bench.runtime.loggers"}
+    loggers = [(module, early) for module, early in imports(PACKAGE / "runtime" / "loggers.py")]
+    assert ("wandb", False) in loggers
+    assert not [module for module, early in loggers if early and top(module) in ("wandb", "tensorboard", "torch")]
+
+
+def test_envpool_stays_in_envs() -> None:
+    assert importers("envpool", "gymnasium") == {"a3c_bench.envs.vector"}
+
+
+def test_analysis_knows_run_directories_only() -> None:
+    assert list((ROOT / "analysis").rglob("*.py"))
+    assert importers("a3c_bench", below=ROOT / "analysis") == set()
+
+
+def test_nothing_imports_analysis() -> None:
+    assert importers("analysis") == set()
+
+
+def test_no_column_is_called_steps() -> None:
+    """Every counter carries its unit (DESIGN, section 1)."""
+    tables = [value for name, value in vars(recorder).items() if name.endswith("_COLUMNS")]
+    assert len(tables) >= 5
+    columns = {column for table in tables for column in table}
+    assert "agent_steps" in columns
+    assert columns.isdisjoint({"steps", "step", "timesteps", "time", "iterations"})
