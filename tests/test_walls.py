@@ -1,4 +1,4 @@
-"""The walls between the packages (docs and DESIGN, section 2), as the imports say."""
+"""The walls between the packages, as the imports say: what may know of what."""
 
 import ast
 import sys
@@ -131,7 +131,7 @@ def test_nothing_imports_analysis() -> None:
 
 
 def test_no_column_is_called_steps() -> None:
-    """Every counter carries its unit (DESIGN, section 1)."""
+    """Every counter carries its unit."""
     tables = [value for name, value in vars(recorder).items() if name.endswith("_COLUMNS")]
     assert len(tables) >= 5
     columns = {column for table in tables for column in table}
