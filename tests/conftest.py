@@ -123,7 +123,8 @@ def spawn() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     def start(*words: str, **options: Any) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "a3c_bench.run", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **(pipes | options))
+        options = pipes | {"env": os.environ | {"PYTHONPATH": str(ROOT)}} | options
+        process = subprocess.Popen(command, start_new_session=True, **options)
         started.append(process)
         return process
 
