@@ -110,26 +110,21 @@ def test_an_algorithm_is_said_in_full(algo: str) -> None:
     assert algo in algorithm_names()
 
 
-def test_tuned_settings_are_for_their_environment_and_algorithm() -> None:
-    files = sorted(CONF.glob("tuned/*/*.yaml"))
-    assert CONF / "tuned" / "cartpole" / "paac.yaml" in files
-    for file in files:
-        assert differences(compose([f"env={file.parent.name}", f"algo={file.stem}"]), said(file)) == []
-    assert compose([]).algo.optimizer.kind == "adam"
-    assert compose(["env=pong"]).algo.optimizer.kind == "rmsprop"
-    assert compose(["env=pong"]).algo.n_envs == 32
+def test_an_experiment_tunes_one_algorithm_and_the_plain_environment_keeps_the_papers_settings() -> None:
+    tuned, plain = compose(["experiment=pong"]).algo, compose(["env=pong"]).algo
+    assert (tuned.n_envs, tuned.loss_reduction, tuned.optimizer.lr) == (16, "mean", 7e-4)
+    assert (plain.n_envs, plain.loss_reduction, plain.optimizer.lr) == (32, "mean_over_envs", 0.0224)
+    assert compose([]).algo == plain
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
         ["env=catch", "advantage=gae"],
-        ["env=acrobot", "advantage=td"],
         ["env=cartpole", "advantage=baseline", "algo.t_max=50", "budget.frames=1200"],
         ["env=cartpole", "advantage=monte_carlo", "algo.t_max=50", "budget.frames=1200"],
-        ["env=lunarlander", "network.shared_trunk=false"],
+        ["env=lunarlander", "network.shared_trunk=false", "advantage=td", "algo.loss_reduction=sum"],
         ["env=pong", "network=nature"],
-        ["env=atari", "env.game=Breakout", "algo.loss_reduction=sum"],
         ["env=cartpole", "budget.frames=null", "budget.wall_clock_seconds=0.3", "algo.optimizer.anneal=false"],
     ],
 )
@@ -159,13 +154,12 @@ def write(file: Path, n_envs: int) -> None:
 
 
 def test_what_overrides_what(own_conf: Path) -> None:
-    """Command line, local, experiment for the algorithm, experiment, tuned, the paper."""
+    """Command line, local, experiment for the algorithm, experiment, the paper."""
     chosen = ["experiment=mine"]
     write(own_conf / "experiment" / "mine.yaml", 102)
-    assert said(own_conf / "tuned" / "cartpole" / "paac.yaml")["algo"]["n_envs"] == 16
     assert said(own_conf / "algo" / "paac.yaml")["n_envs"] == 32
     assert compose(["env=breakout"]).algo.n_envs == 32
-    assert compose([]).algo.n_envs == 16
+    assert compose([]).algo.n_envs == 32
     assert compose(chosen).algo.n_envs == 102
     write(own_conf / "experiment" / "mine" / "paac.yaml", 103)
     assert compose(chosen).algo.n_envs == 103

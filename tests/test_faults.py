@@ -15,7 +15,7 @@ import pytest
 from a3c_bench.runtime.directory import read_status
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
-TRAINING_SECONDS = 4.0
+TRAINING_SECONDS = 2.5
 WORDS = (
     f"budget.wall_clock_seconds={TRAINING_SECONDS}",
     "algo.n_envs=1",
