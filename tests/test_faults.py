@@ -15,7 +15,7 @@ import pytest
 from a3c_bench.runtime.directory import read_status
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
-TRAINING_SECONDS = 2.5
+TRAINING_SECONDS = 4.0
 WORDS = (
     f"budget.wall_clock_seconds={TRAINING_SECONDS}",
     "algo.n_envs=1",
@@ -99,7 +99,7 @@ def survive(spawn: Spawn, root: Path, signals: Sequence[signal.Signals], seed: i
     for attempt, sent in enumerate(signals, 1):
         process = spawn(*words)
         wait_until_it_trains(process, root, attempt)
-        time.sleep(rng.uniform(0.0, 0.8 * TRAINING_SECONDS / len(signals)))
+        time.sleep(rng.uniform(0.0, 0.5 * TRAINING_SECONDS / len(signals)))
         os.kill(process.pid, sent)
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == EXIT_STATUS[sent], stdout + stderr
