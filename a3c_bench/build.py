@@ -44,6 +44,7 @@ def make_network(config: Config, envs: VectorEnv, device: torch.device) -> Actor
             options.initialisation,
             options.shared_trunk,
             options.channels_last,
+            options.lstm_size,
         )
     except ValueError as error:
         raise ConfigError(f"{error}.") from error

@@ -63,7 +63,8 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
     rng = np.random.default_rng(0)
     n_actions = envs.n_actions
     observations = torch.from_numpy(envs.reset()).to(device)
-    batch = observations.repeat(t_max, *([1] * (observations.dim() - 1)))
+    batch = observations.repeat(t_max, *([1] * observations.dim()))
+    state = network.initial_state(n_envs)
     actions = torch.randint(n_actions, (t_max, n_envs), device=device)
     ones = torch.ones((t_max, n_envs), device=device)
 
@@ -72,13 +73,13 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
 
     def forward() -> None:
         with torch.no_grad():
-            network(observations)[0].argmax(-1).cpu()
+            network(observations, state)[0].argmax(-1).cpu()
 
     def forward_backward() -> None:
-        log_probs, values = network(batch)
+        log_probs, values = network.unroll(batch, state, ~ones.bool())
         loss = actor_critic_loss(
-            log_probs.view(t_max, n_envs, n_actions),
-            values.view(t_max, n_envs),
+            log_probs,
+            values,
             actions,
             ones,
             ones,

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from a3c_bench import build
 from a3c_bench.core.networks import ActorCritic, sample_actions
@@ -39,7 +38,7 @@ class EvaluationResult:
 
 def evaluate(
     config: Config,
-    network: nn.Module,
+    network: ActorCritic,
     seed: np.random.SeedSequence,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult | None:
@@ -50,7 +49,7 @@ def evaluate(
 
     Args:
         config: of the run; `config.evaluation` is the protocol.
-        network: observations [B, ...] -> log-probabilities [B, A], values [B].
+        network: of the run.
         seed: of environments and actions.
         interrupted: asked after every step; True gives the evaluation up.
 
@@ -81,7 +80,7 @@ def evaluate(
 @torch.no_grad()
 def play(
     envs: VectorEnv,
-    network: nn.Module,
+    network: ActorCritic,
     policy: str,
     seed: np.random.SeedSequence,
     after_step: Callable[[Step], bool],
@@ -90,12 +89,14 @@ def play(
     device = next(network.parameters()).device
     generator = torch_generator(device, seed)
     observations = torch.from_numpy(envs.reset()).to(device)
+    state = network.initial_state(envs.n_envs)
     going = True
     while going:
-        log_probs, _ = network(observations)
+        log_probs, _, state = network(observations, state)
         actions = sample_actions(log_probs, generator) if policy == "sample" else log_probs.argmax(-1)
         step = envs.step(actions.cpu().numpy())
         observations = torch.from_numpy(step.observations).to(device)
+        state[torch.from_numpy(~step.valid)] = 0.0  # a phantom step brings the first observation of a new game
         going = after_step(step)
 
 

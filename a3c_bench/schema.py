@@ -110,6 +110,7 @@ class NetworkConfig:
     initialisation: str = option("orthogonal", choices=("orthogonal", "fan_in"))
     shared_trunk: bool = True
     channels_last: bool = False  # memory layout of the convolutions
+    lstm_size: int | None = option(None, at_least=1)  # units of an LSTM before the heads; null: feed-forward
 
 
 @dataclass(frozen=True)

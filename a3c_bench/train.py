@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.calibrate import calibrate
+from a3c_bench.core.networks import ActorCritic
 from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, TrainingError, UserError
 from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.runtime import checkpoint, machine
@@ -102,7 +102,7 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
         if config.calibrate and "calibration" not in before:
             directory.write_status(calibration=asdict(calibrate(config)))
 
-        def evaluation(network: nn.Module, number: int) -> EvaluationResult | None:
+        def evaluation(network: ActorCritic, number: int) -> EvaluationResult | None:
             return evaluate(config, network, evaluation_seed(config, number), lambda: stop.signal is not None)
 
         with Session(config, asdict(config), directory, evaluation, stop, saved) as session:

@@ -17,6 +17,7 @@ from a3c_bench import play as play_module
 from a3c_bench import train as train_module
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.calibrate import calibrate
+from a3c_bench.core.networks import ActorCritic
 from a3c_bench.evaluate import evaluate, evaluation_config, evaluation_seed
 from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
 from a3c_bench.train import train
@@ -33,15 +34,28 @@ TINY = Config(
 )
 
 
-class Constant(nn.Module):
+class Constant(ActorCritic):
     """Chooses each action with the same log-probabilities everywhere."""
 
     def __init__(self, *log_probs: float) -> None:
-        super().__init__()
+        super().__init__((4,), len(log_probs))
         self.log_probs = nn.Parameter(torch.tensor(log_probs))
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        return self.log_probs.expand(len(observations), -1), torch.zeros(len(observations))
+    def forward(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.log_probs.expand(len(observations), -1), torch.zeros(len(observations)), state
+
+
+class Counting(Constant):
+    """Remembers how many steps of the present game it has seen, and notes it."""
+
+    def __init__(self) -> None:
+        super().__init__(-0.7, -0.7)
+        self.state_size = 1
+        self.seen: list[list[float]] = []
+
+    def forward(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.seen.append(state[:, 0].tolist())
+        return *super().forward(observations, state)[:2], state + 1.0
 
 
 def with_protocol(**changes: Any) -> Config:
@@ -66,6 +80,20 @@ def test_short_games_are_not_favoured() -> None:
     assert many is not None
     means = [result.summary["evaluation_mean_return"] for result in (few, many)]
     assert means[0] == pytest.approx(means[1], abs=2.0)  # about 22, standard error 0.8
+
+
+def test_what_a_network_remembers_ends_with_the_game() -> None:
+    network = Counting()
+    result = evaluate(with_protocol(n_games=6, n_envs=2), network, evaluation_seed(TINY, 0))
+    assert result is not None
+    for env in range(2):
+        seen = [row[env] for row in network.seen]
+        starts = [i for i, value in enumerate(seen) if value == 0.0]
+        lengths = [game["episode_length"] for game in result.games]
+        assert len(starts) >= 3
+        # A game of n steps is seen n + 1 times: its last observation too, whose action EnvPool ignores.
+        assert all(later - earlier - 1 in lengths for earlier, later in zip(starts, starts[1:], strict=False))
+        assert all(b in (0.0, a + 1.0) for a, b in zip(seen, seen[1:], strict=False))
 
 
 def test_greedy_and_sampled_policies_differ() -> None:

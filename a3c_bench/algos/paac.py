@@ -63,6 +63,7 @@ class Rollout:
         self.observations = torch.zeros(
             (t_max + 1, n_envs, *envs.observation_shape), dtype=frame_dtype, device=device
         )  # row t_max: the states after the last step
+        self.state = torch.zeros((n_envs, 0), device=device)  # [B, S], before the first step
         self.values = torch.zeros((t_max + 1, n_envs), device=device)
         self.log_probs = torch.zeros((t_max, n_envs, envs.n_actions), device=device)  # of the policy that acted
         self.actions = torch.zeros((t_max, n_envs), dtype=torch.int64, device=device)
@@ -112,14 +113,16 @@ class PAAC:
         self.generator = torch_generator(self.device, sequence(config.seed, Stream.ACTIONS))
         self.rollout = Rollout(self.options.t_max, self.envs, self.device)
         self.rollout.observations[-1].copy_(torch.from_numpy(self.envs.reset()))
+        self.state = self.network.initial_state(self.envs.n_envs)  # [n_e, S], of an LSTM
 
     @torch.no_grad()
     def act(self) -> None:
         """Fills the rollout: t_max steps in every environment under the current policy."""
         rollout, session, timer = self.rollout, self.session, self.session.timer
         rollout.observations[0].copy_(rollout.observations[-1])
+        rollout.state = self.state
         for t in range(self.options.t_max):
-            rollout.log_probs[t], rollout.values[t] = self.network(rollout.observations[t])
+            rollout.log_probs[t], rollout.values[t], self.state = self.network(rollout.observations[t], self.state)
             rollout.actions[t] = sample_actions(rollout.log_probs[t], self.generator)
             rollout.versions[t] = session.counters.updates
             rollout.frames[t] = session.counters.frames
@@ -130,8 +133,10 @@ class PAAC:
             timer.lap("simulate")
             rollout.store(t, step)
             rollout.observations[t + 1].copy_(torch.from_numpy(step.observations))
+            if not step.valid.all():  # a new game has begun
+                self.state[torch.from_numpy(~step.valid)] = 0.0
             session.count(int(step.valid.sum()), step.episodes)
-        rollout.values[-1] = self.network(rollout.observations[-1])[1]
+        rollout.values[-1] = self.network(rollout.observations[-1], self.state)[1]  # the state stays before that step
         timer.lap("predict")
 
     def learn(self) -> None:
@@ -140,8 +145,7 @@ class PAAC:
         rewards, terminated, truncated, valid = rollout.outcomes()
         psi = self.estimate(rewards, rollout.values, terminated, truncated)
         mask = valid & psi.usable  # [T, B]
-        log_probs, values = self.network(rollout.observations[:-1].flatten(0, 1))
-        log_probs, values = log_probs.view_as(rollout.log_probs), values.view_as(rewards)
+        log_probs, values = self.network.unroll(rollout.observations[:-1], rollout.state, ~valid)
         loss = actor_critic_loss(
             log_probs,
             values,

@@ -1,4 +1,4 @@
-"""Actor-critic networks: the published convolutional trunks and a small perceptron."""
+"""Actor-critic networks: the published convolutional trunks and a small perceptron, with or without an LSTM."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +13,9 @@ IMAGE_KINDS = ("nips", "nature")
 class ActorCritic(nn.Module):
     """pi(. | s) and V(s) for a batch of observations.
 
+    What the network remembers is a tensor [B, S], h and c of the LSTM side by side, that the caller keeps: S is 0
+    without an LSTM, so that the same lines serve both.
+
     Args:
         observation_shape: of one observation; [C, H, W] for the image kinds, anything flattened for the mlp.
         n_actions: A.
@@ -20,13 +23,15 @@ class ActorCritic(nn.Module):
             8x8/4, conv 64 4x4/2, conv 64 3x3/1, fc 512) or "mlp".
         hidden_sizes: of the mlp.
         activation: of the mlp, "tanh" or "relu".
-        initialisation: "orthogonal" (gain sqrt 2, policy head 0.01, value head 1, biases 0) or "fan_in"
+        initialisation: "orthogonal" (gain sqrt 2, LSTM gates 1, policy head 0.01, value head 1, biases 0) or "fan_in"
             (weights and biases from U(+-1/sqrt(fan_in)), as Torch7 did for A3C).
         shared_trunk: one trunk under both heads as in the papers, or one each.
         channels_last: memory layout of the convolutions.
+        lstm_size: units of an LSTM between the trunk and the heads (256 in Mnih et al. 2016); None: there is none.
 
     Raises:
-        ValueError: an image kind for observations that are not images, or images too small for its filters.
+        ValueError: an image kind for observations that are not images, images too small for its filters, or an LSTM on
+            separate trunks.
     """
 
     def __init__(
@@ -39,8 +44,11 @@ class ActorCritic(nn.Module):
         initialisation: str = "orthogonal",
         shared_trunk: bool = True,
         channels_last: bool = False,
+        lstm_size: int | None = None,
     ) -> None:
         super().__init__()
+        if lstm_size is not None and not shared_trunk:
+            raise ValueError("an LSTM needs network.shared_trunk=true: it stands between the trunk and both heads")
 
         def trunk() -> tuple[nn.Sequential, int]:
             if kind in IMAGE_KINDS:
@@ -49,6 +57,9 @@ class ActorCritic(nn.Module):
 
         self.trunk, n_features = trunk()
         self.value_trunk = None if shared_trunk else trunk()[0]
+        self.lstm = None if lstm_size is None else nn.LSTMCell(n_features, lstm_size)
+        self.state_size = 2 * (lstm_size or 0)  # S
+        n_features = lstm_size or n_features
         self.policy_head = nn.Linear(n_features, n_actions)
         self.value_head = nn.Linear(n_features, 1)
         initialise: Callable[[nn.Module, float], None] = {"orthogonal": _orthogonal, "fan_in": _fan_in}[initialisation]
@@ -60,13 +71,62 @@ class ActorCritic(nn.Module):
         if self._memory_format == torch.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N, A] and values [N] of observations [N, ...]; uint8 frames are scaled to [0, 1] here."""
+    def initial_state(self, n_envs: int) -> Tensor:
+        """What the network remembers at the start of B games: zeros [B, S]."""
+        return self.policy_head.weight.new_zeros((n_envs, self.state_size))
+
+    def forward(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of B environments.
+
+        Args:
+            observations: [B, ...]; uint8 frames are scaled to [0, 1] here.
+            state: [B, S], before the step.
+
+        Returns:
+            log-probabilities [B, A], values [B] and the state [B, S] after the step.
+        """
+        features, value_features = self._features(observations)
+        if self.lstm is not None:
+            state = self._remember(features, state)
+            features = value_features = state[:, : self.state_size // 2]
+        return *self._heads(features, value_features), state
+
+    def unroll(self, observations: Tensor, state: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """T steps of B environments; the same as T calls of `forward`, with the trunk in one batch.
+
+        Args:
+            observations: [T, B, ...].
+            state: [B, S], before the first step.
+            ends: [T, B] bool; where True, the state is forgotten after that step. Only an LSTM reads it.
+
+        Returns:
+            log-probabilities [T, B, A] and values [T, B].
+        """
+        n_steps, n_envs = observations.shape[:2]
+        features, value_features = self._features(observations.flatten(0, 1))
+        if self.lstm is not None:
+            hidden = []
+            for step_features, step_ends in zip(features.view(n_steps, n_envs, -1), ends, strict=True):
+                state = self._remember(step_features, state)
+                hidden.append(state[:, : self.state_size // 2])
+                state = state.masked_fill(step_ends.unsqueeze(-1), 0.0)
+            features = value_features = torch.cat(hidden)
+        log_probs, values = self._heads(features, value_features)
+        return log_probs.view(n_steps, n_envs, -1), values.view(n_steps, n_envs)
+
+    def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:  # of the policy and of the value
         inputs = observations
         if observations.dtype == torch.uint8:
             inputs = observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
         features = self.trunk(inputs)
-        value_features = features if self.value_trunk is None else self.value_trunk(inputs)
+        return features, features if self.value_trunk is None else self.value_trunk(inputs)
+
+    def _remember(self, features: Tensor, state: Tensor) -> Tensor:
+        assert self.lstm is not None
+        h, c = state.chunk(2, dim=-1)
+        return torch.cat(self.lstm(features, (h, c)), dim=-1)
+
+    def _heads(self, features: Tensor, value_features: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = F.log_softmax(self.policy_head(features), dim=-1)
         return log_probs, self.value_head(value_features).squeeze(-1)
 
@@ -115,6 +175,11 @@ def _orthogonal(module: nn.Module, gain: float) -> None:
         nn.init.orthogonal_(module.weight, gain)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LSTMCell):
+        for gates in (*module.weight_ih.chunk(4), *module.weight_hh.chunk(4)):
+            nn.init.orthogonal_(gates)
+        nn.init.zeros_(module.bias_ih)
+        nn.init.zeros_(module.bias_hh)
 
 
 def _fan_in(module: nn.Module, gain: float) -> None:
@@ -124,3 +189,5 @@ def _fan_in(module: nn.Module, gain: float) -> None:
         nn.init.uniform_(module.weight, -bound, bound)
         if module.bias is not None:
             nn.init.uniform_(module.bias, -bound, bound)
+    elif isinstance(module, nn.LSTMCell):
+        module.reset_parameters()  # U(+-1/sqrt(units)), as Torch7 had it too

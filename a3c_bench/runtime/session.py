@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from a3c_bench.core.lag import LagMeter
+from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.errors import CheckpointError
@@ -83,7 +84,7 @@ class Session:
         config: Config,
         plain_config: Mapping[str, Any],
         directory: RunDirectory,
-        evaluate: Callable[[nn.Module, int], Evaluation | None],
+        evaluate: Callable[[ActorCritic, int], Evaluation | None],
         stop: StopRequest,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
@@ -239,7 +240,7 @@ class Session:
     def _run_evaluation(self, final: bool) -> bool:
         """Evaluates, unless told to stop meanwhile; then the evaluation is owed. Gives whether it took place."""
         network = self._parts["network"]
-        assert isinstance(network, nn.Module)
+        assert isinstance(network, ActorCritic)
         with self._clock.paused():
             result = self._evaluate(network, self._n_evaluations)
         self._evaluation_owed = result is None and not final

@@ -82,12 +82,13 @@ def act_until_a_phantom(paac: PAAC) -> None:
     raise AssertionError("no episode ended")
 
 
+@pytest.mark.parametrize("lstm_size", [None, 5])
 @pytest.mark.parametrize("reduction", ["sum", "mean", "mean_over_envs"])
-def test_one_update_equals_the_papers_sums(reduction: str) -> None:
+def test_one_update_equals_the_papers_sums(reduction: str, lstm_size: int | None) -> None:
     """Sample by sample: n-step returns, loss, torch's own backward, clipping and RMSProp by hand."""
     optimizer = OptimizerConfig(lr=0.01, epsilon=0.1, max_grad_norm=0.05, anneal=False)
     config = with_algo(loss_reduction=reduction, optimizer=optimizer)
-    paac = make_paac(config)
+    paac = make_paac(replace(config, network=replace(config.network, lstm_size=lstm_size)))
     act_until_a_phantom(paac)
     rollout, options = paac.rollout, paac.options
     rewards, terminated, truncated, valid = rollout.outcomes()
@@ -96,6 +97,12 @@ def test_one_update_equals_the_papers_sums(reduction: str) -> None:
     n_steps, n_envs = rewards.shape
     total, n_valid = torch.zeros(()), 0
     for b in range(n_envs):
+        state, steps = rollout.state[b : b + 1], []
+        for t in range(n_steps + 1):
+            log_probs, value, state = paac.network(rollout.observations[t, b : b + 1], state)
+            steps.append((log_probs, value))
+            if t < n_steps and not valid[t, b]:  # a new game
+                state = paac.network.initial_state(1)
         for t in range(n_steps):
             if not valid[t, b]:
                 continue
@@ -107,9 +114,9 @@ def test_one_update_equals_the_papers_sums(reduction: str) -> None:
                 if terminated[k, b]:
                     break
                 if truncated[k, b] or k == n_steps - 1:
-                    target += discount * float(paac.network(rollout.observations[k + 1, b : b + 1])[1].detach())
+                    target += discount * float(steps[k + 1][1].detach())
                     break
-            log_probs, value = paac.network(rollout.observations[t, b : b + 1])
+            log_probs, value = steps[t]
             advantage = target - float(value.detach())
             entropy = -(log_probs.exp() * log_probs).sum()
             total = total - log_probs[0, rollout.actions[t, b]] * advantage - options.entropy_weight * entropy

@@ -206,3 +206,4 @@ def test_explained_variance_of_perfect_constant_and_opposite_values() -> None:
 def test_explained_variance_of_constant_returns_is_nan(values: list[list[float]]) -> None:
     mask = torch.ones(1, 3, dtype=torch.bool)
     assert explained_variance(torch.tensor(values), torch.ones(1, 3), mask).isnan()
+    assert explained_variance(torch.tensor(values), torch.full((1, 3), 0.1), mask).isnan()  # whose mean is rounded

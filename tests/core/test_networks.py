@@ -36,10 +36,15 @@ def network(
     )
 
 
+def outputs(network: ActorCritic, observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and values at the start of a game."""
+    return network(observations, network.initial_state(len(observations)))[:2]
+
+
 @pytest.mark.parametrize("kind", ["nips", "nature"])
 @pytest.mark.parametrize("shared_trunk", [True, False])
 def test_outputs_of_image_networks(kind: str, shared_trunk: bool) -> None:
-    log_probs, values = network(kind, shared_trunk=shared_trunk)(frames(3))
+    log_probs, values = outputs(network(kind, shared_trunk=shared_trunk), frames(3))
     assert log_probs.shape == (3, 5)
     assert values.shape == (3,)
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3))
@@ -48,7 +53,7 @@ def test_outputs_of_image_networks(kind: str, shared_trunk: bool) -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])
 def test_the_mlp_flattens_any_observation(shape: tuple[int, ...]) -> None:
-    log_probs, values = ActorCritic(shape, 2)(torch.ones(7, *shape))
+    log_probs, values = outputs(ActorCritic(shape, 2), torch.ones(7, *shape))
     assert log_probs.shape == (7, 2)
     assert values.shape == (7,)
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(7))
@@ -61,7 +66,7 @@ def test_the_mlp_by_hand(activation: str, function: Callable[[Tensor], Tensor]) 
     first_w, first_b, second_w, second_b, policy_w, policy_b, value_w, value_b = net.parameters()
     x = torch.randn(6, 3)
     features = function(function(x @ first_w.T + first_b) @ second_w.T + second_b)
-    log_probs, values = net(x)
+    log_probs, values = outputs(net, x)
     torch.testing.assert_close(log_probs.exp(), (features @ policy_w.T + policy_b).softmax(-1))
     torch.testing.assert_close(values, (features @ value_w.T + value_b)[:, 0])
 
@@ -91,8 +96,8 @@ def test_uint8_frames_are_scaled_to_one(channels_last: bool) -> None:
     net = network(channels_last=channels_last)
     observations = frames(3)
     before = observations.clone()
-    log_probs, values = net(observations)
-    by_hand_log_probs, by_hand_values = net(observations.float() / 255.0)
+    log_probs, values = outputs(net, observations)
+    by_hand_log_probs, by_hand_values = outputs(net, observations.float() / 255.0)
     torch.testing.assert_close(log_probs, by_hand_log_probs)
     torch.testing.assert_close(values, by_hand_values)
     assert torch.equal(observations, before)
@@ -102,7 +107,7 @@ def test_floats_are_not_scaled() -> None:
     net = network("mlp")
     x = torch.randn(4, 3)
     features = net.trunk(x)
-    torch.testing.assert_close(net(x)[1], net.value_head(features)[:, 0])
+    torch.testing.assert_close(outputs(net, x)[1], net.value_head(features)[:, 0])
 
 
 @pytest.mark.parametrize("kind", ["nips", "nature"])
@@ -113,10 +118,10 @@ def test_memory_layout_does_not_change_outputs_or_gradients(kind: str, shared_tr
     convolution = channels_last.trunk[0]
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
-    outputs = [net(frames(3)) for net in (plain, channels_last)]
-    for got, expected in zip(outputs[1], outputs[0], strict=True):
+    found = [outputs(net, frames(3)) for net in (plain, channels_last)]
+    for got, expected in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(got, expected)
-    for log_probs, values in outputs:
+    for log_probs, values in found:
         (log_probs[:, 0].sum() + values.sum()).backward()
     for got_parameter, expected_parameter in zip(channels_last.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(got_parameter.grad, expected_parameter.grad, rtol=1e-4, atol=1e-4)
@@ -124,7 +129,7 @@ def test_memory_layout_does_not_change_outputs_or_gradients(kind: str, shared_tr
 
 def test_channels_last_leaves_an_mlp_alone() -> None:
     x = torch.randn(4, 3)
-    for got, expected in zip(network("mlp", channels_last=True)(x), network("mlp")(x), strict=True):
+    for got, expected in zip(outputs(network("mlp", channels_last=True), x), outputs(network("mlp"), x), strict=True):
         assert torch.equal(got, expected)
 
 
@@ -132,7 +137,7 @@ def test_channels_last_leaves_an_mlp_alone() -> None:
 @pytest.mark.parametrize("shared_trunk", [True, False])
 def test_the_value_loss_reaches_the_policy_trunk_only_if_shared(kind: str, shared_trunk: bool) -> None:
     net = network(kind, shared_trunk=shared_trunk)
-    _, values = net(torch.randn(3, 3) if kind == "mlp" else frames(3))
+    _, values = outputs(net, torch.randn(3, 3) if kind == "mlp" else frames(3))
     values.square().sum().backward()
     reached = [p.grad is not None and bool(p.grad.any()) for p in net.trunk.parameters()]
     assert reached == [shared_trunk] * len(reached)
@@ -145,7 +150,7 @@ def test_the_value_loss_reaches_the_policy_trunk_only_if_shared(kind: str, share
 
 def test_the_policy_loss_leaves_a_separate_value_trunk_alone() -> None:
     net = network("mlp", shared_trunk=False)
-    log_probs, _ = net(torch.randn(3, 3))
+    log_probs, _ = outputs(net, torch.randn(3, 3))
     log_probs[:, 0].sum().backward()
     assert net.value_trunk is not None
     assert all(p.grad is None for p in net.value_trunk.parameters())
@@ -200,7 +205,7 @@ def test_orthogonal_heads_have_their_own_gains() -> None:
     torch.testing.assert_close(value.weight @ value.weight.T, torch.ones(1, 1))
     assert not policy.bias.any()
     assert not value.bias.any()
-    log_probs, _ = net(torch.randn(10, 3))
+    log_probs, _ = outputs(net, torch.randn(10, 3))
     torch.testing.assert_close(log_probs.exp(), torch.full((10, 5), 0.2), rtol=0.0, atol=0.05)  # nearly uniform
 
 
@@ -222,7 +227,7 @@ def test_frames_too_small_are_refused(kind: str, shape: tuple[int, int, int]) ->
 
 @pytest.mark.parametrize(("kind", "side"), [("nips", 20), ("nature", 36)])
 def test_the_smallest_frames_are_accepted(kind: str, side: int) -> None:
-    log_probs, values = ActorCritic((1, side, side), 2, kind)(frames(2, (1, side, side)))
+    log_probs, values = outputs(ActorCritic((1, side, side), 2, kind), frames(2, (1, side, side)))
     assert log_probs.shape == (2, 2)
     assert values.shape == (2,)
 
@@ -257,3 +262,99 @@ def test_the_generator_alone_decides_the_actions() -> None:
     assert torch.equal(sample_actions(log_probs, generator), first)
     assert torch.equal(sample_actions(log_probs, generator), second)
     assert not torch.equal(first, second)
+
+
+# --- LSTM -------------------------------------------------------------------------------------------------------------
+
+
+def recurrent(kind: str = "mlp") -> ActorCritic:
+    torch.manual_seed(0)
+    return ActorCritic((3,) if kind == "mlp" else SMALL_FRAME, 5, kind, initialisation="fan_in", lstm_size=7)
+
+
+def test_the_lstm_by_hand() -> None:
+    torch.manual_seed(0)
+    net = ActorCritic((3,), 2, hidden_sizes=(4,), initialisation="fan_in", lstm_size=5)
+    w, b, w_input, w_hidden, b_input, b_hidden, policy_w, policy_b, value_w, value_b = (
+        net.trunk[1].weight, net.trunk[1].bias, *net.lstm.parameters(), *net.policy_head.parameters(),
+        *net.value_head.parameters(),
+    )  # fmt: skip
+    x, state = torch.randn(6, 3), torch.randn(6, 10)
+    h, c = state[:, :5], state[:, 5:]
+    gates = torch.tanh(x @ w.T + b) @ w_input.T + b_input + h @ w_hidden.T + b_hidden
+    i, f, g, o = gates.chunk(4, dim=-1)
+    new_c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    new_h = o.sigmoid() * new_c.tanh()
+    log_probs, values, new_state = net(x, state)
+    torch.testing.assert_close(new_state, torch.cat([new_h, new_c], dim=-1))
+    torch.testing.assert_close(log_probs.exp(), (new_h @ policy_w.T + policy_b).softmax(-1))
+    torch.testing.assert_close(values, (new_h @ value_w.T + value_b)[:, 0])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "nips", "nature"])
+@pytest.mark.parametrize("lstm_size", [None, 7])
+def test_unrolling_equals_stepping_one_by_one(kind: str, lstm_size: int | None) -> None:
+    n_steps, n_envs = 6, 3
+    torch.manual_seed(0)
+    net = ActorCritic((3,) if kind == "mlp" else SMALL_FRAME, 5, kind, initialisation="fan_in", lstm_size=lstm_size)
+    observations = torch.randn(n_steps, n_envs, 3)
+    if kind != "mlp":
+        observations = frames(n_steps * n_envs).view(n_steps, n_envs, *SMALL_FRAME)
+    ends = torch.rand(n_steps, n_envs) < 0.3
+    assert 0 < ends.sum() < ends.numel()
+    start = torch.randn(n_envs, net.state_size)
+    log_probs, values = net.unroll(observations, start, ends)
+    for b in range(n_envs):
+        state = start[b : b + 1]
+        for t in range(n_steps):
+            step_log_probs, step_value, state = net(observations[t, b : b + 1], state)
+            torch.testing.assert_close(step_log_probs[0], log_probs[t, b])
+            torch.testing.assert_close(step_value[0], values[t, b])
+            if ends[t, b]:
+                state = net.initial_state(1)
+
+
+def test_the_lstm_remembers_and_forgets_when_told() -> None:
+    net = recurrent()
+    x = torch.randn(3, 1, 3)
+    other = x.clone()
+    other[0] += 1.0
+    state, never = net.initial_state(1), torch.zeros(3, 1, dtype=torch.bool)
+    after_first = torch.tensor([[True], [False], [False]])
+    assert not torch.equal(net.unroll(x, state, never)[0][2], net.unroll(other, state, never)[0][2])
+    assert torch.equal(net.unroll(x, state, after_first)[0][2], net.unroll(other, state, after_first)[0][2])
+
+
+def test_no_gradient_flows_through_a_forgotten_state() -> None:
+    net = recurrent()
+    x = torch.randn(3, 1, 3, requires_grad=True)
+    net.unroll(x, net.initial_state(1), torch.tensor([[False], [True], [False]]))[1][2].sum().backward()
+    assert x.grad is not None
+    assert x.grad[:2].abs().max() == 0.0
+    assert x.grad[2].abs().min() > 0.0
+
+
+def test_a_feed_forward_network_remembers_nothing() -> None:
+    net = network("mlp")
+    state = net.initial_state(4)
+    assert state.shape == (4, 0)
+    assert net(torch.randn(4, 3), state)[2].shape == (4, 0)
+
+
+@pytest.mark.parametrize("initialisation", ["orthogonal", "fan_in"])
+def test_initialisation_of_the_lstm(initialisation: str) -> None:
+    torch.manual_seed(0)
+    lstm = ActorCritic((3,), 2, initialisation=initialisation, lstm_size=64).lstm
+    assert lstm is not None
+    gate = lstm.weight_hh[64:128].detach()
+    if initialisation == "orthogonal":
+        torch.testing.assert_close(gate @ gate.T, torch.eye(64), atol=1e-5, rtol=0.0)
+        assert lstm.bias_ih.abs().max() == 0.0
+    else:
+        assert 0.9 / 8 < gate.abs().max() <= 1 / 8
+        assert 0.0 < lstm.bias_ih.abs().max() <= 1 / 8
+
+
+def test_an_lstm_between_separate_trunks_is_refused() -> None:
+    with pytest.raises(ValueError, match="shared_trunk=true"):
+        ActorCritic((3,), 2, shared_trunk=False, lstm_size=5)

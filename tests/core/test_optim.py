@@ -119,12 +119,12 @@ def test_a_closure_may_compute_the_gradients() -> None:
     theta = nn.Parameter(torch.full((1,), 3.0))
     optimizer = RMSProp([theta], 0.1, initial_square=1.0)
 
-    def closure() -> Tensor:
+    def closure() -> float:
         loss = theta.square().sum()
         loss.backward()
-        return loss
+        return loss.item()
 
-    assert float(optimizer.step(closure)) == 9.0
+    assert optimizer.step(closure) == 9.0
     assert theta.item() < 3.0
 
 
@@ -156,8 +156,13 @@ def frames() -> Tensor:
     return torch.rand(4, 2, 20, 20, generator=torch.Generator().manual_seed(0))
 
 
-def backward(network: nn.Module) -> None:
-    log_probs, values = network(frames())
+def outputs(network: ActorCritic, observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and values at the start of a game."""
+    return network(observations, network.initial_state(len(observations)))[:2]
+
+
+def backward(network: ActorCritic) -> None:
+    log_probs, values = outputs(network, frames())
     (log_probs[:, 0].sum() + values.square().sum()).backward()
 
 
@@ -180,10 +185,10 @@ layouts = pytest.mark.parametrize("channels_last", [False, True])
 @layouts
 def test_flattening_changes_no_output(channels_last: bool) -> None:
     network = small_network(channels_last)
-    before = network(frames())
+    before = outputs(network, frames())
     strides = [p.stride() for p in network.parameters()]
     flat = FlatParameters(network)
-    for got, expected in zip(network(frames()), before, strict=True):
+    for got, expected in zip(outputs(network, frames()), before, strict=True):
         assert torch.equal(got, expected)
     assert [p.stride() for p in network.parameters()] == strides
     assert_views(network, flat)
@@ -291,7 +296,7 @@ def test_loading_weights_keeps_the_views(channels_last: bool) -> None:
     flat = FlatParameters(network)
     network.load_state_dict(other.state_dict())
     assert_views(network, flat)
-    for got, expected in zip(network(frames()), other(frames()), strict=True):
+    for got, expected in zip(outputs(network, frames()), outputs(other, frames()), strict=True):
         torch.testing.assert_close(got, expected)
 
 
@@ -301,7 +306,7 @@ def test_copying_the_vector_copies_the_network(channels_last: bool) -> None:
     flat, other_flat = FlatParameters(network), FlatParameters(other)
     with torch.no_grad():
         flat.values.copy_(other_flat.values)
-    for got, expected in zip(network(frames()), other(frames()), strict=True):
+    for got, expected in zip(outputs(network, frames()), outputs(other, frames()), strict=True):
         assert torch.equal(got, expected)
 
 
