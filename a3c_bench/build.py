@@ -8,7 +8,8 @@ from torch import Tensor
 
 from a3c_bench.core import advantages
 from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic
-from a3c_bench.core.optim import FlatParameters, RMSProp
+from a3c_bench.core.optim import RMSProp
+from a3c_bench.core.schedules import linear
 from a3c_bench.envs import VectorEnv
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
@@ -16,9 +17,11 @@ from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.schema import Config, OptimizerConfig
 
 
-def make_envs(config: Config, n_envs: int, seed: np.random.SeedSequence, render: bool = False) -> VectorEnv:
-    """Environments of the run's task on the threads it may use."""
-    return VectorEnv(config.env, n_envs, seed, config.env.n_threads or usable_cores(), render)
+def make_envs(
+    config: Config, n_envs: int, seed: np.random.SeedSequence, render: bool = False, n_threads: int | None = None
+) -> VectorEnv:
+    """Environments of the run's task, simulated on n_threads threads; by default on those that the run may use."""
+    return VectorEnv(config.env, n_envs, seed, n_threads or config.env.n_threads or usable_cores(), render)
 
 
 def make_network(config: Config, envs: VectorEnv, device: torch.device) -> ActorCritic:
@@ -51,14 +54,12 @@ def make_network(config: Config, envs: VectorEnv, device: torch.device) -> Actor
     return network.to(device)
 
 
-def make_optimizer(options: OptimizerConfig, parameters: FlatParameters) -> torch.optim.Optimizer:
-    """The optimiser over the flat parameters; whoever steps it clips and sets the learning rate."""
+def make_optimizer(options: OptimizerConfig, parameters: Tensor) -> torch.optim.Optimizer:
+    """The optimiser over one vector of parameters; whoever steps it clips and sets the learning rate."""
     if options.kind == "adam":
-        return torch.optim.Adam(
-            [parameters.values], lr=options.lr, betas=(options.beta1, options.beta2), eps=options.epsilon
-        )
+        return torch.optim.Adam([parameters], lr=options.lr, betas=(options.beta1, options.beta2), eps=options.epsilon)
     return RMSProp(
-        [parameters.values],
+        [parameters],
         lr=options.lr,
         decay=options.decay,
         epsilon=options.epsilon,
@@ -66,6 +67,19 @@ def make_optimizer(options: OptimizerConfig, parameters: FlatParameters) -> torc
         initial_square=options.initial_square,
         centered=options.centered,
     )
+
+
+def make_schedule(config: Config) -> Callable[[int], float]:
+    """The learning rate at a global count of frames: constant, or annealed linearly to 0 over the frame budget."""
+    options: OptimizerConfig = config.algo.optimizer
+    lr = options.lr
+    if options.lr_range is not None:
+        low, high = np.log(options.lr_range)
+        lr = float(np.exp(np.random.default_rng(sequence(config.seed, Stream.LEARNING_RATE)).uniform(low, high)))
+    budget = config.budget.frames
+    if not options.anneal or budget is None:
+        return lambda frames: lr
+    return lambda frames: linear(lr, 0.0, frames, budget)
 
 
 def make_estimator(config: Config, gamma: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], advantages.Estimate]:

@@ -23,3 +23,7 @@ class TrainingError(Exception):
     """Training cannot go on, for instance because a loss became NaN."""
 
     exit_status = 1
+
+
+class WorkerError(TrainingError):
+    """A worker process or thread raised, died or went silent; the message ends with its own traceback, if it left one."""

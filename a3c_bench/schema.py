@@ -127,6 +127,7 @@ class OptimizerConfig:
 
     kind: str = option("rmsprop", choices=("rmsprop", "adam"))
     lr: float = option(7e-4, above=0.0)
+    lr_range: tuple[float, float] | None = option(None, above=0.0)  # draw lr log-uniformly from here, by the seed
     anneal: bool = True  # linearly to 0 over budget.frames, on the global frame counter
     epsilon: float = option(0.1, above=0.0)
     decay: float = option(0.99, at_least=0.0, below=1.0)  # rmsprop: of the squared gradients (and their mean)
@@ -163,6 +164,7 @@ class LagConfig:
     """Measuring the policy lag of every sample that enters an update."""
 
     enabled: bool = True
+    divergence_every_updates: int = option(16, at_least=1)  # a3c: lag_kl and ratio of one update in so many, see docs
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,18 @@ class Config:
     logger: LoggerConfig = section(LoggerConfig)
     metrics_interval_frames: int = option(10_000, at_least=1)  # one row of metrics.csv and lag.csv
     checkpoint_interval_seconds: float = option(60.0, above=0.0)
+    worker_silence_seconds: float = option(10.0, above=0.0)  # a worker that says nothing for so long ends the run
     calibrate: bool = False  # measure this machine's serial bound first, and report the share of it that was reached
     progress: bool = True
 
 
 # Keys that change neither what is computed nor where it is kept: a run may be resumed with other values of these.
-PRESENTATION_KEYS = ("root", "name", "progress", "logger", "calibrate", "checkpoint_interval_seconds")
+PRESENTATION_KEYS = (
+    "root",
+    "name",
+    "progress",
+    "logger",
+    "calibrate",
+    "checkpoint_interval_seconds",
+    "worker_silence_seconds",
+)

@@ -74,8 +74,11 @@ def check_run(config: Config) -> None:
         raise ConfigError("There is no budget: set budget.frames, budget.wall_clock_seconds or budget.target_return.")
     if budget.frames is None and config.algo.optimizer.anneal:
         raise ConfigError("algo.optimizer.anneal=true needs budget.frames, over which the learning rate falls to 0.")
-    find_algorithm(config.algo.name)
+    lr_range = config.algo.optimizer.lr_range
+    if lr_range is not None and lr_range[0] > lr_range[1]:
+        raise ConfigError(f"algo.optimizer.lr_range={list(lr_range)} must be [lowest, highest].")
     machine.resolve_device(config.device)
+    find_algorithm(config.algo.name).check(config)
     envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION))
     try:
         build.make_network(config, envs, torch.device("cpu"))
@@ -133,8 +136,8 @@ def _lost_seconds(before: dict[str, Any], saved: dict[str, Any] | None) -> float
 
 
 def _note_failure(directory: RunDirectory, error: BaseException, attempts: int) -> None:
-    told_in_one_sentence = isinstance(error, UserError | TrainingError | OSError)  # by whoever called
-    log.error("The run failed.", exc_info=None if told_in_one_sentence else error)
+    told_in_full = isinstance(error, UserError | TrainingError | OSError)  # by whoever called
+    log.error("The run failed.", exc_info=None if told_in_full else error)
     try:
         directory.write_status(
             state="failed",

@@ -14,8 +14,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from a3c_bench import run
-from a3c_bench.algos import paac
 from a3c_bench.algos.paac import PAACConfig
+from a3c_bench.core import rollout
 from a3c_bench.core.losses import ActorCriticLoss
 from a3c_bench.runtime import clock
 from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
@@ -59,9 +59,9 @@ def at_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Ac
             calls += 1
             return (action() if calls == number else None) or real(*arguments, **options)
 
-        monkeypatch.setattr(paac, "actor_critic_loss", loss)
+        monkeypatch.setattr(rollout, "actor_critic_loss", loss)
 
-    real = paac.actor_critic_loss
+    real = rollout.actor_critic_loss
     return install
 
 

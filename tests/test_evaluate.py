@@ -1,5 +1,6 @@
 """The evaluation protocol, watching a checkpoint, and calibration."""
 
+import itertools
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -92,8 +93,8 @@ def test_what_a_network_remembers_ends_with_the_game() -> None:
         lengths = [game["episode_length"] for game in result.games]
         assert len(starts) >= 3
         # A game of n steps is seen n + 1 times: its last observation too, whose action EnvPool ignores.
-        assert all(later - earlier - 1 in lengths for earlier, later in zip(starts, starts[1:], strict=False))
-        assert all(b in (0.0, a + 1.0) for a, b in zip(seen, seen[1:], strict=False))
+        assert all(later - earlier - 1 in lengths for earlier, later in itertools.pairwise(starts))
+        assert all(b in (0.0, a + 1.0) for a, b in itertools.pairwise(seen))
 
 
 def test_greedy_and_sampled_policies_differ() -> None:

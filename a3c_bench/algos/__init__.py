@@ -16,7 +16,7 @@ from a3c_bench.errors import ConfigError
 from a3c_bench.schema import nearest
 
 ENTRY_POINT_GROUP = "a3c_bench.algorithms"
-_BUILT_IN = {"paac": "a3c_bench.algos.paac"}
+_BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "paac")}
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Algorithm:
 
     config_class: type  # a frozen dataclass with at least `name`, `gamma` and `optimizer`
     train: Callable[[Any, Any], None]  # (Config, Session): runs until session.running() is False
+    check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError for what it cannot do
 
 
 def algorithm_names() -> list[str]:

@@ -12,18 +12,24 @@ class FlatParameters:
 
     The module's parameters become views of `values`, their gradients views of `gradients`: an optimiser step is then a
     handful of operations whatever the number of layers, and sharing or copying a network is one tensor.
+
+    Args:
+        module: its parameters are copied into a new vector, unless there is one already:
+        values: [P], the parameters of a module of the same shape; this module shows them from now on.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, values: Tensor | None = None) -> None:
         parameters = list(module.parameters())
-        self.values = nn.Parameter(parameters[0].new_empty(sum(p.numel() for p in parameters)))
+        n_values = sum(p.numel() for p in parameters)
+        self.values = nn.Parameter(parameters[0].new_empty(n_values) if values is None else values)
         self.gradients = torch.zeros_like(self.values)
         self.values.grad = self.gradients
         start = 0
         for parameter in parameters:
             place = (parameter.shape, parameter.stride(), start)  # strides: channels-last weights stay so
             view = self.values.data.as_strided(*place)
-            view.copy_(parameter.data)
+            if values is None:
+                view.copy_(parameter.data)
             parameter.data = view
             parameter.grad = self.gradients.as_strided(*place)
             start += parameter.numel()
@@ -38,6 +44,37 @@ class FlatParameters:
         if max_norm is not None:
             self.gradients.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+
+class SharedStatistics:
+    """What an optimiser remembers (mean squares, moments), in memory that other processes may map; part of checkpoints.
+
+    Args:
+        optimizer: over one vector of parameters.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        (parameter,) = optimizer.param_groups[0]["params"]
+        self.tensors = dict(optimizer.state[parameter])
+        if not self.tensors:  # Adam would make these in its first step
+            moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+            self.tensors = {"step": torch.zeros(())} | moments
+        for tensor in self.tensors.values():
+            tensor.share_memory_()
+
+    def lend(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes an optimiser over one vector use, and change, these statistics."""
+        (parameter,) = optimizer.param_groups[0]["params"]
+        optimizer.state[parameter] = self.tensors
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The statistics by name."""
+        return self.tensors
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over saved statistics, in place."""
+        for key, tensor in self.tensors.items():
+            tensor.copy_(state[key])
 
 
 class RMSProp(torch.optim.Optimizer):

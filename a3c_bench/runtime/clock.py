@@ -1,7 +1,7 @@
 """Training time over all attempts: stopped during evaluation, saved in checkpoints."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -59,9 +59,18 @@ class PhaseTimer:
         self._seconds[phase] += now - self._mark
         self._mark = now
 
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last call."""
+        seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+        return seconds
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Adds what another timer, of another thread or process, has taken."""
+        for phase, more in seconds.items():
+            self._seconds[phase] += more
+
     def shares(self) -> dict[str, float]:
         """Share of each phase since the last call, as `share_<phase>`."""
-        total = sum(self._seconds.values())
-        shares = {f"share_{phase}": seconds / total if total else 0.0 for phase, seconds in self._seconds.items()}
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
-        return shares
+        seconds = self.take()
+        total = sum(seconds.values())
+        return {f"share_{phase}": part / total if total else 0.0 for phase, part in seconds.items()}

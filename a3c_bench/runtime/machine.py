@@ -4,7 +4,9 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,13 @@ def _keep_freed_memory() -> None:
         return
     mallopt(m_mmap_threshold, bytes_kept)
     mallopt(m_trim_threshold, bytes_kept)
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when the one that started it ends, however that ends."""
+    pr_set_pdeathsig = 1
+    with suppress(OSError, AttributeError):  # elsewhere, workers look for their parent between updates
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def resolve_device(name: str) -> torch.device:

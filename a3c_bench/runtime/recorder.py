@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from a3c_bench.core.lag import SUMMARY, UNITS, LagMeter
+from a3c_bench.core.losses import explained_variance
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.errors import TrainingError
 from a3c_bench.runtime.directory import CsvFile, RunDirectory, replace_file
@@ -52,7 +53,8 @@ EVALUATION_COLUMNS = (
     "noop_max",
     "max_episode_frames",
 )
-_MAY_BE_NAN = ("explained_variance",)
+
+Fit = tuple[Tensor, Tensor, Tensor]  # values, returns and mask (bool) of samples, in one shape
 
 
 class Recorder:
@@ -84,6 +86,7 @@ class Recorder:
         self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else (), maxlen=100)
         self._start = dict(saved["start"]) if saved else dict.fromkeys(COUNTERS, 0.0)
         self._updates: list[Mapping[str, Tensor | float]] = []
+        self._fits: list[Fit] = []
         if saved:
             self.lag.load_state_dict(saved["lag"])
         for logger in self._loggers:
@@ -103,9 +106,11 @@ class Recorder:
             rows.append(row | {"episode_return": episode.episode_return, "episode_length": episode.episode_length})
         self._tables["episodes"].append(rows)
 
-    def add_update(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Keeps the figures of one update until the interval ends; tensors stay on their device until then."""
+    def add_updates(self, metrics: Mapping[str, Tensor | float], fit: Fit | None = None) -> None:
+        """Keeps the figures of updates until the interval ends; tensors stay on their device until then."""
         self._updates.append(metrics)
+        if fit is not None:
+            self._fits.append(fit)
 
     def end_interval(self, counters: Mapping[str, float], extra: Mapping[str, float]) -> dict[str, Any]:
         """Writes one row of metrics.csv and one of lag.csv, and gives the former.
@@ -170,10 +175,14 @@ class Recorder:
             return {}
         means = {}
         for key in self._updates[0]:
-            values = torch.stack([torch.as_tensor(update[key], dtype=torch.float32) for update in self._updates])
-            mean = float(values.nanmean() if key in _MAY_BE_NAN else values.mean())
-            if key not in _MAY_BE_NAN and not abs(mean) < float("inf"):
+            parts = [torch.as_tensor(update[key], dtype=torch.float32).reshape(-1) for update in self._updates]
+            mean = float(torch.cat(parts).mean())
+            if not abs(mean) < float("inf"):
                 raise TrainingError(f"{key} became {mean} before frame {counters['frames']:.0f}: the run diverged.")
             means[key] = mean
         self._updates = []
+        if self._fits:
+            fits = (torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*self._fits, strict=True))
+            means["explained_variance"] = float(explained_variance(*fits))
+            self._fits = []
         return means

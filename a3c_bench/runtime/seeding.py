@@ -18,6 +18,7 @@ class Stream(IntEnum):
     EVALUATION = 3
     CALIBRATION = 4
     PLAY = 5
+    LEARNING_RATE = 6
 
 
 def sequence(seed: int, stream: Stream, *path: int) -> np.random.SeedSequence:

@@ -10,6 +10,7 @@ An algorithm owns its loop and its wiring, and tells the session what happened:
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from a3c_bench.core.lag import LagMeter
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.core.schedules import linear
+from a3c_bench.core.rollout import Stamp
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.errors import CheckpointError
 from a3c_bench.runtime import checkpoint
@@ -27,12 +28,13 @@ from a3c_bench.runtime.clock import PhaseTimer, TrainingClock
 from a3c_bench.runtime.directory import RunDirectory, timestamp
 from a3c_bench.runtime.loggers import make_loggers
 from a3c_bench.runtime.progress import ProgressDisplay
-from a3c_bench.runtime.recorder import Recorder
+from a3c_bench.runtime.recorder import Fit, Recorder
 from a3c_bench.runtime.signals import StopRequest
 from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_STATUS = 5.0
+PHASES = ("simulate", "predict", "train", "wait")  # what the time of a loop goes into
 
 
 class Part(Protocol):
@@ -91,7 +93,7 @@ class Session:
         self.config = config
         self.counters = Counters(**saved["counters"]) if saved else Counters()
         self.attempt = int(directory.read_status().get("attempts", 0)) + 1
-        self.timer = PhaseTimer("simulate", "predict", "train", "wait")
+        self.timer = PhaseTimer(*PHASES)
         self._directory = directory
         self._evaluate = evaluate
         self._stop = stop
@@ -122,14 +124,6 @@ class Session:
         """Training seconds, all attempts together, without evaluation."""
         return self._clock.seconds
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate now: constant, or annealed linearly to 0 over the frame budget, on the global counter."""
-        optimizer = self.config.algo.optimizer
-        if not optimizer.anneal or self.config.budget.frames is None:
-            return float(optimizer.lr)
-        return linear(optimizer.lr, 0.0, self.counters.frames, self.config.budget.frames)
-
     def restore(self, **parts: Part) -> None:
         """Names what checkpoints hold, and loads it if this run goes on from one; `network` is what gets evaluated.
 
@@ -157,27 +151,45 @@ class Session:
         if episodes:
             self._recorder.add_episodes(self._now(), episodes)
 
-    def updated(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Counts one update and keeps its figures (scalars, on any device) for the next row."""
-        self.counters.updates += 1
-        self._recorder.add_update(metrics)
+    def updated(self, metrics: Mapping[str, Tensor | float], fit: Fit | None = None, n_updates: int = 1) -> None:
+        """Counts updates and keeps their figures for the next row.
 
-    def running(self) -> bool:
-        """Does what is due (rows, evaluation, checkpoint) and says whether the run goes on."""
-        frames = self.counters.frames
+        Args:
+            metrics: of one update, scalars on any device; or of several, flat tensors of any length.
+            fit: values, returns and mask of the samples, of one shape: they give explained_variance.
+            n_updates: how many these are.
+        """
+        self.counters.updates += n_updates
+        self._recorder.add_updates(metrics, fit)
+
+    def stamp(self) -> Stamp:
+        """Where the run stands."""
+        return Stamp(self.counters.updates, self.counters.frames, self.wall_seconds)
+
+    def running(self, standstill: Callable[[], AbstractContextManager[None]] = nullcontext) -> bool:
+        """Does what is due (rows, evaluation, checkpoint) and says whether the run goes on.
+
+        Args:
+            standstill: while entered, nothing learns, and all that was done has been counted here.
+        """
         if self._evaluation_owed:
-            self._run_evaluation(final=False)
+            with standstill():
+                self._run_evaluation(final=False)
             self.timer.start()
         over = self._budget_is_spent() or self._stop.signal is not None
-        if frames // self.config.metrics_interval_frames > self._row_frames // self.config.metrics_interval_frames:
-            self._end_interval()
-            if self.wall_seconds - self._status_at >= SECONDS_BETWEEN_STATUS:
-                self._write_status("running")
-            if not over and self._evaluation_is_due():
-                self._run_evaluation(final=False)
-                over = self._stop.signal is not None
-            if self.wall_seconds - self._checkpoint_at >= self.config.checkpoint_interval_seconds:
-                self._save(self._directory.latest_checkpoint)
+        interval = self.config.metrics_interval_frames
+        if self.counters.frames // interval > self._row_frames // interval:
+            evaluates = not over and self._evaluation_is_due()
+            saves = self.wall_seconds - self._checkpoint_at >= self.config.checkpoint_interval_seconds
+            with standstill() if evaluates or saves else nullcontext():
+                self._end_interval()
+                if self.wall_seconds - self._status_at >= SECONDS_BETWEEN_STATUS:
+                    self._write_status("running")
+                if evaluates:
+                    self._run_evaluation(final=False)
+                    over = self._stop.signal is not None
+                if saves:
+                    self._save(self._directory.latest_checkpoint)
             self.timer.start()
         return not over
 
@@ -228,14 +240,13 @@ class Session:
         )
 
     def _end_interval(self) -> None:
-        self._last_interval_frames = self._row_frames
         self._row_frames = self.counters.frames
         row = self._recorder.end_interval(self._now(), self.timer.shares())
         self._progress.update(row)
 
     def _evaluation_is_due(self) -> bool:
         interval = self.config.evaluation.interval_frames
-        return interval is not None and self._row_frames // interval > self._last_interval_frames // interval
+        return interval is not None and self.counters.frames // interval > self._row_frames // interval
 
     def _run_evaluation(self, final: bool) -> bool:
         """Evaluates, unless told to stop meanwhile; then the evaluation is owed. Gives whether it took place."""

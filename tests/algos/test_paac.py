@@ -11,6 +11,7 @@ import torch
 
 from a3c_bench.algos.paac import PAAC, PAACConfig
 from a3c_bench.core.optim import set_learning_rate
+from a3c_bench.core.rollout import Stamp
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.recorder import METRIC_COLUMNS
 from a3c_bench.runtime.session import Counters
@@ -57,9 +58,12 @@ class FakeSession:
         self.counters.agent_steps += n_agent_steps
         self.counters.frames += n_agent_steps * self.config.env.frame_skip
 
-    def updated(self, metrics: dict[str, Any]) -> None:
+    def stamp(self) -> Stamp:
+        return Stamp(self.counters.updates, self.counters.frames, self.wall_seconds)
+
+    def updated(self, metrics: dict[str, Any], fit: Any) -> None:
         self.counters.updates += 1
-        self.metrics.append(metrics)
+        self.metrics.append(metrics | {"fit": [part[fit[2]].tolist() for part in fit]})
 
     def add(self, **lags: Any) -> None:
         self.lags.append(lags)
@@ -76,8 +80,8 @@ def with_algo(**changes: Any) -> Config:
 
 def act_until_a_phantom(paac: PAAC) -> None:
     for _ in range(200):
-        paac.act()
-        if not paac.rollout.outcomes()[3].all():
+        paac.actor.act()
+        if not paac.actor.rollout.outcomes()[3].all():
             return
     raise AssertionError("no episode ended")
 
@@ -90,7 +94,7 @@ def test_one_update_equals_the_papers_sums(reduction: str, lstm_size: int | None
     config = with_algo(loss_reduction=reduction, optimizer=optimizer)
     paac = make_paac(replace(config, network=replace(config.network, lstm_size=lstm_size)))
     act_until_a_phantom(paac)
-    rollout, options = paac.rollout, paac.options
+    rollout, options = paac.actor.rollout, paac.options
     rewards, terminated, truncated, valid = rollout.outcomes()
     before = paac.parameters.values.detach().clone()
 
@@ -128,7 +132,7 @@ def test_one_update_equals_the_papers_sums(reduction: str, lstm_size: int | None
     square = 0.01 * gradient**2
     expected = before - 0.01 * gradient / torch.sqrt(square + 0.1)
 
-    paac.learn()
+    paac.learn(paac.actor.rollout)
     session: Any = paac.session
     torch.testing.assert_close(paac.parameters.values.detach(), expected, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(session.metrics[-1]["gradient_norm"], norm, rtol=1e-4, atol=1e-7)
@@ -140,12 +144,12 @@ def test_phantom_samples_change_nothing() -> None:
     plain, scrambled = make_paac(SMALL), make_paac(SMALL)
     for paac in (plain, scrambled):
         act_until_a_phantom(paac)
-    phantom = ~scrambled.rollout.outcomes()[3]
-    scrambled.rollout.actions[phantom] = 1 - scrambled.rollout.actions[phantom]
-    scrambled.rollout._rewards[phantom] = 1e6
-    scrambled.rollout.log_probs[phantom] = -50.0
+    phantom = ~scrambled.actor.rollout.outcomes()[3]
+    scrambled.actor.rollout.actions[phantom] = 1 - scrambled.actor.rollout.actions[phantom]
+    scrambled.actor.rollout._rewards[phantom] = 1e6
+    scrambled.actor.rollout.log_probs[phantom] = -50.0
     for paac in (plain, scrambled):
-        paac.learn()
+        paac.learn(paac.actor.rollout)
     torch.testing.assert_close(plain.parameters.values, scrambled.parameters.values, rtol=0, atol=0)
     first, second = plain.session, scrambled.session
     assert first.metrics[-1] == second.metrics[-1]  # type: ignore[attr-defined]
@@ -157,9 +161,9 @@ def test_counters_leave_phantoms_out() -> None:
     paac = make_paac(SMALL)
     n_phantoms = 0
     for _ in range(60):
-        paac.act()
-        n_phantoms += int((~paac.rollout.outcomes()[3]).sum())
-        paac.learn()
+        paac.actor.act()
+        n_phantoms += int((~paac.actor.rollout.outcomes()[3]).sum())
+        paac.learn(paac.actor.rollout)
     assert n_phantoms > 5
     assert paac.session.counters.agent_steps == 60 * 3 * 4 - n_phantoms
 
@@ -167,10 +171,10 @@ def test_counters_leave_phantoms_out() -> None:
 def test_an_artificial_delay_is_measured() -> None:
     """The measurement can show something other than 0: two updates between acting and learning."""
     paac = make_paac(SMALL)
-    paac.act()
-    paac.learn()
-    paac.learn()  # the same samples again: now one update old
-    paac.learn()
+    paac.actor.act()
+    paac.learn(paac.actor.rollout)
+    paac.learn(paac.actor.rollout)  # the same samples again: now one update old
+    paac.learn(paac.actor.rollout)
     lags: Any = paac.session
     assert [set(lag["lag_updates"].tolist()) for lag in lags.lags] == [{0}, {1}, {2}]
     assert float(lags.lags[0]["lag_kl_nats"].max()) < 1e-6 < float(lags.lags[2]["lag_kl_nats"].max())
@@ -224,9 +228,9 @@ def test_the_learning_rate_falls_to_zero_over_the_budget(tmp_path: Path) -> None
 def trained_parameters(config: Config, n_updates: int = 12) -> torch.Tensor:
     paac = make_paac(config)
     for _ in range(n_updates):
-        paac.act()
+        paac.actor.act()
         set_learning_rate(paac.optimizer, 0.01)
-        paac.learn()
+        paac.learn(paac.actor.rollout)
     paac.envs.close()
     return paac.parameters.values.detach()
 

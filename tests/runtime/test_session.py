@@ -36,13 +36,13 @@ def steady(config: Config, **budget: Any) -> Config:
 @pytest.fixture
 def one_second_updates(ticks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every update takes a second of training, and nothing else any."""
-    real = Recorder.add_update
+    real = Recorder.add_updates
 
-    def add_update(self: Recorder, metrics: Any) -> None:
+    def add_updates(self: Recorder, metrics: Any, fit: Any = None) -> None:
         ticks.now += 1.0
         real(self, metrics)
 
-    monkeypatch.setattr(Recorder, "add_update", add_update)
+    monkeypatch.setattr(Recorder, "add_updates", add_updates)
 
 
 # --- budgets --------------------------------------------------------------------------------------------------------
@@ -144,16 +144,20 @@ def test_evaluation_takes_no_training_time(
 def test_an_interval_averages_its_updates(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, {})
     rows = Recorder(directory)
-    for loss, variance in [(1.0, float("nan")), (torch.tensor(3.0), 0.5)]:
-        rows.add_update({"loss": loss, "explained_variance": variance})
+    masks = torch.tensor([True, True]), torch.tensor([[True], [False]])
+    rows.add_updates({"loss": 1.0}, (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]), masks[0]))
+    rows.add_updates(
+        {"loss": torch.tensor([3.0, 5.0])}, (torch.tensor([[4.0], [9.0]]), torch.tensor([[3.0], [0.0]]), masks[1])
+    )
     row = rows.end_interval(dict.fromkeys(recorder.COUNTERS, 2.0) | {"wall_seconds": 4.0}, {"share_wait": 0.25})
-    assert row["loss"] == 2.0
-    assert row["explained_variance"] == 0.5  # NaN where returns do not vary is no divergence
+    assert row["loss"] == 3.0
+    assert row["explained_variance"] == pytest.approx(2 / 3)  # of the three valid samples together
     assert (row["frames_per_second"], row["pps"], row["tps"]) == (0.5, 0.5, 0.5)
     assert row["share_wait"] == 0.25
     assert row["mean_return_100_games"] is None
     row = rows.end_interval(dict.fromkeys(recorder.COUNTERS, 4.0) | {"wall_seconds": 5.0}, {})
     assert "loss" not in row
+    assert "explained_variance" not in row
     assert row["pps"] == 2.0
     rows.close()
     directory.close()

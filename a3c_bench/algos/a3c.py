@@ -1,0 +1,282 @@
+"""A3C: asynchronous advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783, algorithm S3).
+
+N worker processes share the parameters theta and the statistics of RMSProp in memory, and change them without a lock:
+
+    worker i:  theta' <- theta                                    (synchronise)
+               s, a, r, V for up to t_max steps under theta'      (act, in an environment of its own)
+               d theta <- gradient of the loss at theta'          (learn)
+               theta <- theta - RMSProp(d theta), at once         (Hogwild: others may have changed theta meanwhile)
+
+    parent:    counts, records, evaluates, saves, stops; it takes no part in learning
+
+What a worker learns from was chosen by theta', which is as old as its rollout is long: the updates that the others applied
+meanwhile are the lag of every sample, and the staleness of the gradient.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch import multiprocessing as mp
+
+from a3c_bench import build
+from a3c_bench.algos import Algorithm
+from a3c_bench.core.losses import REDUCTIONS
+from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
+from a3c_bench.core.rollout import Gradient, Rollout, Stamp, actor_critic_backward, divergence
+from a3c_bench.envs import Episode
+from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.actor import Actor
+from a3c_bench.runtime.clock import PhaseTimer
+from a3c_bench.runtime.machine import usable_cores
+from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
+from a3c_bench.runtime.session import PHASES, Session
+from a3c_bench.runtime.workers import Link, Workers
+from a3c_bench.schema import Config, OptimizerConfig, option, section
+
+_AGENT_STEPS, _UPDATES = 0, 1  # columns of SharedModel.counts
+
+
+@dataclass(frozen=True)
+class A3CConfig:
+    """Settings of A3C; conf/algo/a3c.yaml gives their sources."""
+
+    name: str = "a3c"
+    n_workers: int | None = option(None, at_least=1)  # processes; null: the cores this process may use
+    envs_per_worker: int = option(1, at_least=1)
+    t_max: int = option(5, at_least=1)  # agent steps per environment and update
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    entropy_weight: float = option(0.01, at_least=0.0)  # beta
+    value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
+    loss_reduction: str = option("sum", choices=REDUCTIONS)
+    shared_statistics: bool = True  # one RMSProp accumulator for all workers, or one each
+    lock: bool = False  # for comparison: one worker at a time reads or changes theta
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+@dataclass
+class SharedModel:
+    """What all processes see at once."""
+
+    theta: Tensor  # [P]
+    statistics: list[SharedStatistics]  # one for all workers, or one each
+    counts: Tensor  # [N + 1, 2] int64, agent steps and updates; a row is written by its worker alone, so none is lost
+    lock: Any  # or None
+
+    @property
+    def version(self) -> int:
+        """Updates applied to theta so far."""
+        return int(self.counts.numpy()[:, _UPDATES].sum())
+
+    @property
+    def agent_steps(self) -> int:
+        """Agent steps taken by all workers so far."""
+        return int(self.counts.numpy()[:, _AGENT_STEPS].sum())
+
+    def exclusively(self) -> AbstractContextManager[Any]:
+        """The lock, where there is one."""
+        return nullcontext() if self.lock is None else self.lock
+
+
+@dataclass
+class Report:
+    """What a worker did since its last report."""
+
+    n_agent_steps: int
+    n_updates: int
+    episodes: list[Episode]
+    metrics: dict[str, NDArray[np.float32]]  # per update
+    fit: list[NDArray[Any]]  # values, returns, mask; per sample
+    lag: dict[str, NDArray[Any]]  # per sample, by unit
+    seconds: dict[str, float]  # by phase
+
+
+@dataclass
+class Notes:
+    """What a worker did, kept until it reports: the ledger of its actor."""
+
+    shared: SharedModel
+    index: int
+    frame_skip: int
+    timer: PhaseTimer = field(default_factory=lambda: PhaseTimer(*PHASES))
+    version: int = 0  # of theta'
+    n_agent_steps: int = 0
+    episodes: list[Episode] = field(default_factory=list)
+    metrics: list[dict[str, Tensor | float]] = field(default_factory=list)
+    fits: list[tuple[Tensor, ...]] = field(default_factory=list)
+    lags: list[dict[str, Any]] = field(default_factory=list)
+
+    def stamp(self) -> Stamp:
+        """Now; the version is that of the policy that acts."""
+        return Stamp(self.version, self.shared.agent_steps * self.frame_skip, time.perf_counter())
+
+    def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
+        """Counts for everybody to see."""
+        self.shared.counts.numpy()[self.index, _AGENT_STEPS] += n_agent_steps
+        self.n_agent_steps += n_agent_steps
+        self.episodes.extend(episodes)
+
+    def report(self) -> Report:
+        """All of it, as arrays; and begins anew."""
+        keys = self.metrics[0] if self.metrics else ()
+        metrics = {key: np.array([float(m[key]) for m in self.metrics], dtype=np.float32) for key in keys}
+        fit = [torch.cat([part.flatten() for part in parts]).numpy() for parts in zip(*self.fits, strict=True)]
+        lag = {
+            unit: np.concatenate([np.asarray(lag[unit]) for lag in self.lags if unit in lag])
+            for unit in {unit for lag in self.lags for unit in lag}
+        }
+        report = Report(self.n_agent_steps, len(self.metrics), self.episodes, metrics, fit, lag, self.timer.take())
+        self.n_agent_steps, self.episodes, self.metrics, self.fits, self.lags = 0, [], [], [], []
+        return report
+
+
+class Worker:
+    """One actor-learner.
+
+    Args:
+        config: of the run.
+        shared: theta and what goes with it.
+        index: i.
+        attempt: of the run; each has games of its own.
+    """
+
+    def __init__(self, config: Config, shared: SharedModel, index: int, attempt: int) -> None:
+        self.options: A3CConfig = config.algo
+        self.shared = shared
+        self.notes = Notes(shared, index, config.env.frame_skip)
+        self.lag = config.lag
+        device = torch.device("cpu")
+        seed = sequence(config.seed, Stream.ENVIRONMENTS, attempt, index)
+        self.envs = build.make_envs(config, self.options.envs_per_worker, seed, n_threads=1)
+        self.network: ActorCritic = build.make_network(config, self.envs, device)  # theta'
+        self.parameters = FlatParameters(self.network)
+        self.shared_network: ActorCritic = build.make_network(config, self.envs, device)  # theta
+        FlatParameters(self.shared_network, shared.theta)
+        self.theta = nn.Parameter(shared.theta)
+        self.theta.grad = self.parameters.gradients
+        self.optimizer = build.make_optimizer(self.options.optimizer, self.theta)
+        shared.statistics[index % len(shared.statistics)].lend(self.optimizer)
+        self.learning_rate_at = build.make_schedule(config)
+        self.estimate = build.make_estimator(config, self.options.gamma)
+        generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS, attempt, index))
+        self.actor = Actor(
+            self.envs, self.network, generator, self.options.t_max, device, self.notes, end_with_episode=True
+        )
+
+    def update(self) -> None:
+        """Synchronises, acts, learns: one update of theta."""
+        self.synchronise()
+        self.learn(self.actor.act())
+
+    def synchronise(self) -> None:
+        """theta' <- theta."""
+        with torch.no_grad(), self.shared.exclusively():
+            self.notes.version = self.shared.version  # others may go on while we copy: the copy is not older than this
+            self.parameters.values.copy_(self.shared.theta)
+        self.notes.timer.lap("predict")
+
+    def learn(self, rollout: Rollout) -> None:
+        """The gradient at theta', applied to theta."""
+        options, notes, shared = self.options, self.notes, self.shared
+        self.parameters.zero_gradients()
+        found = actor_critic_backward(
+            self.network,
+            rollout,
+            self.estimate,
+            entropy_weight=options.entropy_weight,
+            value_weight=options.value_weight,
+            reduction=options.loss_reduction,
+        )
+        gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
+        learning_rate = self.learning_rate_at(shared.agent_steps * notes.frame_skip)
+        set_learning_rate(self.optimizer, learning_rate)
+        with shared.exclusively():
+            if self.lag.enabled:
+                notes.lags.append(self._lag(rollout, found))
+            self.optimizer.step()
+            shared.counts.numpy()[notes.index, _UPDATES] += 1
+        notes.metrics.append(found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate})
+        notes.fits.append(found.fit)
+        notes.timer.lap("train")
+
+    @torch.no_grad()
+    def _lag(self, rollout: Rollout, found: Gradient) -> dict[str, Any]:
+        """Of the samples of this gradient, just before it is applied."""
+        notes = self.notes
+        version = self.shared.version
+        now = Stamp(version, self.shared.agent_steps * notes.frame_skip, time.perf_counter())
+        lag: dict[str, Any] = rollout.lag(now, found.mask)
+        lag["gradient_staleness_updates"] = np.array([version - notes.version])
+        if len(notes.lags) % self.lag.divergence_every_updates == 0:
+            valid = rollout.outcomes()[3]
+            log_probs, _ = self.shared_network.unroll(rollout.observations[: rollout.length], rollout.state, ~valid)
+            lag |= divergence(rollout, log_probs, found.mask)
+        return lag
+
+
+def worker_main(link: Link, config: Config, shared: SharedModel, index: int, attempt: int) -> None:
+    """The life of worker i."""
+    torch.set_num_threads(1)
+    worker = Worker(config, shared, index, attempt)
+    try:
+        while link.going(worker.notes.report):
+            worker.update()
+    finally:
+        worker.envs.close()
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for what A3C cannot do."""
+    if config.device != "cpu":
+        raise ConfigError(f"algo=a3c runs its workers on CPU cores: device={config.device} is for algo=ga3c or paac.")
+
+
+def train(config: Config, session: Session) -> None:
+    """Starts the workers and keeps the record of what they do."""
+    options: A3CConfig = config.algo
+    n_workers = options.n_workers or usable_cores()
+    network = make_network(config)
+    theta = FlatParameters(network).values.detach().share_memory_()
+    statistics = [
+        SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
+        for _ in range(1 if options.shared_statistics else n_workers)
+    ]
+    counts = torch.zeros((n_workers + 1, 2), dtype=torch.int64).share_memory_()
+    shared = SharedModel(theta, statistics, counts, mp.get_context("spawn").Lock() if options.lock else None)
+
+    def record(report: Report) -> None:
+        session.count(report.n_agent_steps, report.episodes)
+        if report.n_updates:
+            values, returns, mask = (torch.from_numpy(part) for part in report.fit)
+            metrics = {key: torch.from_numpy(figures) for key, figures in report.metrics.items()}
+            session.updated(metrics, (values, returns, mask), report.n_updates)
+        session.lag.add(**report.lag)
+        session.timer.add(report.seconds)
+
+    arguments = [(config, shared, index, session.attempt) for index in range(n_workers)]
+    with Workers(worker_main, arguments, record, config.worker_silence_seconds) as workers:
+        with workers.standstill():  # until all are ready
+            counts[-1] = torch.tensor([session.counters.agent_steps, session.counters.updates])
+            parts = {f"statistics_{i}": part for i, part in enumerate(statistics)}
+            session.restore(network=network, **parts)
+        while session.running(workers.standstill):
+            workers.poll(0.1)
+
+
+def make_network(config: Config) -> ActorCritic:
+    """theta's network, in the parent, which has no environments of its own."""
+    envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION), n_threads=1)
+    try:
+        return build.make_network(config, envs, torch.device("cpu"))
+    finally:
+        envs.close()
+
+
+ALGORITHM = Algorithm(A3CConfig, train, check)

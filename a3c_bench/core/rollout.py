@@ -1,0 +1,172 @@
+"""A stretch of experience: up to t_max agent steps of B environments, and what an actor-critic learns from it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from a3c_bench.core.advantages import Estimate
+from a3c_bench.core.lag import policy_divergence
+from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
+from a3c_bench.core.networks import ActorCritic
+
+Estimator = Callable[[Tensor, Tensor, Tensor, Tensor], Estimate]
+
+
+class Stamp(NamedTuple):
+    """Where a run stands: the version of the parameters, and the frames and seconds so far."""
+
+    version: int  # updates
+    frames: int
+    seconds: float
+
+
+class Rollout:
+    """Up to t_max steps of B environments, kept on the device that learns; allocated once and filled anew each time.
+
+    Args:
+        t_max: T at most.
+        n_envs: B.
+        observation_shape: of one observation.
+        observation_dtype: NumPy's.
+        n_actions: A.
+        device: of the tensors.
+    """
+
+    def __init__(
+        self,
+        t_max: int,
+        n_envs: int,
+        observation_shape: tuple[int, ...],
+        observation_dtype: np.dtype[Any],
+        n_actions: int,
+        device: torch.device,
+    ) -> None:
+        frame_dtype = torch.from_numpy(np.empty(0, dtype=observation_dtype)).dtype
+        pin = device.type == "cuda"
+        self.t_max = t_max
+        self.length = 0  # T now
+        self.observations = torch.zeros((t_max + 1, n_envs, *observation_shape), dtype=frame_dtype, device=device)
+        self.state = torch.zeros((n_envs, 0), device=device)  # [B, S], of an LSTM, before the first step
+        self.values = torch.zeros((t_max + 1, n_envs), device=device)  # one row more: the states after the last step
+        self.log_probs = torch.zeros((t_max, n_envs, n_actions), device=device)  # of the policy that acted
+        self.actions = torch.zeros((t_max, n_envs), dtype=torch.int64, device=device)
+        # What the environments say arrives in main memory, and moves to the device once per rollout.
+        self._rewards = torch.zeros((t_max, n_envs), pin_memory=pin)
+        self._flags = torch.zeros((3, t_max, n_envs), dtype=torch.bool, pin_memory=pin)
+        self._reward_rows = self._rewards.numpy()
+        self._flag_rows = self._flags.numpy()
+        self._device = device
+        self._stamps: list[Stamp] = []
+
+    def start(self, observations: Tensor, state: Tensor) -> None:
+        """Empties it; the first step is taken from these observations [B, ...] and this state [B, S]."""
+        self.length = 0
+        self._stamps.clear()
+        self.observations[0].copy_(observations)
+        self.state = state
+
+    def add(
+        self,
+        stamp: Stamp,
+        rewards: NDArray[np.float32],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        valid: NDArray[np.bool_],
+    ) -> None:
+        """Ends one step: when its actions were chosen, and what [B] the environments answered to them."""
+        t = self.length
+        self._reward_rows[t] = rewards
+        self._flag_rows[0, t] = terminated
+        self._flag_rows[1, t] = truncated
+        self._flag_rows[2, t] = valid
+        self._stamps.append(stamp)
+        self.length = t + 1
+
+    def outcomes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rewards, terminated, truncated, valid; all [T, B] on the device."""
+        n = self.length
+        terminated, truncated, valid = self._flags[:, :n].to(self._device, non_blocking=True)
+        return self._rewards[:n].to(self._device, non_blocking=True), terminated, truncated, valid
+
+    def lag(self, now: Stamp, mask: Tensor) -> dict[str, NDArray[Any]]:
+        """lag_updates, lag_frames and lag_seconds of the samples in the mask [T, B], if they were learnt from now."""
+        chosen = np.array(self._stamps)  # [T, 3]
+        per_row = mask.sum(-1).cpu().numpy()
+        lags = np.repeat(np.array(now) - chosen, per_row, axis=0)
+        return {"lag_updates": lags[:, 0], "lag_frames": lags[:, 1], "lag_seconds": lags[:, 2]}
+
+
+class Gradient(NamedTuple):
+    """What `actor_critic_backward` found besides the gradients."""
+
+    loss: ActorCriticLoss
+    log_probs: Tensor  # [T, B, A], of the present policy
+    values: Tensor  # [T, B]
+    returns: Tensor  # [T, B]
+    mask: Tensor  # [T, B] bool, the samples that were learnt from
+    n_valid: Tensor  # scalar: the samples there were, learnt from or not; phantoms are none
+
+    def figures(self) -> dict[str, Tensor]:
+        """For the record of the update."""
+        return {
+            "loss": self.loss.total.detach(),
+            "loss_policy": self.loss.policy,
+            "loss_value": self.loss.value,
+            "entropy_nats": self.loss.entropy,
+            "unusable_share": 1.0 - self.mask.sum() / self.n_valid.clamp(min=1),
+        }
+
+    @property
+    def fit(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, returns and mask: how well the former foretold the latter."""
+        return self.values, self.returns, self.mask
+
+
+def actor_critic_backward(
+    network: ActorCritic,
+    rollout: Rollout,
+    estimate: Estimator,
+    *,
+    entropy_weight: float,
+    value_weight: float,
+    reduction: str,
+) -> Gradient:
+    """Adds the gradient of the actor-critic loss over a rollout to the network's gradients.
+
+    Args:
+        network: whose present parameters also acted, so that the rollout's values are its own.
+        rollout: T steps.
+        estimate: gives psi and the returns.
+        entropy_weight: beta.
+        value_weight: c.
+        reduction: see `actor_critic_loss`.
+    """
+    n = rollout.length
+    rewards, terminated, truncated, valid = rollout.outcomes()
+    psi = estimate(rewards, rollout.values[: n + 1], terminated, truncated)
+    mask = valid & psi.usable
+    log_probs, values = network.unroll(rollout.observations[:n], rollout.state, ~valid)
+    loss = actor_critic_loss(
+        log_probs,
+        values,
+        rollout.actions[:n],
+        psi.advantages,
+        psi.returns,
+        mask,
+        entropy_weight=entropy_weight,
+        value_weight=value_weight,
+        reduction=reduction,
+    )
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    return Gradient(loss, log_probs.detach(), values.detach(), psi.returns, mask, valid.sum())
+
+
+def divergence(rollout: Rollout, current_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """lag_kl_nats and importance_ratio of the samples in the mask [T, B], under log-probabilities [T, B, A] of now."""
+    n = rollout.length
+    kl, ratio = policy_divergence(rollout.log_probs[:n][mask], current_log_probs[mask], rollout.actions[:n][mask])
+    return {"lag_kl_nats": kl, "importance_ratio": ratio}

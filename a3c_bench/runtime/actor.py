@@ -1,0 +1,93 @@
+"""Acting: an environment batch under a policy, a rollout at a time."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from a3c_bench.core.networks import ActorCritic, sample_actions
+from a3c_bench.core.rollout import Rollout, Stamp
+from a3c_bench.envs import Episode, VectorEnv
+from a3c_bench.runtime.clock import PhaseTimer
+
+
+class Ledger(Protocol):
+    """Who keeps the counts."""
+
+    @property
+    def timer(self) -> PhaseTimer:
+        """Gets the seconds of the phases `predict` and `simulate`."""
+
+    def stamp(self) -> Stamp:
+        """Where the run stands."""
+
+    def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
+        """Takes what one step brought."""
+
+
+class Actor:
+    """Steps B environments under a network, and carries observations and LSTM state from rollout to rollout.
+
+    Args:
+        envs: B of them; closed by whoever made them.
+        network: chooses the actions.
+        generator: draws them.
+        t_max: steps of a rollout.
+        device: of the network.
+        ledger: gets counts and times.
+        end_with_episode: a rollout ends early when an episode ends, as in A3C; only for one environment.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        network: ActorCritic,
+        generator: torch.Generator,
+        t_max: int,
+        device: torch.device,
+        ledger: Ledger,
+        end_with_episode: bool = False,
+    ) -> None:
+        self._envs = envs
+        self._network = network
+        self._generator = generator
+        self._ledger = ledger
+        self._end_with_episode = end_with_episode and envs.n_envs == 1
+        self.rollout = Rollout(
+            t_max, envs.n_envs, envs.observation_shape, envs.observation_dtype, envs.n_actions, device
+        )
+        self._observations = torch.from_numpy(envs.reset()).to(device)
+        self._state = network.initial_state(envs.n_envs)
+
+    @torch.no_grad()
+    def act(self) -> Rollout:
+        """Takes up to t_max steps in every environment, and values the states that follow.
+
+        A first step in which every environment was reset is left out: it is nobody's experience.
+        """
+        rollout, ledger, timer = self.rollout, self._ledger, self._ledger.timer
+        rollout.start(self._observations, self._state)
+        while rollout.length < rollout.t_max:
+            t = rollout.length
+            rollout.log_probs[t], rollout.values[t], self._state = self._network(rollout.observations[t], self._state)
+            rollout.actions[t] = sample_actions(rollout.log_probs[t], self._generator)
+            stamp = ledger.stamp()
+            actions = rollout.actions[t].cpu().numpy()
+            timer.lap("predict")
+            step = self._envs.step(actions)
+            timer.lap("simulate")
+            n_valid = int(step.valid.sum())
+            ledger.count(n_valid, step.episodes)
+            if n_valid < len(step.valid):  # new games have begun
+                self._state[torch.from_numpy(~step.valid)] = 0.0
+            if n_valid == 0 and t == 0:
+                rollout.start(torch.from_numpy(step.observations), self._state)
+                continue
+            rollout.add(stamp, step.rewards, step.terminated, step.truncated, step.valid)
+            rollout.observations[t + 1].copy_(torch.from_numpy(step.observations))
+            if self._end_with_episode and (step.terminated[0] or step.truncated[0]):
+                break
+        self._observations = rollout.observations[rollout.length]
+        rollout.values[rollout.length] = self._network(self._observations, self._state)[1]  # leaves the state as it is
+        timer.lap("predict")
+        return rollout

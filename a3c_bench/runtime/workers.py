@@ -1,0 +1,236 @@
+"""Worker processes: they report, stand still when asked, and never outlive the run; a fault in one ends it in seconds.
+
+The parent's side is `Workers`, the worker's `Link`. They share one integer in shared memory (what to do) and a pipe per
+worker (what was done). There is no lock between them that a killed worker could leave locked.
+"""
+
+import faulthandler
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import multiprocessing as mp
+
+from a3c_bench.errors import WorkerError
+from a3c_bench.runtime.machine import die_with_parent
+
+_RUN, _PAUSE, _STOP = 0, 1, 2
+SECONDS_BETWEEN_REPORTS = 0.1
+_SECONDS_TO_IMPORT = 120.0  # Python and torch, with many workers on few cores
+_SECONDS_TO_DIE = 2.0
+
+
+class Link:
+    """The worker's end. Made by `Workers`."""
+
+    def __init__(self, order: Tensor, parent_pid: int, reports: Connection, traces: Connection) -> None:
+        self._order = order
+        self._parent_pid = parent_pid
+        self._reports = reports
+        self._traces = traces
+        self._reported_at = 0.0
+
+    def going(self, report: Callable[[], Any]) -> bool:
+        """To be asked between updates: sends a report when one is due, waits while paused, says whether to go on.
+
+        Args:
+            report: gives what happened since its last call.
+        """
+        order = int(self._order)
+        if order != _RUN or time.monotonic() - self._reported_at >= SECONDS_BETWEEN_REPORTS:
+            self._send("report", report())
+        if order == _PAUSE:
+            self._send("standing")
+            while (order := int(self._order)) == _PAUSE:
+                self._leave_with_parent()
+                time.sleep(0.001)
+        self._leave_with_parent()
+        return order == _RUN
+
+    def run(self, main: Callable[..., None], arguments: Sequence[Any]) -> None:
+        """The life of a worker process."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # sent to the whole group; the parent decides
+            signal.signal(number, signal.SIG_IGN)
+        die_with_parent()
+        self._leave_with_parent()
+        faulthandler.register(signal.SIGUSR1, file=self._traces.fileno())  # the parent asks a silent worker where it is
+        try:
+            self._send("started")
+            main(self, *arguments)
+            self._send("done")
+        except BaseException:
+            self._send("raised", traceback.format_exc())
+
+    def _send(self, kind: str, content: Any = None) -> None:
+        try:
+            self._reports.send((kind, content))
+        except OSError:  # there is no parent any more
+            os._exit(1)
+        self._reported_at = time.monotonic()
+
+    def _leave_with_parent(self) -> None:
+        if os.getppid() != self._parent_pid:
+            os._exit(1)
+
+
+class _Worker:
+    """What the parent knows of one worker."""
+
+    def __init__(self, index: int, process: BaseProcess, reports: Connection, traces: Connection) -> None:
+        self.index = index
+        self.process = process
+        self.reports = reports
+        self.traces = traces
+        self.started = False
+        self.standing = False
+        self.done = False
+        self.silent_seconds = 0.0
+
+
+class Workers:
+    """N spawned processes. They start paused: set up what they need, and stand still until the first release.
+
+    Args:
+        main: run in each as main(link, *arguments); must be importable, and is to loop while link.going(...).
+        arguments: of each worker.
+        handle: called in the parent with each report.
+        silence_seconds: a worker that says nothing for so long ends the run.
+    """
+
+    def __init__(
+        self,
+        main: Callable[..., None],
+        arguments: Sequence[Sequence[Any]],
+        handle: Callable[[Any], None],
+        silence_seconds: float,
+    ) -> None:
+        self._handle = handle
+        self._silence_seconds = silence_seconds
+        self._order = torch.full((1,), _PAUSE, dtype=torch.int64).share_memory_()
+        self._workers: list[_Worker] = []
+        self._looked_at = time.monotonic()
+        context = mp.get_context("spawn")
+        try:
+            for index, own_arguments in enumerate(arguments):
+                reports, reports_end = context.Pipe(duplex=False)
+                traces, traces_end = context.Pipe(duplex=False)
+                link = Link(self._order, os.getpid(), reports_end, traces_end)
+                process = context.Process(
+                    target=link.run, args=(main, own_arguments), name=f"a3c_bench worker {index}", daemon=True
+                )
+                process.start()
+                reports_end.close()  # so that the pipe ends with the worker
+                traces_end.close()
+                self._workers.append(_Worker(index, process, reports, traces))
+        except BaseException:
+            self._end()
+            raise
+
+    def poll(self, timeout: float) -> None:
+        """Hands over the reports that have come, or come within `timeout` seconds.
+
+        Raises:
+            WorkerError: a worker raised, died or went silent.
+        """
+        living = [worker for worker in self._workers if not worker.done]
+        ready = wait([worker.reports for worker in living], timeout)
+        now = time.monotonic()
+        passed, self._looked_at = min(now - self._looked_at, 1.0), now  # if this process slept, they may not have
+        for worker in living:
+            if worker.reports in ready:
+                self._read(worker)
+            else:
+                worker.silent_seconds += passed
+                patience = self._silence_seconds if worker.started else _SECONDS_TO_IMPORT
+                if worker.silent_seconds > patience and not worker.standing:
+                    raise WorkerError(f"Worker {worker.index} said nothing for {patience:g} seconds.\n"
+                                      f"{self._where_it_is(worker)}")  # fmt: skip
+
+    @contextmanager
+    def standstill(self) -> Iterator[None]:
+        """While entered, no worker does anything, and all they did has been reported.
+
+        Raises:
+            WorkerError: as `poll`.
+        """
+        self._order.fill_(_PAUSE)
+        while not all(worker.standing for worker in self._workers):
+            self.poll(0.1)
+        yield
+        for worker in self._workers:
+            worker.standing, worker.silent_seconds = False, 0.0
+        self._order.fill_(_RUN)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets the workers finish their update and report it; after an error, ends them at once."""
+        try:
+            if error is None:
+                self._order.fill_(_STOP)
+                while not all(worker.done for worker in self._workers):
+                    self.poll(0.1)
+        finally:
+            self._end()
+
+    def _read(self, worker: _Worker) -> None:
+        worker.silent_seconds = 0.0
+        while not worker.done and worker.reports.poll():
+            try:
+                kind, content = worker.reports.recv()
+            except (EOFError, OSError):
+                raise WorkerError(f"Worker {worker.index} {self._how_it_died(worker)}.") from None
+            if kind == "started":
+                worker.started = True
+            elif kind == "standing":
+                worker.standing = True
+            elif kind == "done":
+                worker.done = True
+            elif kind == "raised":
+                raise WorkerError(f"Worker {worker.index} raised {content.strip().splitlines()[-1]}\n{content}")
+            else:
+                self._handle(content)
+
+    @staticmethod
+    def _how_it_died(worker: _Worker) -> str:
+        worker.process.join(_SECONDS_TO_DIE)
+        status = worker.process.exitcode
+        if status is not None and status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"ended with exit status {status}"
+
+    @staticmethod
+    def _where_it_is(worker: _Worker) -> str:
+        """The stack of a silent worker, which its faulthandler writes into a pipe when asked by SIGUSR1."""
+        if worker.started and worker.process.pid is not None:
+            os.kill(worker.process.pid, signal.SIGUSR1)
+            if worker.traces.poll(_SECONDS_TO_DIE):
+                time.sleep(0.1)  # until it is whole
+                return os.read(worker.traces.fileno(), 1 << 16).decode(errors="replace")
+        return "It did not say where it is."
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            if worker.process.is_alive() and not worker.done:
+                worker.process.kill()
+        for worker in self._workers:
+            worker.process.join(_SECONDS_TO_DIE)
+            if worker.process.is_alive():  # done, but stuck on its way out
+                worker.process.kill()
+                worker.process.join()
+            worker.process.close()
+            worker.reports.close()
+            worker.traces.close()
+        self._workers = []
