@@ -26,4 +26,4 @@ class TrainingError(Exception):
 
 
 class WorkerError(TrainingError):
-    """A worker process or thread raised, died or went silent; the message ends with its own traceback, if it left one."""
+    """A worker process or thread raised, died or went silent; the message ends with its traceback, if it left one."""

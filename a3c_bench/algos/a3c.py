@@ -9,12 +9,12 @@ N worker processes share the parameters theta and the statistics of RMSProp in m
 
     parent:    counts, records, evaluates, saves, stops; it takes no part in learning
 
-What a worker learns from was chosen by theta', which is as old as its rollout is long: the updates that the others applied
-meanwhile are the lag of every sample, and the staleness of the gradient.
+What a worker learns from was chosen by theta', which is as old as its rollout is long: the updates that the others
+applied meanwhile are the lag of every sample, and the staleness of the gradient.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +109,7 @@ class Notes:
     version: int = 0  # of theta'
     n_agent_steps: int = 0
     episodes: list[Episode] = field(default_factory=list)
-    metrics: list[dict[str, Tensor | float]] = field(default_factory=list)
+    metrics: list[Mapping[str, Tensor | float]] = field(default_factory=list)
     fits: list[tuple[Tensor, ...]] = field(default_factory=list)
     lags: list[dict[str, Any]] = field(default_factory=list)
 
@@ -202,7 +202,7 @@ class Worker:
                 notes.lags.append(self._lag(rollout, found))
             self.optimizer.step()
             shared.counts.numpy()[notes.index, _UPDATES] += 1
-        notes.metrics.append(found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate})
+        notes.metrics.append({**found.figures(), "gradient_norm": gradient_norm, "learning_rate": learning_rate})
         notes.fits.append(found.fit)
         notes.timer.lap("train")
 
@@ -243,12 +243,12 @@ def train(config: Config, session: Session) -> None:
     options: A3CConfig = config.algo
     n_workers = options.n_workers or usable_cores()
     network = make_network(config)
-    theta = FlatParameters(network).values.detach().share_memory_()
+    theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
     statistics = [
         SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
         for _ in range(1 if options.shared_statistics else n_workers)
     ]
-    counts = torch.zeros((n_workers + 1, 2), dtype=torch.int64).share_memory_()
+    counts = torch.zeros((n_workers + 1, 2), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
     shared = SharedModel(theta, statistics, counts, mp.get_context("spawn").Lock() if options.lock else None)
 
     def record(report: Report) -> None:

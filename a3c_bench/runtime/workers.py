@@ -115,7 +115,7 @@ class Workers:
     ) -> None:
         self._handle = handle
         self._silence_seconds = silence_seconds
-        self._order = torch.full((1,), _PAUSE, dtype=torch.int64).share_memory_()
+        self._order = torch.full((1,), _PAUSE, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers: list[_Worker] = []
         self._looked_at = time.monotonic()
         context = mp.get_context("spawn")
