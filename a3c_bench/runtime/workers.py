@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch._dynamo  # torch imports it with the first optimiser, for seconds in which a worker would be silent
 from torch import Tensor
 from torch import multiprocessing as mp
 
 from a3c_bench.errors import WorkerError
-from a3c_bench.runtime.machine import die_with_parent
+from a3c_bench.runtime.machine import die_with_parent, usable_cores
 
 _RUN, _PAUSE, _STOP = 0, 1, 2
 SECONDS_BETWEEN_REPORTS = 0.1
@@ -103,7 +104,8 @@ class Workers:
         main: run in each as main(link, *arguments); must be importable, and is to loop while link.going(...).
         arguments: of each worker.
         handle: called in the parent with each report.
-        silence_seconds: a worker that says nothing for so long ends the run.
+        silence_seconds: a worker that says nothing for so long, or for so many times longer as there are more workers
+            than cores, ends the run.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Workers:
         silence_seconds: float,
     ) -> None:
         self._handle = handle
-        self._silence_seconds = silence_seconds
+        self._silence_seconds = silence_seconds * max(1.0, len(arguments) / usable_cores())
         self._order = torch.full((1,), _PAUSE, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers: list[_Worker] = []
         self._looked_at = time.monotonic()

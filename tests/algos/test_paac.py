@@ -88,45 +88,16 @@ def act_until_a_phantom(paac: PAAC) -> None:
 
 @pytest.mark.parametrize("lstm_size", [None, 5])
 @pytest.mark.parametrize("reduction", ["sum", "mean", "mean_over_envs"])
-def test_one_update_equals_the_papers_sums(reduction: str, lstm_size: int | None) -> None:
+def test_one_update_equals_the_papers_sums(reduction: str, lstm_size: int | None, naive_gradient: Any) -> None:
     """Sample by sample: n-step returns, loss, torch's own backward, clipping and RMSProp by hand."""
     optimizer = OptimizerConfig(lr=0.01, epsilon=0.1, max_grad_norm=0.05, anneal=False)
     config = with_algo(loss_reduction=reduction, optimizer=optimizer)
     paac = make_paac(replace(config, network=replace(config.network, lstm_size=lstm_size)))
     act_until_a_phantom(paac)
     rollout, options = paac.actor.rollout, paac.options
-    rewards, terminated, truncated, valid = rollout.outcomes()
     before = paac.parameters.values.detach().clone()
 
-    n_steps, n_envs = rewards.shape
-    total, n_valid = torch.zeros(()), 0
-    for b in range(n_envs):
-        state, steps = rollout.state[b : b + 1], []
-        for t in range(n_steps + 1):
-            log_probs, value, state = paac.network(rollout.observations[t, b : b + 1], state)
-            steps.append((log_probs, value))
-            if t < n_steps and not valid[t, b]:  # a new game
-                state = paac.network.initial_state(1)
-        for t in range(n_steps):
-            if not valid[t, b]:
-                continue
-            n_valid += 1
-            target, discount = 0.0, 1.0
-            for k in range(t, n_steps):
-                target += discount * float(rewards[k, b])
-                discount *= options.gamma
-                if terminated[k, b]:
-                    break
-                if truncated[k, b] or k == n_steps - 1:
-                    target += discount * float(steps[k + 1][1].detach())
-                    break
-            log_probs, value = steps[t]
-            advantage = target - float(value.detach())
-            entropy = -(log_probs.exp() * log_probs).sum()
-            total = total - log_probs[0, rollout.actions[t, b]] * advantage - options.entropy_weight * entropy
-            total = total + options.value_weight * (target - value[0]) ** 2
-    total = total / {"sum": 1, "mean": n_valid, "mean_over_envs": n_envs}[reduction]
-    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(paac.network.parameters()))])
+    total, gradient = naive_gradient(paac.network, rollout, options)
     norm = gradient.norm()
     gradient = gradient * min(1.0, 0.05 / float(norm))
     square = 0.01 * gradient**2

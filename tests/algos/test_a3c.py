@@ -1,0 +1,328 @@
+"""A3C: its update against a naive one, its rollouts, its counts, its staleness, and whole runs with processes."""
+
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from a3c_bench import build
+from a3c_bench.algos import a3c
+from a3c_bench.algos.a3c import A3CConfig, SharedModel, Worker
+from a3c_bench.core.optim import FlatParameters, SharedStatistics
+from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.directory import read_status
+from a3c_bench.schema import (
+    BudgetConfig,
+    Config,
+    EnvConfig,
+    EvaluationConfig,
+    LagConfig,
+    NetworkConfig,
+    OptimizerConfig,
+)
+from a3c_bench.train import check_run, train
+
+CONSTANT = OptimizerConfig(lr=0.01, epsilon=0.1, anneal=False)
+SMALL = Config(
+    algo=A3CConfig(n_workers=2, optimizer=CONSTANT),
+    env=EnvConfig(id="CartPole-v1"),
+    network=NetworkConfig(hidden_sizes=(8,)),
+    budget=BudgetConfig(frames=3000),
+    evaluation=EvaluationConfig(n_games=2, n_envs=2, interval_frames=1000),
+    metrics_interval_frames=500,
+    progress=False,
+)
+
+
+def with_algo(**changes: Any) -> Config:
+    return replace(SMALL, algo=replace(SMALL.algo, **changes))
+
+
+def make_workers(config: Config, n_workers: int = 1) -> list[Worker]:
+    """Workers in this process, on one theta."""
+    torch.set_num_threads(1)
+    theta = FlatParameters(a3c.make_network(config)).values.detach()
+    n_statistics = 1 if config.algo.shared_statistics else n_workers
+    statistics = [
+        SharedStatistics(build.make_optimizer(config.algo.optimizer, nn.Parameter(theta))) for _ in range(n_statistics)
+    ]
+    shared = SharedModel(theta, statistics, torch.zeros((n_workers + 1, 2), dtype=torch.int64), None)
+    return [Worker(config, shared, index, attempt=1) for index in range(n_workers)]
+
+
+# --- one update -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lstm_size", [None, 5])
+@pytest.mark.parametrize(("reduction", "n_envs"), [("sum", 1), ("mean", 2), ("mean_over_envs", 2)])
+def test_one_update_equals_the_papers_sums(
+    reduction: str, n_envs: int, lstm_size: int | None, naive_gradient: Any
+) -> None:
+    """The gradient is of theta', and is applied to what theta has become meanwhile, with RMSProp by hand."""
+    clipped = replace(CONSTANT, max_grad_norm=0.05)
+    config = with_algo(loss_reduction=reduction, envs_per_worker=n_envs, optimizer=clipped)
+    (worker,) = make_workers(replace(config, network=replace(config.network, lstm_size=lstm_size)))
+    for _ in range(20):
+        worker.update()
+    statistics = worker.shared.statistics[0].tensors["square"]
+    worker.synchronise()
+    rollout = worker.actor.act()
+    worker.shared.theta += 0.1  # somebody else's update
+    theta, square = worker.shared.theta.clone(), statistics.clone()
+    total, gradient = naive_gradient(worker.network, rollout, worker.options)
+    norm = gradient.norm()
+    gradient = gradient * min(1.0, 0.05 / float(norm))
+    square = 0.99 * square + 0.01 * gradient**2
+    worker.learn(rollout)
+    torch.testing.assert_close(worker.shared.theta, theta - 0.01 * gradient / torch.sqrt(square + 0.1))
+    torch.testing.assert_close(statistics, square, rtol=1e-4, atol=1e-9)
+    metrics = worker.notes.metrics[-1]
+    torch.testing.assert_close(metrics["gradient_norm"], norm, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(metrics["loss"], total, rtol=1e-4, atol=1e-6)
+
+
+def test_a_worker_acts_under_its_copy() -> None:
+    """Theta may change inside a rollout: the copy does not."""
+    (worker,) = make_workers(SMALL)
+    worker.synchronise()
+    before = worker.parameters.values.detach().clone()
+    worker.shared.theta.zero_()
+    rollout = worker.actor.act()
+    assert torch.equal(worker.parameters.values.detach(), before)
+    with torch.no_grad():
+        expected, _ = worker.network.unroll(rollout.observations[:-1], rollout.state, torch.zeros(5, 1).bool())
+    torch.testing.assert_close(rollout.log_probs, expected)
+    worker.synchronise()
+    assert worker.parameters.values.abs().max() == 0.0
+
+
+def test_a_rollout_ends_with_its_episode_and_holds_no_phantom() -> None:
+    (worker,) = make_workers(with_algo(t_max=20))
+    lengths, n_steps = [], 0
+    for _ in range(60):
+        worker.synchronise()
+        rollout = worker.actor.act()
+        _, terminated, truncated, valid = rollout.outcomes()
+        ended = (terminated | truncated)[:, 0]
+        assert valid.all()
+        assert not ended[:-1].any()
+        assert rollout.length == 20 or ended[-1]
+        lengths.append(rollout.length)
+        n_steps += rollout.length
+        worker.learn(rollout)
+    assert min(lengths) < 20 == max(lengths)
+    assert worker.shared.agent_steps == n_steps
+    assert sum(episode.episode_length for episode in worker.notes.episodes) <= n_steps
+    assert len(worker.notes.episodes) > 5
+
+
+def test_several_environments_give_full_rollouts() -> None:
+    (worker,) = make_workers(with_algo(envs_per_worker=3, t_max=7))
+    for _ in range(30):
+        worker.update()
+        assert worker.actor.rollout.length == 7
+    assert worker.notes.episodes
+
+
+def test_the_lstms_state_goes_on_from_rollout_to_rollout_and_ends_with_the_game() -> None:
+    """Against the same network stepped one observation at a time, bootstrap steps left out."""
+    (worker,) = make_workers(replace(SMALL, network=replace(SMALL.network, lstm_size=6)))
+    worker.synchronise()
+    state, n_games = worker.network.initial_state(1), 0
+    with torch.no_grad():
+        for _ in range(40):
+            rollout = worker.actor.act()
+            torch.testing.assert_close(rollout.state, state)
+            for t in range(rollout.length):
+                log_probs, value, state = worker.network(rollout.observations[t], state)
+                torch.testing.assert_close(rollout.log_probs[t], log_probs)
+                torch.testing.assert_close(rollout.values[t], value)
+            torch.testing.assert_close(
+                rollout.values[rollout.length], worker.network(rollout.observations[rollout.length], state)[1]
+            )
+            _, terminated, truncated, _ = rollout.outcomes()
+            if (terminated | truncated)[-1]:
+                state, n_games = worker.network.initial_state(1), n_games + 1
+    assert n_games > 3
+
+
+# --- lag --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0, 1, 4])
+def test_staleness_is_what_others_applied_meanwhile(k: int) -> None:
+    first, second = make_workers(with_algo(optimizer=replace(CONSTANT, lr=1.0)), 2)
+    for worker in (second, first, second):
+        worker.update()
+    first.notes.report()
+    first.synchronise()
+    rollout = first.actor.act()
+    frames = first.shared.agent_steps
+    for _ in range(k):
+        second.update()
+    first.learn(rollout)
+    lag = first.notes.lags[-1]
+    assert lag["gradient_staleness_updates"].tolist() == [k]
+    assert lag["lag_updates"].tolist() == [k] * rollout.length
+    others = first.shared.agent_steps - frames
+    assert lag["lag_frames"].tolist() == [others + rollout.length - t for t in range(rollout.length)]
+    assert (np.diff(lag["lag_seconds"]) < 0).all()
+    if k == 0:
+        assert lag["lag_kl_nats"].max() < 1e-6
+        np.testing.assert_allclose(lag["importance_ratio"], 1.0, atol=1e-5)
+    else:
+        assert lag["lag_kl_nats"].max() > 1e-6
+
+
+def test_the_divergence_is_from_theta_just_before_the_update() -> None:
+    first, second = make_workers(with_algo(optimizer=replace(CONSTANT, lr=0.3)), 2)
+    first.synchronise()
+    rollout = first.actor.act()
+    for _ in range(5):
+        second.update()
+    second.synchronise()
+    with torch.no_grad():
+        now = second.network(rollout.observations[: rollout.length, 0], second.network.initial_state(rollout.length))[0]
+    then = rollout.log_probs[: rollout.length, 0].clone()
+    first.learn(rollout)
+    lag = first.notes.lags[-1]
+    expected = (then.exp() * (then - now)).sum(-1)
+    torch.testing.assert_close(lag["lag_kl_nats"], expected.clamp(min=0.0), rtol=1e-3, atol=1e-6)
+    actions = rollout.actions[: rollout.length]
+    torch.testing.assert_close(lag["importance_ratio"], (now - then).gather(1, actions).exp()[:, 0])
+
+
+def test_the_divergence_is_taken_of_one_update_in_so_many() -> None:
+    (worker,) = make_workers(replace(SMALL, lag=LagConfig(divergence_every_updates=4)))
+    for _ in range(12):
+        worker.update()
+    assert ["lag_kl_nats" in lag for lag in worker.notes.lags] == [True, False, False, False] * 3
+    (silent,) = make_workers(replace(SMALL, lag=LagConfig(enabled=False)))
+    silent.update()
+    assert silent.notes.lags == []
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_are_shared_or_one_each() -> None:
+    for shared_statistics in (True, False):
+        workers = make_workers(with_algo(shared_statistics=shared_statistics), 2)
+        workers[0].update()
+        squares = [next(iter(worker.optimizer.state.values()))["square"] for worker in workers]
+        assert (squares[0] is squares[1]) == shared_statistics
+        assert (squares[1].max() > 0.0) == shared_statistics
+
+
+def trained(config: Config) -> torch.Tensor:
+    first, second = make_workers(config, 2)
+    for _ in range(6):
+        first.update()
+        second.update()
+    return first.shared.theta
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_algo(envs_per_worker=2),
+        with_algo(t_max=3),
+        with_algo(gamma=0.5),
+        with_algo(entropy_weight=0.5),
+        with_algo(value_weight=0.01),
+        with_algo(loss_reduction="mean"),
+        with_algo(shared_statistics=False),
+        with_algo(optimizer=replace(CONSTANT, kind="adam")),
+        with_algo(optimizer=replace(CONSTANT, max_grad_norm=0.01)),
+        with_algo(optimizer=replace(CONSTANT, lr_range=(1e-4, 1e-3))),
+        with_algo(optimizer=replace(CONSTANT, anneal=True)),
+        replace(SMALL, network=replace(SMALL.network, lstm_size=4)),
+        replace(SMALL, seed=1),
+    ],
+    ids=str,
+)
+def test_every_option_changes_what_is_learnt(config: Config) -> None:
+    plain, changed = trained(SMALL), trained(config)
+    assert plain.shape != changed.shape or not torch.allclose(plain, changed)
+
+
+def test_one_seed_gives_one_result_if_nothing_runs_at_once() -> None:
+    assert torch.equal(trained(SMALL), trained(SMALL))
+
+
+def test_adam_shares_its_moments_and_its_step() -> None:
+    first, second = make_workers(with_algo(optimizer=replace(CONSTANT, kind="adam")), 2)
+    first.update()
+    second.update()
+    state = first.shared.statistics[0].tensors
+    assert state["step"] == 2.0
+    assert state["exp_avg_sq"].max() > 0.0
+
+
+def test_the_learning_rate_is_drawn_log_uniformly_by_the_seed() -> None:
+    optimizer = replace(CONSTANT, lr_range=(1e-4, 1e-2))
+    drawn = [build.make_schedule(replace(with_algo(optimizer=optimizer), seed=seed))(0) for seed in range(400)]
+    assert 1e-4 <= min(drawn) < max(drawn) <= 1e-2
+    assert 0.45 < np.mean(np.array(drawn) < 1e-3) < 0.55
+    assert build.make_schedule(with_algo(optimizer=optimizer))(0) == drawn[0]
+
+
+def test_what_a3c_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match="CPU cores"):
+        a3c.check(replace(SMALL, device="cuda"))
+    with pytest.raises(ConfigError, match="lr_range"):
+        check_run(with_algo(optimizer=replace(CONSTANT, lr_range=(1e-2, 1e-4))))
+
+
+# --- whole runs, with processes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_a_run_counts_every_step_and_update(tmp_path: Path, lock: bool) -> None:
+    status = train(with_algo(lock=lock), tmp_path)
+    assert status["state"] == "finished"
+    assert multiprocessing.active_children() == []
+    assert 3000 <= status["frames"] < 6000
+    lag = pd.read_csv(tmp_path / "lag_histogram.csv").groupby("unit").samples.sum()
+    assert lag["lag_updates"] == lag["lag_frames"] == lag["lag_seconds"] == status["agent_steps"]
+    assert lag["gradient_staleness_updates"] == status["updates"]
+    assert 0 < lag["lag_kl_nats"] < status["agent_steps"]
+    episodes = pd.read_csv(tmp_path / "episodes.csv")
+    assert status["agent_steps"] - 2 * 500 <= episodes.episode_length.sum() <= status["agent_steps"]
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    assert metrics.frames.is_monotonic_increasing
+    assert (metrics[["loss", "entropy_nats", "gradient_norm", "learning_rate"]].notna()).all(axis=None)
+    assert set(pd.read_csv(tmp_path / "eval.csv").final) == {False, True}
+
+
+def test_one_worker_is_never_stale(tmp_path: Path) -> None:
+    train(with_algo(n_workers=1), tmp_path)
+    lag = pd.read_csv(tmp_path / "lag.csv")
+    assert (lag.gradient_staleness_updates_max == 0).all()
+    assert (lag.lag_updates_max == 0).all()
+    assert (lag.lag_kl_nats_max.dropna() < 1e-6).all()
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    config = with_algo(shared_statistics=False)
+    train(config, tmp_path)
+    first = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
+    status = read_status(tmp_path)
+    (tmp_path / "status.json").write_text((tmp_path / "status.json").read_text().replace("finished", "preempted"))
+    again = train(config, tmp_path)  # the budget is spent already: nothing is trained
+    second = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
+    assert (again["frames"], again["updates"]) == (status["frames"], status["updates"])
+    assert set(first["parts"]) == {"network", "statistics_0", "statistics_1"}
+    for name, part in first["parts"].items():
+        for key, tensor in part.items():
+            assert torch.equal(tensor, second["parts"][name][key])
+
+
+def test_more_workers_than_cores(tmp_path: Path) -> None:
+    assert train(with_algo(n_workers=5, t_max=1), tmp_path)["state"] == "finished"

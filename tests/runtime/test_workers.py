@@ -1,0 +1,197 @@
+"""Worker processes: reports, standstill, and every way in which one can fail."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from a3c_bench.errors import WorkerError
+from a3c_bench.runtime.workers import Link, Workers
+
+N = 2
+
+
+def count(link: Link, counts: Tensor, index: int, action: Callable[[int], None] | None = None) -> None:
+    """Counts to a million, and reports what it counted."""
+    counted = 0
+
+    def report() -> int:
+        nonlocal counted
+        result, counted = counted, 0
+        return result
+
+    while link.going(report):
+        counted += 1
+        counts[index] += 1
+        if action is not None and counts[index] > 200:
+            action(index)
+        time.sleep(0.001)
+
+
+def raise_error(index: int) -> None:
+    if index == 1:
+        raise ZeroDivisionError("one over nothing")
+
+
+def kill_itself(index: int) -> None:
+    if index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave(index: int) -> None:
+    if index == 1:
+        os._exit(3)
+
+
+def hang_here(index: int) -> None:
+    if index == 1:
+        time.sleep(600)
+
+
+def freeze(index: int) -> None:
+    if index == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def raise_at_start(link: Link, counts: Tensor, index: int) -> None:
+    raise_error(index)
+    count(link, counts, index)
+
+
+def hang_at_start(link: Link, counts: Tensor, index: int) -> None:
+    hang_here(index)
+    count(link, counts, index)
+
+
+def children() -> list[str]:
+    """Processes of this one that are not gone, zombies included, without multiprocessing's own helper."""
+    table = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True).stdout
+    return [line for line in table.splitlines() if "resource_tracker" not in line and not line.startswith("ps ")]
+
+
+def shared_counts() -> Tensor:
+    counts: Tensor = torch.zeros(N, dtype=torch.int64).share_memory_()
+    return counts
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Any:
+    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+    yield
+    assert children() == []
+    if before:
+        assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_every_count_is_reported_and_a_standstill_is_one() -> None:
+    counts, reported = shared_counts(), []
+    with Workers(count, [(counts, i) for i in range(N)], reported.append, 10.0) as workers:
+        with workers.standstill():
+            assert counts.sum() == 0  # they start paused
+        for _ in range(3):
+            until = time.monotonic() + 0.5
+            while time.monotonic() < until:
+                workers.poll(0.05)
+            with workers.standstill():
+                before = counts.clone()
+                assert before.sum() == sum(reported)
+                time.sleep(0.1)
+                assert torch.equal(counts, before)
+        assert counts.min() > 50
+    assert counts.sum() == sum(reported)  # the last reports came too
+
+
+def run_until_it_fails(main: Callable[..., None], action: Callable[[int], None] | None) -> tuple[str, float]:
+    """The message, and the seconds from the first release to it."""
+    counts = shared_counts()
+    arguments = [(counts, i) if action is None else (counts, i, action) for i in range(N)]
+    started = time.monotonic()
+    with pytest.raises(WorkerError) as caught, Workers(main, arguments, lambda report: None, 1.5) as workers:  # noqa: PT012
+        with workers.standstill():
+            started = time.monotonic()
+        while True:
+            workers.poll(0.1)
+            assert time.monotonic() - started < 30
+    return str(caught.value), time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (raise_error, ["Worker 1 raised ZeroDivisionError: one over nothing", "in raise_error"]),
+        (kill_itself, ["Worker 1 was killed by SIGKILL"]),
+        (leave, ["Worker 1 ended with exit status 3"]),
+        (hang_here, ["Worker 1 said nothing for 1.5 seconds", "in hang_here"]),
+        (freeze, ["Worker 1 said nothing for 1.5 seconds", "did not say where it is"]),
+    ],
+)
+def test_a_fault_midway_ends_the_run_with_the_workers_own_words(action: Any, words: list[str]) -> None:
+    message, seconds = run_until_it_fails(count, action)
+    assert all(word in message for word in words), message
+    assert seconds < 15
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (raise_at_start, ["Worker 1 raised ZeroDivisionError", "in raise_at_start"]),
+        (hang_at_start, ["Worker 1 said nothing", "in hang_at_start"]),
+    ],
+)
+def test_a_fault_at_the_start_too(main: Any, words: list[str]) -> None:
+    message, _ = run_until_it_fails(main, None)
+    assert all(word in message for word in words), message
+
+
+def test_an_error_of_the_parent_ends_the_workers() -> None:
+    def raise_key_error(report: int) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError), Workers(count, [(shared_counts(), 0)], raise_key_error, 10.0) as workers:
+        workers.poll(60.0)
+
+
+PARENT = """
+import sys, time, torch
+sys.path[:0] = sys.argv[1:]
+from test_workers import count, shared_counts
+from a3c_bench.runtime.workers import Workers
+
+if __name__ == "__main__":
+    with Workers(count, [(shared_counts(), i) for i in range(2)], lambda report: None, 10.0) as workers:
+        with workers.standstill():
+            pids = [worker.process.pid for worker in workers._workers]
+        print(*pids, flush=True)
+        while True:
+            workers.poll(0.1)
+"""
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        parent.kill()
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"
