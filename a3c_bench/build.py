@@ -18,10 +18,20 @@ from a3c_bench.schema import Config, OptimizerConfig
 
 
 def make_envs(
-    config: Config, n_envs: int, seed: np.random.SeedSequence, render: bool = False, n_threads: int | None = None
+    config: Config,
+    n_envs: int,
+    seed: np.random.SeedSequence,
+    render: bool = False,
+    n_threads: int | None = None,
+    batch_size: int | None = None,
 ) -> VectorEnv:
     """Environments of the run's task, simulated on n_threads threads; by default on those that the run may use."""
-    return VectorEnv(config.env, n_envs, seed, n_threads or config.env.n_threads or usable_cores(), render)
+    return VectorEnv(config.env, n_envs, seed, n_threads or config.env.n_threads or usable_cores(), render, batch_size)
+
+
+def torch_threads(config: Config) -> int:
+    """Threads inside one torch operation: as configured, or the usable cores; an mlp is too small to be shared out."""
+    return config.n_torch_threads or (1 if config.network.kind == "mlp" else usable_cores())
 
 
 def make_network(config: Config, envs: VectorEnv, device: torch.device) -> ActorCritic:

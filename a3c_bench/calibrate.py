@@ -55,7 +55,7 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
         seconds_per_repeat: of each repeat, about.
     """
     device = resolve_device(config.device)
-    use_cores(config.n_torch_threads)
+    use_cores(build.torch_threads(config))
     n_envs, t_max = config.algo.n_envs, config.algo.t_max
     envs = build.make_envs(config, n_envs, sequence(config.seed, Stream.CALIBRATION))
     network = build.make_network(config, envs, device)

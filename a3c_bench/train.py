@@ -88,7 +88,7 @@ def check_run(config: Config) -> None:
 
 def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[str, Any]:
     device = machine.resolve_device(config.device)
-    machine.use_cores(config.n_torch_threads)
+    machine.use_cores(build.torch_threads(config))
     saved = _saved_state(config, directory)
     before = directory.read_status()
     directory.write_status(

@@ -30,7 +30,7 @@ from a3c_bench.algos import Algorithm
 from a3c_bench.core.losses import REDUCTIONS
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
-from a3c_bench.core.rollout import Gradient, Rollout, Stamp, actor_critic_backward, divergence
+from a3c_bench.core.rollout import Batch, Gradient, Rollout, Stamp, actor_critic_backward, divergence
 from a3c_bench.envs import Episode
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.actor import Actor
@@ -185,10 +185,11 @@ class Worker:
     def learn(self, rollout: Rollout) -> None:
         """The gradient at theta', applied to theta."""
         options, notes, shared = self.options, self.notes, self.shared
+        batch = rollout.batch()
         self.parameters.zero_gradients()
         found = actor_critic_backward(
             self.network,
-            rollout,
+            batch,
             self.estimate,
             entropy_weight=options.entropy_weight,
             value_weight=options.value_weight,
@@ -199,7 +200,7 @@ class Worker:
         set_learning_rate(self.optimizer, learning_rate)
         with shared.exclusively():
             if self.lag.enabled:
-                notes.lags.append(self._lag(rollout, found))
+                notes.lags.append(self._lag(rollout, batch, found))
             self.optimizer.step()
             shared.counts.numpy()[notes.index, _UPDATES] += 1
         notes.metrics.append({**found.figures(), "gradient_norm": gradient_norm, "learning_rate": learning_rate})
@@ -207,7 +208,7 @@ class Worker:
         notes.timer.lap("train")
 
     @torch.no_grad()
-    def _lag(self, rollout: Rollout, found: Gradient) -> dict[str, Any]:
+    def _lag(self, rollout: Rollout, batch: Batch, found: Gradient) -> dict[str, Any]:
         """Of the samples of this gradient, just before it is applied."""
         notes = self.notes
         version = self.shared.version
@@ -215,9 +216,8 @@ class Worker:
         lag: dict[str, Any] = rollout.lag(now, found.mask)
         lag["gradient_staleness_updates"] = np.array([version - notes.version])
         if len(notes.lags) % self.lag.divergence_every_updates == 0:
-            valid = rollout.outcomes()[3]
-            log_probs, _ = self.shared_network.unroll(rollout.observations[: rollout.length], rollout.state, ~valid)
-            lag |= divergence(rollout, log_probs, found.mask)
+            log_probs, _ = self.shared_network.unroll(batch.observations, batch.state, ~batch.valid)
+            lag |= divergence(batch, log_probs, found.mask)
         return lag
 
 

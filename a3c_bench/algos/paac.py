@@ -75,10 +75,11 @@ class PAAC:
     def learn(self, rollout: Rollout) -> None:
         """One update of theta."""
         options, session = self.options, self.session
+        batch = rollout.batch()
         self.parameters.zero_gradients()
         found = actor_critic_backward(
             self.network,
-            rollout,
+            batch,
             self.estimate,
             entropy_weight=options.entropy_weight,
             value_weight=options.value_weight,
@@ -87,7 +88,7 @@ class PAAC:
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         if self.measure_lag:  # just before the update
             session.lag.add(
-                **rollout.lag(session.stamp(), found.mask), **divergence(rollout, found.log_probs, found.mask)
+                **rollout.lag(session.stamp(), found.mask), **divergence(batch, found.log_probs, found.mask)
             )
         learning_rate = self.learning_rate_at(session.counters.frames)
         set_learning_rate(self.optimizer, learning_rate)

@@ -72,6 +72,40 @@ def baseline(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Ten
     return Estimate(returns - values[:-1], returns, _ends_inside(terminated | truncated))
 
 
+class VTrace(NamedTuple):
+    """V-trace (Espeholt et al. 2018, equations 1 and section 4.2): n-step returns for what another policy chose.
+
+        v_s   = V(s_s) + sum_{t >= s} gamma^(t - s) (c_s ... c_{t-1}) rho_t (r_t + gamma V(s_tp1) - V(s_t))
+        psi_s = rho_s (r_s + gamma v_{s+1} - V(s_s))
+        rho_t = min(rho_bar, pi(a_t | s_t) / mu(a_t | s_t)),  c_t = min(c_bar, pi / mu)
+
+    With pi = mu this is `nstep`.
+    """
+
+    gamma: float
+    rho_bar: float
+    c_bar: float
+
+    def __call__(
+        self, rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, log_ratios: Tensor
+    ) -> Estimate:
+        """As the other estimators; log_ratios [T, B] is log pi(a_t | s_t) - log mu(a_t | s_t)."""
+        ratios = log_ratios.exp()
+        rho, c = ratios.clamp(max=self.rho_bar), ratios.clamp(max=self.c_bar)
+        discounts = self.gamma * (~terminated).to(rewards.dtype)
+        goes_on = (~(terminated | truncated)).to(rewards.dtype)
+        deltas = rho * (rewards + discounts * values[1:] - values[:-1])
+        corrections = torch.empty_like(rewards)  # v_s - V(s_s)
+        advantages = torch.empty_like(rewards)
+        following = torch.zeros_like(rewards[0])
+        for t in range(len(rewards) - 1, -1, -1):
+            following = goes_on[t] * following
+            advantages[t] = deltas[t] + rho[t] * discounts[t] * following
+            following = deltas[t] + discounts[t] * c[t] * following
+            corrections[t] = following
+        return Estimate(advantages, values[:-1] + corrections, torch.ones_like(terminated))
+
+
 def estimator(kind: str, gamma: float, gae_lambda: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], Estimate]:
     """The estimator of that name, with its discount filled in."""
     if kind == "gae":

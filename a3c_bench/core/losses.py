@@ -28,6 +28,7 @@ def actor_critic_loss(
     entropy_weight: float,
     value_weight: float,
     reduction: str,
+    log_epsilon: float = 0.0,
 ) -> ActorCriticLoss:
     """L = reduce[ -log pi(a_t | s_t) psi_t - beta H(pi(. | s_t)) + c (R_t - V(s_t))^2 ]  (Mnih et al. 2016, section 4).
 
@@ -47,12 +48,18 @@ def actor_critic_loss(
         entropy_weight: beta.
         value_weight: c; 0.25 is the "0.5 times 1/2 squared error" of A3C and PAAC.
         reduction: one of REDUCTIONS.
+        log_epsilon: epsilon of log(pi + epsilon) in both policy terms (Babaeizadeh et al. 2017, section 3.3), which
+            bounds what an action that has become improbable meanwhile can do.
     """
+    if log_epsilon > 0.0:
+        log_of_pi = (log_probs.exp() + log_epsilon).log()
+    else:
+        log_of_pi = log_probs
     weights = mask.to(values.dtype)
     n_valid = weights.sum().clamp(min=1.0)
-    log_prob_actions = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # [T, B]
+    log_prob_actions = log_of_pi.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # [T, B]
     policy = -(weights * log_prob_actions * advantages.detach()).sum()
-    entropy = -(weights * (log_probs.exp() * log_probs).sum(-1)).sum()
+    entropy = -(weights * (log_probs.exp() * log_of_pi).sum(-1)).sum()
     value = (weights * (returns.detach() - values).square()).sum()
     total = policy - entropy_weight * entropy + value_weight * value
     if reduction == "mean":

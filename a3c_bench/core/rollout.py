@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.core.advantages import Estimate
+from a3c_bench.core.advantages import Estimate, VTrace
 from a3c_bench.core.lag import policy_divergence
 from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
 from a3c_bench.core.networks import ActorCritic
@@ -86,11 +86,22 @@ class Rollout:
         self._stamps.append(stamp)
         self.length = t + 1
 
-    def outcomes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rewards, terminated, truncated, valid; all [T, B] on the device."""
+    def batch(self) -> "Batch":
+        """What was collected, on the device."""
         n = self.length
         terminated, truncated, valid = self._flags[:, :n].to(self._device, non_blocking=True)
-        return self._rewards[:n].to(self._device, non_blocking=True), terminated, truncated, valid
+        rewards = self._rewards[:n].to(self._device, non_blocking=True)
+        return Batch(
+            self.observations[:n],
+            self.state,
+            self.actions[:n],
+            self.log_probs[:n],
+            rewards,
+            terminated,
+            truncated,
+            valid,
+            self.values[n],
+        )
 
     def lag(self, now: Stamp, mask: Tensor) -> dict[str, NDArray[Any]]:
         """lag_updates, lag_frames and lag_seconds of the samples in the mask [T, B], if they were learnt from now."""
@@ -98,6 +109,21 @@ class Rollout:
         per_row = mask.sum(-1).cpu().numpy()
         lags = np.repeat(np.array(now) - chosen, per_row, axis=0)
         return {"lag_updates": lags[:, 0], "lag_frames": lags[:, 1], "lag_seconds": lags[:, 2]}
+
+
+class Batch(NamedTuple):
+    """Experience to learn from: T steps of B environments, or of B stretches padded to T."""
+
+    observations: Tensor  # [T, B, ...]
+    state: Tensor  # [B, S], of an LSTM, before the first step
+    actions: Tensor  # [T, B], int64
+    log_probs: Tensor  # [T, B, A], of the policy that acted
+    rewards: Tensor  # [T, B]
+    terminated: Tensor  # [T, B] bool
+    truncated: Tensor  # [T, B] bool; also where a stretch ends before T
+    valid: Tensor  # [T, B] bool; False for phantoms and padding
+    bootstrap: Tensor  # [B], V of the state after the last step
+    lengths: Tensor | None = None  # [B] int64, of the stretches; None: all are T
 
 
 class Gradient(NamedTuple):
@@ -128,45 +154,60 @@ class Gradient(NamedTuple):
 
 def actor_critic_backward(
     network: ActorCritic,
-    rollout: Rollout,
+    batch: Batch,
     estimate: Estimator,
     *,
     entropy_weight: float,
     value_weight: float,
     reduction: str,
+    log_epsilon: float = 0.0,
+    keep: Tensor | None = None,
+    vtrace: VTrace | None = None,
 ) -> Gradient:
-    """Adds the gradient of the actor-critic loss over a rollout to the network's gradients.
+    """Adds the gradient of the actor-critic loss over a batch to the network's gradients.
 
     Args:
-        network: whose present parameters also acted, so that the rollout's values are its own.
-        rollout: T steps.
+        network: its present parameters give the values from which psi is estimated, but for the bootstrap.
+        batch: of T steps.
         estimate: gives psi and the returns.
         entropy_weight: beta.
         value_weight: c.
         reduction: see `actor_critic_loss`.
+        log_epsilon: see there too.
+        keep: [T, B] bool; samples to leave out are False.
+        vtrace: corrects for the policy that acted being another; takes the place of `estimate`.
     """
-    n = rollout.length
-    rewards, terminated, truncated, valid = rollout.outcomes()
-    psi = estimate(rewards, rollout.values[: n + 1], terminated, truncated)
-    mask = valid & psi.usable
-    log_probs, values = network.unroll(rollout.observations[:n], rollout.state, ~valid)
+    log_probs, values = network.unroll(batch.observations, batch.state, ~batch.valid)
+    values_to_last = torch.cat([values.detach(), batch.bootstrap.unsqueeze(0)])  # [T + 1, B]
+    if batch.lengths is not None:
+        values_to_last.scatter_(0, batch.lengths.unsqueeze(0), batch.bootstrap.unsqueeze(0))
+    outcomes = (batch.rewards, values_to_last, batch.terminated, batch.truncated)
+    if vtrace is None:
+        psi = estimate(*outcomes)
+    else:
+        actions = batch.actions.unsqueeze(-1)
+        log_ratios = (log_probs.detach() - batch.log_probs).gather(-1, actions).squeeze(-1)
+        psi = vtrace(*outcomes, log_ratios)
+    mask = batch.valid & psi.usable
+    if keep is not None:
+        mask = mask & keep
     loss = actor_critic_loss(
         log_probs,
         values,
-        rollout.actions[:n],
+        batch.actions,
         psi.advantages,
         psi.returns,
         mask,
         entropy_weight=entropy_weight,
         value_weight=value_weight,
         reduction=reduction,
+        log_epsilon=log_epsilon,
     )
     loss.total.backward()  # type: ignore[no-untyped-call]
-    return Gradient(loss, log_probs.detach(), values.detach(), psi.returns, mask, valid.sum())
+    return Gradient(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum())
 
 
-def divergence(rollout: Rollout, current_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def divergence(batch: Batch, current_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """lag_kl_nats and importance_ratio of the samples in the mask [T, B], under log-probabilities [T, B, A] of now."""
-    n = rollout.length
-    kl, ratio = policy_divergence(rollout.log_probs[:n][mask], current_log_probs[mask], rollout.actions[:n][mask])
+    kl, ratio = policy_divergence(batch.log_probs[mask], current_log_probs[mask], batch.actions[mask])
     return {"lag_kl_nats": kl, "importance_ratio": ratio}

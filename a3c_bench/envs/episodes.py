@@ -19,12 +19,16 @@ class EpisodeTracker:
 
     EnvPool resets on the step after a game's end: that step ignores its action and is nobody's experience. Steps may
     arrive for any subset of the environments, as in asynchronous mode.
+
+    Args:
+        n_envs: N.
+        resetting: the first step of every environment is its reset.
     """
 
-    def __init__(self, n_envs: int) -> None:
+    def __init__(self, n_envs: int, resetting: bool = False) -> None:
         self._returns = np.zeros(n_envs, dtype=np.float64)
         self._lengths = np.zeros(n_envs, dtype=np.int64)
-        self._ended = np.zeros(n_envs, dtype=bool)  # the next step of this environment is the reset
+        self._ended = np.full(n_envs, resetting)  # the next step of this environment is the reset
         self._lives = np.zeros(n_envs, dtype=np.int64)
 
     def update(

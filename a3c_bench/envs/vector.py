@@ -18,6 +18,7 @@ ATARI = "atari"  # env.id of conf/env/atari.yaml: the game says which environmen
 class Step(NamedTuple):
     """What one step of B environments brought; arrays are [B]."""
 
+    env_ids: NDArray[np.int32]  # which environments these are; all of them, in order, unless they step asynchronously
     observations: NDArray[Any]  # [B, ...], after the step
     rewards: NDArray[np.float32]  # what is learnt from: clipped if the configuration says so; 0 for phantom steps
     terminated: NDArray[np.bool_]  # the return that is learnt from ends here: game over, or a life lost
@@ -27,21 +28,28 @@ class Step(NamedTuple):
 
 
 class VectorEnv:
-    """B environments that step together.
+    """N environments that step together, or (with a batch_size) each when its action has come.
 
     Args:
         config: the task.
-        n_envs: B.
+        n_envs: N.
         seed: environment i gets child i of this sequence.
         n_threads: simulation threads; results do not depend on them.
         render: keep what `frames` needs.
+        batch_size: B, so many that `receive` gives: the first to have finished. None: all N, by `step`.
 
     Raises:
         ConfigError: a game or environment that EnvPool does not know, or one without discrete actions.
     """
 
     def __init__(
-        self, config: EnvConfig, n_envs: int, seed: np.random.SeedSequence, n_threads: int, render: bool = False
+        self,
+        config: EnvConfig,
+        n_envs: int,
+        seed: np.random.SeedSequence,
+        n_threads: int,
+        render: bool = False,
+        batch_size: int | None = None,
     ) -> None:
         env_id = resolve_id(config)
         self.config = config
@@ -52,6 +60,8 @@ class VectorEnv:
             options["max_episode_steps"] = max(1, config.max_episode_frames // config.frame_skip)
         if render:
             options["render_mode"] = "rgb_array"
+        if batch_size is not None:
+            options["batch_size"] = batch_size
         seeds = [int(s) for s in seed.generate_state(n_envs) % np.uint32(2**31 - 1)]
         with warnings.catch_warnings():  # gymnasium minds that EnvPool gives float64 bounds for float32 observations
             warnings.simplefilter("ignore")
@@ -79,16 +89,40 @@ class VectorEnv:
         return np.asarray(observations)
 
     def step(self, actions: NDArray[np.integer]) -> Step:
-        """Takes one action [B] in every environment; where a game has just ended, the action is ignored."""
-        observations, rewards, terminated, truncated, info = self._pool.step(actions)
+        """Takes one action [N] in every environment; where a game has just ended, the action is ignored."""
+        return self._outcome(self._all_ids, *self._pool.step(actions))
+
+    def start(self) -> None:
+        """Starts all games; `receive` gives the first observations too, as steps that are not valid."""
+        self._tracker = EpisodeTracker(self.n_envs, resetting=True)
+        self._pool.async_reset()
+
+    def send(self, actions: NDArray[np.integer], env_ids: NDArray[np.int32]) -> None:
+        """Gives actions [B] to environments that were received; `receive` gives what came of them."""
+        self._pool.send(actions, env_ids)
+
+    def receive(self) -> Step:
+        """Waits for the next B environments to finish their step; one thread at a time, while others run on."""
+        outcome = self._pool.recv()
+        return self._outcome(outcome[-1]["env_id"], *outcome)
+
+    def _outcome(
+        self,
+        env_ids: NDArray[np.int32],
+        observations: NDArray[Any],
+        rewards: NDArray[np.float32],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        info: dict[str, NDArray[Any]],
+    ) -> Step:
         if self.is_atari:
             terminated = terminated | (info["terminated"] != 0)
-        valid, episodes = self._tracker.update(self._all_ids, rewards, terminated | truncated)
+        valid, episodes = self._tracker.update(env_ids, rewards, terminated | truncated)
         if self.config.life_loss_terminal and self.is_atari:
-            terminated = terminated | self._tracker.lost_life(self._all_ids, info["lives"], valid)
+            terminated = terminated | self._tracker.lost_life(env_ids, info["lives"], valid)
         if self.config.reward_clip is not None:
             rewards = np.clip(rewards, -self.config.reward_clip, self.config.reward_clip)
-        return Step(observations, rewards, terminated, truncated, valid, episodes)
+        return Step(env_ids, observations, rewards, terminated, truncated, valid, episodes)
 
     def frames(self) -> NDArray[np.uint8]:
         """The pictures of environment 0, [H, W, 3]; only with `render=True`.

@@ -22,9 +22,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_cores(n_threads: int | None) -> None:
-    """Gives torch that many threads, or one per usable core, and keeps the memory that it frees."""
-    torch.set_num_threads(n_threads or usable_cores())
+def use_cores(n_threads: int) -> None:
+    """Gives torch that many threads, and keeps the memory that it frees."""
+    torch.set_num_threads(n_threads)
     _keep_freed_memory()
 
 

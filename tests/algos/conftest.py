@@ -18,7 +18,8 @@ def naive_gradient() -> Callable[[ActorCritic, Rollout, Any], tuple[Tensor, Tens
 
 
 def _naive_gradient(network: ActorCritic, rollout: Rollout, options: Any) -> tuple[Tensor, Tensor]:
-    rewards, terminated, truncated, valid = rollout.outcomes()
+    batch = rollout.batch()
+    rewards, terminated, truncated, valid = batch.rewards, batch.terminated, batch.truncated, batch.valid
     n_steps, n_envs = rewards.shape
     total, n_valid = torch.zeros(()), 0
     for b in range(n_envs):

@@ -108,9 +108,9 @@ def test_a_rollout_ends_with_its_episode_and_holds_no_phantom() -> None:
     for _ in range(60):
         worker.synchronise()
         rollout = worker.actor.act()
-        _, terminated, truncated, valid = rollout.outcomes()
-        ended = (terminated | truncated)[:, 0]
-        assert valid.all()
+        batch = rollout.batch()
+        ended = (batch.terminated | batch.truncated)[:, 0]
+        assert batch.valid.all()
         assert not ended[:-1].any()
         assert rollout.length == 20 or ended[-1]
         lengths.append(rollout.length)
@@ -146,8 +146,8 @@ def test_the_lstms_state_goes_on_from_rollout_to_rollout_and_ends_with_the_game(
             torch.testing.assert_close(
                 rollout.values[rollout.length], worker.network(rollout.observations[rollout.length], state)[1]
             )
-            _, terminated, truncated, _ = rollout.outcomes()
-            if (terminated | truncated)[-1]:
+            batch = rollout.batch()
+            if (batch.terminated | batch.truncated)[-1]:
                 state, n_games = worker.network.initial_state(1), n_games + 1
     assert n_games > 3
 

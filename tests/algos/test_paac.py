@@ -81,7 +81,7 @@ def with_algo(**changes: Any) -> Config:
 def act_until_a_phantom(paac: PAAC) -> None:
     for _ in range(200):
         paac.actor.act()
-        if not paac.actor.rollout.outcomes()[3].all():
+        if not paac.actor.rollout.batch().valid.all():
             return
     raise AssertionError("no episode ended")
 
@@ -115,7 +115,7 @@ def test_phantom_samples_change_nothing() -> None:
     plain, scrambled = make_paac(SMALL), make_paac(SMALL)
     for paac in (plain, scrambled):
         act_until_a_phantom(paac)
-    phantom = ~scrambled.actor.rollout.outcomes()[3]
+    phantom = ~scrambled.actor.rollout.batch().valid
     scrambled.actor.rollout.actions[phantom] = 1 - scrambled.actor.rollout.actions[phantom]
     scrambled.actor.rollout._rewards[phantom] = 1e6
     scrambled.actor.rollout.log_probs[phantom] = -50.0
@@ -133,7 +133,7 @@ def test_counters_leave_phantoms_out() -> None:
     n_phantoms = 0
     for _ in range(60):
         paac.actor.act()
-        n_phantoms += int((~paac.actor.rollout.outcomes()[3]).sum())
+        n_phantoms += int((~paac.actor.rollout.batch().valid).sum())
         paac.learn(paac.actor.rollout)
     assert n_phantoms > 5
     assert paac.session.counters.agent_steps == 60 * 3 * 4 - n_phantoms

@@ -129,8 +129,8 @@ def run_until_it_fails(main: Callable[..., None], action: Callable[[int], None] 
         (raise_error, ["Worker 1 raised ZeroDivisionError: one over nothing", "in raise_error"]),
         (kill_itself, ["Worker 1 was killed by SIGKILL"]),
         (leave, ["Worker 1 ended with exit status 3"]),
-        (hang_here, ["Worker 1 said nothing for 1.5 seconds", "in hang_here"]),
-        (freeze, ["Worker 1 said nothing for 1.5 seconds", "did not say where it is"]),
+        (hang_here, ["Worker 1 said nothing for", "in hang_here"]),
+        (freeze, ["Worker 1 said nothing for", "did not say where it is"]),
     ],
 )
 def test_a_fault_midway_ends_the_run_with_the_workers_own_words(action: Any, words: list[str]) -> None:

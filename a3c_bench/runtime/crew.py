@@ -1,0 +1,169 @@
+"""Threads that work together: they report, stand still when asked, and a fault in one ends the run in seconds.
+
+The same face as `runtime.workers`, for threads of this process.
+"""
+
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from a3c_bench.errors import WorkerError
+
+_SECONDS_TO_END = 2.0
+_SECONDS_TO_WAIT = 0.05  # for a queue, before looking whether to pause or stop
+
+
+class Member:
+    """One thread's hold on its crew. Made by `Crew.start`."""
+
+    def __init__(self, crew: "Crew", name: str) -> None:
+        self.name = name
+        self.standing = False
+        self.dismissed = False
+        self.heard = True  # since the crew last looked
+        self.silent_seconds = 0.0
+        self.thread: threading.Thread
+        self._crew = crew
+
+    def going(self) -> bool:
+        """To be asked at every turn: waits while the crew is paused, and says whether to go on."""
+        self.heard = True
+        while self._crew.paused.is_set() and not self._crew.stopped.is_set():
+            self.standing = True
+            time.sleep(0.001)
+        self.standing, self.heard = False, True
+        return not (self._crew.stopped.is_set() or self.dismissed)
+
+    def report(self, content: Any) -> None:
+        """Hands something to the crew's `handle`, in the thread that polls."""
+        self._crew.reports.put(content)
+
+    def put(self, items: "queue.Queue[Any]", item: Any) -> bool:
+        """Puts an item as soon as there is room; False if this thread is to end first."""
+        while self.going():
+            try:
+                items.put(item, timeout=_SECONDS_TO_WAIT)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def get(self, items: "queue.Queue[Any]") -> Any:
+        """Takes an item as soon as there is one; None if this thread is to end first."""
+        while self.going():
+            try:
+                return items.get(timeout=_SECONDS_TO_WAIT)
+            except queue.Empty:
+                continue
+        return None
+
+
+class Crew:
+    """Threads that are started, paused and stopped together; paused at first, until the first standstill ends.
+
+    Args:
+        handle: called with each report, in the thread that polls.
+        silence_seconds: a thread that is not heard of for so long ends the run.
+    """
+
+    def __init__(self, handle: Callable[[Any], None], silence_seconds: float) -> None:
+        self.paused = threading.Event()
+        self.paused.set()
+        self.stopped = threading.Event()
+        self.reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._handle = handle
+        self._silence_seconds = silence_seconds
+        self._members: list[Member] = []
+        self._looked_at = time.monotonic()
+
+    def start(self, name: str, main: Callable[[Member], None]) -> Member:
+        """Starts a thread that runs main(member), and is to loop while member.going()."""
+        member = Member(self, name)
+
+        def life() -> None:
+            try:
+                main(member)
+            except BaseException:
+                self.reports.put(_Raised(name, traceback.format_exc()))
+
+        member.thread = threading.Thread(target=life, name=f"a3c_bench {name}", daemon=True)
+        self._members.append(member)
+        member.thread.start()
+        return member
+
+    def poll(self, timeout: float) -> None:
+        """Hands over the reports that have come, or come within `timeout` seconds.
+
+        Raises:
+            WorkerError: a thread raised, or went silent.
+        """
+        try:
+            self._take(self.reports.get(timeout=timeout))
+            while True:
+                self._take(self.reports.get_nowait())
+        except queue.Empty:
+            pass
+        now = time.monotonic()
+        passed, self._looked_at = min(now - self._looked_at, 1.0), now  # if this process slept, so did they
+        self._members = [member for member in self._members if member.thread.is_alive()]
+        for member in self._members:
+            member.silent_seconds = 0.0 if member.heard or member.standing else member.silent_seconds + passed
+            member.heard = False
+            if member.silent_seconds > self._silence_seconds:
+                raise WorkerError(f"The {member.name} said nothing for {self._silence_seconds:g} seconds.\n"
+                                  f"{_where_it_is(member)}")  # fmt: skip
+
+    @contextmanager
+    def standstill(self) -> Iterator[None]:
+        """While entered, no thread does anything, and all they did has been handed over.
+
+        Raises:
+            WorkerError: as `poll`.
+        """
+        self.paused.set()
+        while not all(member.standing for member in self._members):
+            self.poll(0.001)
+        while not self.reports.empty():
+            self.poll(0.0)
+        yield
+        self.paused.clear()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets the threads finish what they are at; after an error, those that hang are left behind."""
+        self.stopped.set()
+        while error is None and any(member.thread.is_alive() for member in self._members):
+            self.poll(0.01)
+        for member in self._members:
+            member.thread.join(_SECONDS_TO_END)
+        while error is None and not self.reports.empty():
+            self.poll(0.0)
+
+    def _take(self, report: Any) -> None:
+        if isinstance(report, _Raised):
+            last = report.trace.strip().splitlines()[-1]
+            raise WorkerError(f"The {report.name} raised {last}\n{report.trace}")
+        self._handle(report)
+
+
+class _Raised:
+    """A thread's last report."""
+
+    def __init__(self, name: str, trace: str) -> None:
+        self.name = name
+        self.trace = trace
+
+
+def _where_it_is(member: Member) -> str:
+    frame = sys._current_frames().get(member.thread.ident or 0)
+    return "".join(traceback.format_stack(frame)) if frame is not None else "It did not say where it is."
