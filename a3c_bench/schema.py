@@ -194,9 +194,7 @@ class Config:
     root: str = "runs"
     seed: int = option(0, at_least=0)
     device: str = "cpu"
-    n_torch_threads: int | None = option(
-        None, at_least=1
-    )  # null: 1 for an mlp and where threads learn, else the usable cores
+    n_torch_threads: int | None = option(None, at_least=1)  # null: 1 for an mlp, and in a3c and ga3c; else all cores
     env: EnvConfig = section(EnvConfig)
     network: NetworkConfig = section(NetworkConfig)
     advantage: AdvantageConfig = section(AdvantageConfig)

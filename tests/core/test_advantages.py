@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from a3c_bench.core.advantages import Estimate, baseline, estimator, gae, monte_carlo, nstep, td
+from a3c_bench.core.advantages import Estimate, VTrace, baseline, estimator, gae, monte_carlo, nstep, td
 
 NO_END = (False, False)
 TERMINATED = (True, False)
@@ -279,3 +279,53 @@ def test_single_precision_in_single_precision_out_and_nothing_changed(kind: str)
     assert estimate.advantages.dtype == estimate.returns.dtype == torch.float32
     assert torch.equal(rewards, torch.ones(2, 1))
     assert torch.equal(values, torch.ones(3, 1))
+
+
+# --- V-trace ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rho_bar", "c_bar"), [(1.0, 1.0), (2.0, 0.5), (100.0, 100.0)])
+@pytest.mark.parametrize("seed", range(5))
+def test_vtrace_against_the_papers_sum(seed: int, rho_bar: float, c_bar: float) -> None:
+    n_steps, n_envs, gamma = 7, 3, 0.9
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.randn(n_steps, n_envs, generator=generator)
+    values = torch.randn(n_steps + 1, n_envs, generator=generator)
+    log_ratios = torch.randn(n_steps, n_envs, generator=generator)
+    terminated, truncated = (torch.rand(n_steps, n_envs, generator=generator) < 0.15 for _ in range(2))
+    found = VTrace(gamma, rho_bar, c_bar)(rewards, values, terminated, truncated, log_ratios)
+    for b in range(n_envs):
+        ratios = log_ratios[:, b].exp().tolist()
+        r, v = rewards[:, b].tolist(), values[:, b].tolist()
+        rho, c = [min(rho_bar, x) for x in ratios], [min(c_bar, x) for x in ratios]
+
+        def delta(t: int) -> float:
+            return rho[t] * (r[t] + gamma * (0.0 if terminated[t, b] else v[t + 1]) - v[t])  # noqa: B023
+
+        targets = []
+        for s in range(n_steps):
+            target, product = v[s], 1.0
+            for t in range(s, n_steps):
+                target += product * delta(t)
+                if terminated[t, b] or truncated[t, b]:
+                    break
+                product *= gamma * c[t]
+            targets.append(target)
+        targets.append(v[n_steps])
+        for s in range(n_steps):
+            if terminated[s, b]:
+                following = 0.0
+            else:
+                following = v[s + 1] if truncated[s, b] else targets[s + 1]
+            assert found.returns[s, b].item() == pytest.approx(targets[s], abs=1e-4)
+            assert found.advantages[s, b].item() == pytest.approx(rho[s] * (r[s] + gamma * following - v[s]), abs=1e-4)
+
+
+def test_vtrace_on_policy_is_nstep() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(6, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    terminated, truncated = (torch.rand(6, 4, generator=generator) < 0.2 for _ in range(2))
+    expected = nstep(rewards, values, terminated, truncated, 0.99)
+    found = VTrace(0.99, 1.0, 1.0)(rewards, values, terminated, truncated, torch.zeros(6, 4))
+    torch.testing.assert_close(found.advantages, expected.advantages, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.returns, expected.returns, rtol=1e-5, atol=1e-5)

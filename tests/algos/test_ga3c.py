@@ -1,0 +1,364 @@
+"""GA3C: its rollouts, its update against a naive one, V-trace, its lag and what is done about it, and whole runs."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from a3c_bench import build
+from a3c_bench.algos import ga3c
+from a3c_bench.algos.ga3c import Agents, Counts, Experience, GA3CConfig, Predictor, Trainer, merge
+from a3c_bench.core.optim import FlatParameters, SharedStatistics
+from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.directory import read_status
+from a3c_bench.runtime.seeding import Stream, sequence
+from a3c_bench.schema import (
+    AdvantageConfig,
+    BudgetConfig,
+    Config,
+    EnvConfig,
+    EvaluationConfig,
+    NetworkConfig,
+    OptimizerConfig,
+)
+from a3c_bench.train import train
+
+CONSTANT = OptimizerConfig(lr=0.01, epsilon=0.1, anneal=False)
+SMALL = Config(
+    algo=GA3CConfig(n_agents=6, prediction_batch=2, log_epsilon=0.0, optimizer=CONSTANT),
+    env=EnvConfig(id="CartPole-v1"),
+    network=NetworkConfig(hidden_sizes=(8,), initialisation="fan_in"),
+    budget=BudgetConfig(frames=3000),
+    evaluation=EvaluationConfig(n_games=2, n_envs=2, interval_frames=1000),
+    metrics_interval_frames=500,
+    progress=False,
+)
+
+
+def with_algo(**changes: Any) -> Config:
+    return replace(SMALL, algo=replace(SMALL.algo, **changes))
+
+
+class Parts:
+    """A predictor and a trainer on one theta, in this thread."""
+
+    def __init__(self, config: Config) -> None:
+        torch.set_num_threads(1)
+        options = config.algo
+        envs = build.make_envs(
+            config, options.n_agents, sequence(0, Stream.ENVIRONMENTS), batch_size=options.prediction_batch
+        )
+        network = build.make_network(config, envs, torch.device("cpu"))
+        self.theta = FlatParameters(network).values.detach()
+        self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
+        self.counts = Counts(config.env.frame_skip)
+        self.agents = Agents(envs, network, options.t_max)
+        seed = sequence(0, Stream.ACTIONS)
+        self.predictor = Predictor(config, self.agents, network, self.counts, "predictor", seed)
+        self.trainer = self.another_trainer(config, "trainer")
+        self.games: list[tuple[int, int]] = []  # agent and length of each
+        envs.start()
+
+    def another_trainer(self, config: Config, name: str) -> Trainer:
+        network = build.make_network(config, self.agents.envs, torch.device("cpu"))
+        return Trainer(config, network, self.theta, self.statistics, self.counts, name)
+
+    def turn(self) -> list[tuple[int, Experience]]:
+        """What one turn of a predictor gives, by agent."""
+        step = self.agents.envs.receive()
+        self.games += [(game.env_id, game.episode_length) for game in step.episodes]
+        self.predictor.answer(step)
+        prediction = self.predictor.predict(step)
+        ended = step.valid & (step.terminated | step.truncated)
+        complete = ended | (self.agents.lengths[step.env_ids] == self.agents.t_max)
+        rollouts = self.predictor.take(step, prediction, complete)
+        self.predictor.act(step, prediction)
+        return list(zip(step.env_ids[complete].tolist(), rollouts, strict=True))
+
+    def collect(self, n: int) -> list[Experience]:
+        rollouts: list[Experience] = []
+        while len(rollouts) < n:
+            rollouts += [rollout for _, rollout in self.turn()]
+        return rollouts[:n]
+
+
+# --- experience -------------------------------------------------------------------------------------------------------
+
+
+def test_every_agents_steps_follow_each_other_and_each_is_learnt_from_once() -> None:
+    """CartPole moves by x' = x + 0.02 v: so no row is missing, doubled or another agent's, the last ones included."""
+    parts = Parts(SMALL)
+    rollouts: dict[int, list[Experience]] = {i: [] for i in range(6)}
+    for _ in range(900):
+        for agent, rollout in parts.turn():
+            rollouts[agent].append(rollout)
+    n_steps = n_games = 0
+    for agent, own in rollouts.items():
+        games, length, last = [], 0, None
+        for rollout in own:
+            observations = rollout.observations if last is None else torch.cat([last, rollout.observations])
+            torch.testing.assert_close(observations[1:, 0], observations[:-1, 0] + 0.02 * observations[:-1, 1])
+            length += len(rollout.actions)
+            last = rollout.observations[-1:]
+            assert (rollout.rewards == 1.0).all()
+            if rollout.terminated or rollout.truncated:
+                games.append((agent, length))
+                n_steps, length, last = n_steps + length, 0, None
+            else:
+                assert len(rollout.actions) == 5
+        assert games == [game for game in parts.games if game[0] == agent]
+        n_steps += length
+        n_games += len(games)
+    assert n_games > 30
+    assert n_steps + parts.agents.lengths.sum() == parts.counts.agent_steps["predictor"]
+
+
+def test_the_policy_and_the_state_that_acted_are_kept() -> None:
+    parts = Parts(replace(SMALL, network=replace(SMALL.network, lstm_size=5)))
+    network = parts.predictor.network
+    states: dict[int, torch.Tensor] = {}
+    n_continued = 0
+    for _ in range(200):
+        for agent, rollout in parts.turn():
+            state = states.get(agent, network.initial_state(1))
+            torch.testing.assert_close(rollout.state, state[0])
+            n_continued += agent in states
+            with torch.no_grad():
+                for t in range(len(rollout.actions)):
+                    log_probs, _, state = network(rollout.observations[t : t + 1], state)
+                    torch.testing.assert_close(log_probs[0], rollout.log_probs[t])
+            states[agent] = state
+            if rollout.terminated or rollout.truncated:
+                del states[agent]
+    assert n_continued > 20
+
+
+def test_the_bootstrap_is_the_value_of_the_state_after_the_last_step() -> None:
+    parts = Parts(with_algo(n_agents=1, prediction_batch=1))
+    previous: Experience | None = None
+    for _ in range(60):
+        for _, rollout in parts.turn():
+            if previous is not None and not previous.terminated:
+                with torch.no_grad():
+                    value = parts.predictor.network(rollout.observations[:1], torch.zeros(1, 0))[1][0]
+                torch.testing.assert_close(previous.bootstrap, value)
+            previous = rollout
+
+
+def test_merging_pads_at_the_end() -> None:
+    parts = Parts(replace(SMALL, network=replace(SMALL.network, lstm_size=5)))
+    rollouts = parts.collect(40)
+    assert len({len(rollout.actions) for rollout in rollouts}) > 1
+    batch = merge(rollouts, torch.device("cpu"))
+    log_probs, _ = parts.predictor.network.unroll(batch.observations, batch.state, ~batch.valid)
+    for b, rollout in enumerate(rollouts):
+        n = len(rollout.actions)
+        assert batch.valid[:, b].tolist() == [True] * n + [False] * (5 - n)
+        assert batch.terminated[:, b].sum() == rollout.terminated
+        torch.testing.assert_close(log_probs[:n, b], rollout.log_probs)
+
+
+# --- one update -------------------------------------------------------------------------------------------------------
+
+
+def naive_update(parts: Parts, config: Config, rollouts: list[Experience], epsilon: float = 0.0) -> torch.Tensor:
+    """Theta after one update: summed loss, n-step returns from the acting bootstrap, RMSProp by hand."""
+    options, network = config.algo, parts.trainer.network
+    total = torch.zeros(())
+    for rollout in rollouts:
+        log_probs, values = network.unroll(
+            rollout.observations.unsqueeze(1), rollout.state.unsqueeze(0), torch.zeros(len(rollout.actions), 1).bool()
+        )
+        target = 0.0 if rollout.terminated else float(rollout.bootstrap)
+        for t in reversed(range(len(rollout.actions))):
+            target = float(rollout.rewards[t]) + options.gamma * target
+            pi = log_probs[t, 0].exp()
+            advantage = target - float(values[t, 0].detach())
+            total = total - (pi[rollout.actions[t]] + epsilon).log() * advantage
+            total = total + options.entropy_weight * (pi * (pi + epsilon).log()).sum()
+            total = total + options.value_weight * (target - values[t, 0]) ** 2
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()))])
+    square = parts.statistics.tensors["square"] * 0.99 + 0.01 * gradient**2
+    return parts.theta - 0.01 * gradient / torch.sqrt(square + 0.1)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
+@pytest.mark.parametrize("lstm_size", [None, 5])
+def test_one_update_equals_the_papers_sums(lstm_size: int | None, epsilon: float) -> None:
+    config = with_algo(log_epsilon=epsilon)
+    config = replace(config, network=replace(config.network, lstm_size=lstm_size))
+    parts = Parts(config)
+    for _ in range(3):
+        parts.trainer.learn(parts.collect(4))
+    rollouts = parts.collect(15)
+    assert any(rollout.terminated for rollout in rollouts)
+    expected = naive_update(parts, config, rollouts, epsilon)
+    parts.trainer.learn(rollouts)
+    torch.testing.assert_close(parts.theta, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_long_rollout_is_no_end_for_estimators_that_need_one() -> None:
+    parts = Parts(replace(SMALL, advantage=AdvantageConfig(kind="monte_carlo")))
+    rollouts = parts.collect(30)
+    figures = parts.trainer.learn(rollouts).metrics
+    usable = sum(len(r.actions) for r in rollouts if r.terminated or r.truncated)
+    assert 0 < usable < sum(len(r.actions) for r in rollouts)
+    assert figures["unusable_share"] == pytest.approx(1 - usable / sum(len(r.actions) for r in rollouts))
+
+
+# --- lag --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_a_delay_of_k_updates_is_measured_as_k(k: int) -> None:
+    parts = Parts(SMALL)
+    held = parts.collect(4)
+    for _ in range(k):
+        parts.trainer.learn(held)
+    n_samples = sum(len(rollout.actions) for rollout in held)
+    lag = parts.trainer.learn(held).lag
+    assert lag["lag_updates"].tolist() == [k] * n_samples
+    assert lag["gradient_staleness_updates"].tolist() == [0]
+    assert len(lag["lag_kl_nats"]) == len(lag["importance_ratio"]) == n_samples
+    assert (lag["lag_kl_nats"].max() < 1e-6) == (k == 0)
+    assert (lag["lag_seconds"] > 0).all()
+    frames = parts.counts.frames
+    assert lag["lag_frames"].tolist() == [frames - f for rollout in held for f in rollout.stamps[:, 1]]
+
+
+def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts(SMALL)
+    other = parts.another_trainer(SMALL, "other")
+    first, second = parts.collect(2), parts.collect(2)
+    real = ga3c.actor_critic_backward
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        monkeypatch.setattr(ga3c, "actor_critic_backward", real)
+        other.learn(second)
+        return found
+
+    monkeypatch.setattr(ga3c, "actor_critic_backward", meanwhile)
+    lag = parts.trainer.learn(first).lag
+    assert lag["gradient_staleness_updates"].tolist() == [1]
+    assert set(lag["lag_updates"]) == {1}
+
+
+def test_samples_beyond_the_bound_are_discarded() -> None:
+    parts = Parts(with_algo(max_lag_updates=1))
+    old, young = parts.collect(3), None
+    for _ in range(2):
+        parts.trainer.learn(parts.collect(2))
+    young = parts.collect(3)  # some began before those updates
+    before, version = parts.theta.clone(), parts.counts.version
+    trained = parts.trainer.learn(old)
+    assert not trained.updated
+    assert trained.metrics["discarded_share"] == 1.0
+    assert torch.equal(parts.theta, before)
+    assert parts.counts.version == version
+    trained = parts.trainer.learn(old + young)
+    fresh = sum(int((version - rollout.stamps[:, 0] <= 1).sum()) for rollout in old + young)
+    assert trained.updated
+    assert len(trained.lag["lag_updates"]) == fresh
+    assert trained.lag["lag_updates"].max() <= 1
+    assert trained.metrics["discarded_share"] == pytest.approx(
+        1 - fresh / sum(len(rollout.actions) for rollout in old + young)
+    )
+    assert not torch.equal(parts.theta, before)
+
+
+def test_vtrace_changes_what_lag_does() -> None:
+    thetas = []
+    for correction in ("none", "vtrace"):
+        parts = Parts(with_algo(correction=correction, optimizer=replace(CONSTANT, lr=0.1)))
+        held = parts.collect(5)
+        for _ in range(4):
+            parts.trainer.learn(held)
+        thetas.append(parts.theta)
+    assert not torch.allclose(*thetas, atol=1e-4)
+
+
+def lock_step(tmp_path: Path, **changes: Any) -> torch.Tensor:
+    """Theta after a run without lag."""
+    name = ",".join(f"{key}={value}" for key, value in changes.items()) or "plain"
+    train(with_algo(synchronous=True, **changes), tmp_path / name)
+    parts = torch.load(tmp_path / name / "checkpoint" / "latest.pt", weights_only=True)["parts"]
+    return torch.cat([tensor.flatten() for tensor in parts["network"].values()])
+
+
+def test_without_lag_nothing_that_is_done_about_it_changes_anything(tmp_path: Path) -> None:
+    plain = lock_step(tmp_path)
+    assert torch.equal(lock_step(tmp_path, max_lag_updates=0), plain)
+    torch.testing.assert_close(lock_step(tmp_path, correction="vtrace"), plain, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(lock_step(tmp_path, log_epsilon=1e-9), plain, rtol=1e-3, atol=1e-4)
+    lag = pd.read_csv(tmp_path / "plain" / "lag.csv")
+    assert (lag.lag_updates_max == 0).all()
+    assert (lag.gradient_staleness_updates_max == 0).all()
+    assert (lag.lag_kl_nats_max < 1e-6).all()
+
+
+# --- options and runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (with_algo(min_training_batch=31), "at most 30"),
+        (with_algo(prediction_batch=7), "more than there are agents"),
+        (replace(with_algo(correction="vtrace"), advantage=AdvantageConfig(kind="gae")), "n-step"),
+    ],
+)
+def test_what_cannot_run_is_refused(config: Config, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"training_queue_size": 1, "t_max": 1},
+        {"min_training_batch": 20, "n_trainers": 1, "n_predictors": 3},
+        {"prediction_batch": 6, "n_trainers": 4},
+        {"n_agents": 64, "prediction_batch": None},
+        {"optimizer": replace(CONSTANT, kind="adam", lr=1e-3)},
+    ],
+    ids=str,
+)
+def test_a_run_counts_every_step_and_update(tmp_path: Path, changes: dict[str, Any]) -> None:
+    status = train(with_algo(**changes), tmp_path)
+    assert status["state"] == "finished"
+    assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
+    lag = pd.read_csv(tmp_path / "lag_histogram.csv").groupby("unit").samples.sum()
+    assert lag["lag_updates"] == lag["lag_frames"] == lag["lag_kl_nats"] == lag["importance_ratio"]
+    assert lag["lag_updates"] <= status["agent_steps"]
+    assert lag["gradient_staleness_updates"] == status["updates"]
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    gained = metrics.updates.diff().fillna(metrics.updates[0])
+    assert (metrics.training_batch * gained).sum() == pytest.approx(lag["lag_updates"], rel=1e-4)
+    options = with_algo(**changes).algo
+    assert metrics.training_batch.min() >= options.min_training_batch
+    assert metrics.training_queue_depth.max() <= options.training_queue_size
+    assert 3000 <= status["frames"] < 6000
+    assert set(pd.read_csv(tmp_path / "eval.csv").final) == {False, True}
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    train(SMALL, tmp_path)
+    first = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
+    status = read_status(tmp_path)
+    (tmp_path / "status.json").write_text((tmp_path / "status.json").read_text().replace("finished", "preempted"))
+    again = train(SMALL, tmp_path)
+    second = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
+    assert (again["frames"], again["updates"]) == (status["frames"], status["updates"])
+    for name, part in first["parts"].items():
+        for key, tensor in part.items():
+            assert torch.equal(tensor, second["parts"][name][key])
+    assert np.isfinite(again["final"]["evaluation_mean_return"])

@@ -1,0 +1,135 @@
+"""Threads: reports, standstill, queues, and every way in which one can fail."""
+
+import queue
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from a3c_bench.errors import WorkerError
+from a3c_bench.runtime.crew import Crew, Member
+
+
+def count(member: Member) -> None:
+    while member.going():
+        member.report(1)
+        time.sleep(0.0005)
+
+
+def run_for(crew: Crew, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        crew.poll(0.01)
+
+
+def test_every_report_arrives_and_a_standstill_is_one() -> None:
+    reported: list[int] = []
+    with Crew(reported.append, 10.0) as crew:
+        members = [crew.start(f"counter {i}", count) for i in range(3)]
+        with crew.standstill():
+            assert reported == []  # they start paused
+        run_for(crew, 0.2)
+        with crew.standstill():
+            before = len(reported)
+            assert before > 30
+            time.sleep(0.05)
+            assert crew.reports.empty()
+            assert len(reported) == before
+        run_for(crew, 0.1)
+        assert len(reported) > before
+    assert not any(member.thread.is_alive() for member in members)
+    assert crew.reports.empty()
+
+
+def test_one_thread_may_leave() -> None:
+    with Crew(lambda report: None, 10.0) as crew:
+        first, second = crew.start("first", count), crew.start("second", count)
+        with crew.standstill():
+            pass
+        first.dismissed = True
+        first.thread.join(2.0)
+        run_for(crew, 0.05)
+        assert (first.thread.is_alive(), second.thread.is_alive()) == (False, True)
+
+
+def test_full_and_empty_queues_do_not_keep_a_thread_from_pausing_or_ending() -> None:
+    full: queue.Queue[int] = queue.Queue(1)
+    full.put(0)
+    empty: queue.Queue[int] = queue.Queue()
+    ended: list[Any] = []
+
+    def put(member: Member) -> None:
+        ended.append(member.put(full, 1))
+
+    def get(member: Member) -> None:
+        ended.append(member.get(empty))
+
+    started = time.monotonic()
+    with Crew(lambda report: None, 10.0) as crew:
+        crew.start("putter", put)
+        crew.start("getter", get)
+        for _ in range(3):
+            with crew.standstill():
+                pass
+            run_for(crew, 0.1)
+    assert sorted(ended, key=str) == [False, None]
+    assert time.monotonic() - started < 5
+
+
+def test_queues_pass_things_on() -> None:
+    items: queue.Queue[int] = queue.Queue(1)
+
+    def put(member: Member) -> None:
+        for i in range(20):
+            member.put(items, i)
+
+    def get(member: Member) -> None:
+        for _ in range(20):
+            member.report(member.get(items))
+
+    reported: list[int] = []
+    with Crew(reported.append, 10.0) as crew:
+        crew.start("putter", put)
+        crew.start("getter", get)
+        with crew.standstill():
+            pass
+        while len(reported) < 20:
+            crew.poll(0.1)
+    assert reported == list(range(20))
+
+
+def raise_error(member: Member) -> None:
+    member.going()
+    raise ZeroDivisionError("one over nothing")
+
+
+def test_a_thread_that_raises_ends_the_run_with_its_traceback() -> None:
+    with pytest.raises(WorkerError) as caught, Crew(lambda report: None, 10.0) as crew:  # noqa: PT012
+        bystander = crew.start("bystander", count)
+        crew.start("culprit", raise_error)
+        with crew.standstill():
+            pass
+        run_for(crew, 10.0)
+    assert "The culprit raised ZeroDivisionError: one over nothing" in str(caught.value)
+    assert "in raise_error" in str(caught.value)
+    assert not bystander.thread.is_alive()
+
+
+def test_a_thread_that_hangs_ends_the_run_with_its_stack() -> None:
+    release = threading.Event()
+
+    def hang_here(member: Member) -> None:
+        member.going()
+        release.wait(30.0)
+
+    started = time.monotonic()
+    with pytest.raises(WorkerError) as caught, Crew(lambda report: None, 0.3) as crew:  # noqa: PT012
+        crew.start("hanger", hang_here)
+        with crew.standstill():
+            pass
+        run_for(crew, 20.0)
+    assert "The hanger said nothing for 0.3 seconds" in str(caught.value)
+    assert "hang_here" in str(caught.value)
+    assert time.monotonic() - started < 10
+    release.set()
