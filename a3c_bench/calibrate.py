@@ -6,6 +6,9 @@
 The serial bound is what a run would reach if it did nothing but simulate, predict and train, one after the other:
 
     1 / (1 / simulation + 1 / forward + 1 / forward_backward)   agent steps per second
+
+For processes that work side by side (A3C) one is measured, alone on one core, and the bound is as many times more as
+there are processes, or cores for them.
 """
 
 import logging
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 
 from a3c_bench import build
+from a3c_bench.algos import find_algorithm
 from a3c_bench.core.losses import actor_critic_loss
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.runtime.machine import resolve_device, usable_cores, use_cores
@@ -38,6 +42,7 @@ class Calibration:
     serial_bound_agent_steps_per_second: float
     acting_batch: int
     training_batch: int
+    processes: int
     repeats: int
     cores: int
     device: str
@@ -50,14 +55,16 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
     optimiser step. Repeats of the three are interleaved, so that a machine which drifts slows all of them.
 
     Args:
-        config: of the run; `algo.n_envs` and `algo.t_max` are its batch sizes.
+        config: of the run; its algorithm says in which batches it works.
         repeats: of each part.
         seconds_per_repeat: of each repeat, about.
     """
     device = resolve_device(config.device)
-    use_cores(build.torch_threads(config))
-    n_envs, t_max = config.algo.n_envs, config.algo.t_max
-    envs = build.make_envs(config, n_envs, sequence(config.seed, Stream.CALIBRATION))
+    workload = find_algorithm(config.algo.name).workload(config)
+    n_envs, t_max, alone = workload.acting_batch, workload.t_max, workload.n_processes is None
+    use_cores(build.torch_threads(config) if alone else 1)
+    seed = sequence(config.seed, Stream.CALIBRATION)
+    envs = build.make_envs(config, n_envs, seed, n_threads=None if alone else 1)
     network = build.make_network(config, envs, device)
     parameters = FlatParameters(network)
     rng = np.random.default_rng(0)
@@ -104,9 +111,18 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
     finally:
         envs.close()
     simulation, forward_only, both = (statistics.median(kept) for kept in speeds)
-    bound = 1.0 / (1.0 / simulation + 1.0 / forward_only + 1.0 / both)
     cores = usable_cores()
-    return Calibration(simulation, forward_only, both, bound, n_envs, n_envs * t_max, repeats, cores, str(device))
+    n_at_once = min(workload.n_processes or 1, cores)
+    bound = n_at_once / (1.0 / simulation + 1.0 / forward_only + 1.0 / both)
+    return Calibration(
+        *(simulation, forward_only, both, bound),
+        acting_batch=n_envs,
+        training_batch=n_envs * t_max,
+        processes=workload.n_processes or 1,
+        repeats=repeats,
+        cores=cores,
+        device=str(device),
+    )
 
 
 def _calls_per_second(call: Callable[[], None], seconds: float) -> float:

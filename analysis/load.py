@@ -23,7 +23,10 @@ EPISODE_COLUMNS = ("frames", "agent_steps", "wall_seconds", "episode_return", "e
 METRIC_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds", "frames_per_second", "pps", "tps")
 EVALUATION_COLUMNS = ("frames", "wall_seconds", "final", "episode_return", "episode_length")
 # Keys that tell no curves apart: the seed is averaged over, and the others change no result.
-_NEVER_IN_LABEL = ("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds")
+_NEVER_IN_LABEL = (
+    *("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds"),
+    "worker_silence_seconds",
+)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,26 @@ _BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "ga3c", "paac")
 
 
 @dataclass(frozen=True)
+class Workload:
+    """The batches in which an algorithm works, for calibration."""
+
+    acting_batch: int  # environments whose actions are chosen at once
+    t_max: int  # agent steps of each environment per update
+    n_processes: int | None = None  # that do all this side by side, each on one core; None: one, on all cores
+
+
+def _workload(config: Any) -> Workload:
+    return Workload(config.algo.n_envs, config.algo.t_max)
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """What the suite needs to know of an algorithm."""
 
     config_class: type  # a frozen dataclass with at least `name`, `gamma` and `optimizer`
     train: Callable[[Any, Any], None]  # (Config, Session): runs until session.running() is False
     check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError for what it cannot do
+    workload: Callable[[Any], Workload] = _workload  # (Config); this one reads algo.n_envs and algo.t_max
 
 
 def algorithm_names() -> list[str]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from a3c_bench import build
-from a3c_bench.algos import Algorithm
+from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.core.losses import REDUCTIONS
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
@@ -279,4 +279,10 @@ def make_network(config: Config) -> ActorCritic:
         envs.close()
 
 
-ALGORITHM = Algorithm(A3CConfig, train, check)
+def workload(config: Config) -> Workload:
+    """A worker's batches."""
+    options: A3CConfig = config.algo
+    return Workload(options.envs_per_worker, options.t_max, options.n_workers or usable_cores())
+
+
+ALGORITHM = Algorithm(A3CConfig, train, check, workload)

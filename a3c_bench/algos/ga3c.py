@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from a3c_bench import build
-from a3c_bench.algos import Algorithm
+from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.core.advantages import VTrace
 from a3c_bench.core.losses import REDUCTIONS
 from a3c_bench.core.networks import ActorCritic, sample_actions
@@ -488,7 +488,7 @@ def train(config: Config, session: Session) -> None:
     options: GA3CConfig = config.algo
     device = resolve_device(config.device)
     torch.set_num_threads(config.n_torch_threads or 1)  # each thread here has one core at most
-    batch_size = options.n_agents if options.synchronous else options.prediction_batch or max(1, options.n_agents // 4)
+    batch_size = workload(config).acting_batch
     seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
     envs = build.make_envs(config, options.n_agents, seed, batch_size=batch_size)
     network: ActorCritic = build.make_network(config, envs, device)
@@ -532,4 +532,11 @@ def train(config: Config, session: Session) -> None:
         envs.close()
 
 
-ALGORITHM = Algorithm(GA3CConfig, train, check)
+def workload(config: Config) -> Workload:
+    """A predictor's batch, as if it were trained on alone."""
+    options: GA3CConfig = config.algo
+    asynchronous = options.prediction_batch or max(1, options.n_agents // 4)
+    return Workload(options.n_agents if options.synchronous else asynchronous, options.t_max)
+
+
+ALGORITHM = Algorithm(GA3CConfig, train, check, workload)
