@@ -91,6 +91,14 @@ class ActorCritic(nn.Module):
             features = value_features = state[:, : self.state_size // 2]
         return *self._heads(features, value_features), state
 
+    def policy(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, without the values: log-probabilities [B, A] and the state [B, S] after the step."""
+        features = self.trunk(self._inputs(observations))
+        if self.lstm is not None:
+            state = self._remember(features, state)
+            features = state[:, : self.state_size // 2]
+        return F.log_softmax(self.policy_head(features), dim=-1), state
+
     def unroll(self, observations: Tensor, state: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """T steps of B environments; the same as T calls of `forward`, with the trunk in one batch.
 
@@ -114,10 +122,13 @@ class ActorCritic(nn.Module):
         log_probs, values = self._heads(features, value_features)
         return log_probs.view(n_steps, n_envs, -1), values.view(n_steps, n_envs)
 
-    def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:  # of the policy and of the value
-        inputs = observations
+    def _inputs(self, observations: Tensor) -> Tensor:
         if observations.dtype == torch.uint8:
-            inputs = observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
+            return observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
+        return observations
+
+    def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:  # of the policy and of the value
+        inputs = self._inputs(observations)
         features = self.trunk(inputs)
         return features, features if self.value_trunk is None else self.value_trunk(inputs)
 

@@ -51,7 +51,7 @@ class Rollout:
         self.length = 0  # T now
         self.observations = torch.zeros((t_max + 1, n_envs, *observation_shape), dtype=frame_dtype, device=device)
         self.state = torch.zeros((n_envs, 0), device=device)  # [B, S], of an LSTM, before the first step
-        self.values = torch.zeros((t_max + 1, n_envs), device=device)  # one row more: the states after the last step
+        self.bootstrap = torch.zeros(n_envs, device=device)  # V of the states after the last step
         self.log_probs = torch.zeros((t_max, n_envs, n_actions), device=device)  # of the policy that acted
         self.actions = torch.zeros((t_max, n_envs), dtype=torch.int64, device=device)
         # What the environments say arrives in main memory, and moves to the device once per rollout.
@@ -100,7 +100,7 @@ class Rollout:
             terminated,
             truncated,
             valid,
-            self.values[n],
+            self.bootstrap,
         )
 
     def lag(self, now: Stamp, mask: Tensor) -> dict[str, NDArray[Any]]:

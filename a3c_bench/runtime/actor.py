@@ -69,7 +69,7 @@ class Actor:
         rollout.start(self._observations, self._state)
         while rollout.length < rollout.t_max:
             t = rollout.length
-            rollout.log_probs[t], rollout.values[t], self._state = self._network(rollout.observations[t], self._state)
+            rollout.log_probs[t], self._state = self._network.policy(rollout.observations[t], self._state)
             rollout.actions[t] = sample_actions(rollout.log_probs[t], self._generator)
             stamp = ledger.stamp()
             actions = rollout.actions[t].cpu().numpy()
@@ -88,6 +88,6 @@ class Actor:
             if self._end_with_episode and (step.terminated[0] or step.truncated[0]):
                 break
         self._observations = rollout.observations[rollout.length]
-        rollout.values[rollout.length] = self._network(self._observations, self._state)[1]  # leaves the state as it is
+        rollout.bootstrap = self._network(self._observations, self._state)[1]  # leaves the state as it is
         timer.lap("predict")
         return rollout

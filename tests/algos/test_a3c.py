@@ -140,11 +140,10 @@ def test_the_lstms_state_goes_on_from_rollout_to_rollout_and_ends_with_the_game(
             rollout = worker.actor.act()
             torch.testing.assert_close(rollout.state, state)
             for t in range(rollout.length):
-                log_probs, value, state = worker.network(rollout.observations[t], state)
+                log_probs, _, state = worker.network(rollout.observations[t], state)
                 torch.testing.assert_close(rollout.log_probs[t], log_probs)
-                torch.testing.assert_close(rollout.values[t], value)
             torch.testing.assert_close(
-                rollout.values[rollout.length], worker.network(rollout.observations[rollout.length], state)[1]
+                rollout.bootstrap, worker.network(rollout.observations[rollout.length], state)[1]
             )
             batch = rollout.batch()
             if (batch.terminated | batch.truncated)[-1]:

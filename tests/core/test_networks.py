@@ -314,6 +314,18 @@ def test_unrolling_equals_stepping_one_by_one(kind: str, lstm_size: int | None) 
                 state = net.initial_state(1)
 
 
+@pytest.mark.parametrize("lstm_size", [None, 7])
+@pytest.mark.parametrize("kind", ["mlp", "nips"])
+def test_the_policy_alone_is_that_of_a_step(kind: str, lstm_size: int | None) -> None:
+    torch.manual_seed(0)
+    net = ActorCritic((3,) if kind == "mlp" else SMALL_FRAME, 5, kind, initialisation="fan_in", lstm_size=lstm_size)
+    x = torch.randn(4, 3) if kind == "mlp" else frames(4)
+    state = torch.randn(4, net.state_size)
+    log_probs, _, after = net(x, state)
+    for got, expected in zip(net.policy(x, state), (log_probs, after), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_the_lstm_remembers_and_forgets_when_told() -> None:
     net = recurrent()
     x = torch.randn(3, 1, 3)
