@@ -43,7 +43,7 @@ def sentence(ended: Any) -> str:
 
 
 CONFIG_ERRORS = [
-    ("algo=pac", "algo=pac is not known: did you mean paac?"),
+    ("algo=pac", "algo=pac is not known: did you mean paac or a3c or ga3c?"),
     ("env=cartpol", "env=cartpol is not known: did you mean cartpole or catch?"),
     ("experiment=pnog", "experiment=pnog is not known: did you mean pong?"),
     ("env=pong env.game=Pnog", "env.game=Pnog is not an Atari game: did you mean Pong?"),

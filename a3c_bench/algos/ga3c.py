@@ -125,6 +125,7 @@ class Counts:
     """Global counters; each thread adds to a slot of its own, so that none is lost."""
 
     frame_skip: int
+    budget_frames: float = float("inf")
     agent_steps: dict[str, int] = field(default_factory=dict)
     updates: dict[str, int] = field(default_factory=dict)
 
@@ -137,6 +138,11 @@ class Counts:
     def frames(self) -> int:
         """Frames simulated so far."""
         return sum(list(self.agent_steps.values())) * self.frame_skip
+
+    @property
+    def spent(self) -> bool:
+        """Whether the frames of the budget are simulated: predictors end then, in lock step always at one place."""
+        return self.frames >= self.budget_frames
 
     def stamp(self) -> tuple[int, int, float]:
         """Version, frames and seconds now."""
@@ -265,7 +271,7 @@ class Predictor:
     def run(self, member: Member, training: TrainingQueue, receiving: threading.Lock) -> None:
         """Serves whichever agents have finished a step. Only one thread at a time may be `receiving`."""
         self.timer.start()
-        while member.going():
+        while member.going() and not self.counts.spent:
             with receiving:
                 step = self.agents.envs.receive()
             self.timer.lap("simulate")
@@ -285,7 +291,7 @@ class Predictor:
         rollouts: list[Experience] = []
         n_turns = 0
         self.timer.start()
-        while member.going():
+        while member.going() and not self.counts.spent:
             step = self.agents.envs.receive()
             self.timer.lap("simulate")
             self.answer(step)
@@ -494,7 +500,7 @@ def train(config: Config, session: Session) -> None:
     network: ActorCritic = build.make_network(config, envs, device)
     theta = FlatParameters(network).values.detach()
     statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
-    counts = Counts(config.env.frame_skip)
+    counts = Counts(config.env.frame_skip, config.budget.frames or float("inf"))
     training: TrainingQueue = queue.Queue(options.training_queue_size)
     receiving = threading.Lock()
     agents = Agents(envs, network, options.t_max)

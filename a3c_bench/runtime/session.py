@@ -178,8 +178,8 @@ class Session:
             self.timer.start()
         over = self._budget_is_spent() or self._stop.signal is not None
         interval = self.config.metrics_interval_frames
-        if self.counters.frames // interval > self._row_frames // interval:
-            evaluates = not over and self._evaluation_is_due()
+        if not over and self.counters.frames // interval > self._row_frames // interval:  # the last row is finish()'s
+            evaluates = self._evaluation_is_due()
             saves = self.wall_seconds - self._checkpoint_at >= self.config.checkpoint_interval_seconds
             with standstill() if evaluates or saves else nullcontext():
                 self._end_interval()
@@ -211,6 +211,8 @@ class Session:
         Returns:
             the status that was written.
         """
+        if not self._budget_is_spent() and self._evaluation_is_due():  # told to stop just before it
+            self._evaluation_owed = True
         if self.counters.frames > self._row_frames:
             self._end_interval()
         self._clock.stop()

@@ -297,6 +297,7 @@ def test_presentation_may_differ(tmp_path: Path, tiny: Config) -> None:
         progress=True,
         calibrate=True,
         checkpoint_interval_seconds=7.0,
+        worker_silence_seconds=7.0,
         logger=LoggerConfig(wandb=WandbConfig(mode="offline"), tensorboard=True),
     )
     changed = {key for key in asdict(tiny) if asdict(tiny)[key] != asdict(other)[key]}

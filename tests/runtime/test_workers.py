@@ -71,10 +71,13 @@ def hang_at_start(link: Link, counts: Tensor, index: int) -> None:
     count(link, counts, index)
 
 
-def children() -> list[str]:
+def children() -> set[str]:
     """Processes of this one that are not gone, zombies included, without multiprocessing's own helper."""
-    table = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True).stdout
-    return [line for line in table.splitlines() if "resource_tracker" not in line and not line.startswith("ps ")]
+    table = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
+    ).stdout
+    lines = [line.strip() for line in table.splitlines()]
+    return {line for line in lines if "resource_tracker" not in line and " ps --ppid" not in line}
 
 
 def shared_counts() -> Tensor:
@@ -84,11 +87,11 @@ def shared_counts() -> Tensor:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing() -> Any:
-    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+    shared_memory = Path("/dev/shm")
+    processes, files = children(), set(shared_memory.glob("*"))
     yield
-    assert children() == []
-    if before:
-        assert set(os.listdir("/dev/shm")) <= before
+    assert children() <= processes
+    assert set(shared_memory.glob("*")) <= files
 
 
 def test_every_count_is_reported_and_a_standstill_is_one() -> None:
