@@ -58,10 +58,30 @@ def make_network(config: Config, envs: VectorEnv, device: torch.device) -> Actor
             options.shared_trunk,
             options.channels_last,
             options.lstm_size,
-        )
+            options.bf16,
+        ).to(device)
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
-    return network.to(device)
+    if options.compile:
+        _compile(network, envs, device)
+    return network
+
+
+def _compile(network: ActorCritic, envs: VectorEnv, device: torch.device) -> None:
+    """Compiles now what acting and learning will need: later it would look as if the run hung."""
+    network.compile_trunk()
+    frame = torch.from_numpy(np.zeros((1, *envs.observation_shape), dtype=envs.observation_dtype)).to(device)
+    try:
+        for n in (1, 2):  # one observation is a case of its own for the compiler, others are all the same
+            observations, state = frame.repeat(n, *(1 for _ in envs.observation_shape)), network.initial_state(n)
+            with torch.no_grad():
+                network(observations, state)
+            log_probs, values, _ = network(observations, state)
+            (log_probs.sum() + values.sum()).backward()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"network.compile=true does not work on this machine: {reason}") from error
+    network.zero_grad()
 
 
 def make_optimizer(options: OptimizerConfig, parameters: Tensor) -> torch.optim.Optimizer:

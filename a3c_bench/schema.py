@@ -111,6 +111,8 @@ class NetworkConfig:
     shared_trunk: bool = True
     channels_last: bool = False  # memory layout of the convolutions
     lstm_size: int | None = option(None, at_least=1)  # units of an LSTM before the heads; null: feed-forward
+    bf16: bool = False  # layers compute in bfloat16; what they give, and the parameters, stay float32
+    compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,16 @@
 Between an action and the update that learns from it theta changes: that is the lag, made of the rollout's own length,
 the wait in the queue and the trainers' work. The paper meets it with an epsilon in the logarithm. Beyond the paper
 there are a bound (max_lag_updates) and V-trace (correction), and a lock-step mode without any lag (synchronous).
+
+N_A, N_P and N_T are fixed, or adjusted while it runs (`core.adjustment`).
 """
 
 import queue
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +36,7 @@ from torch import Tensor, nn
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
+from a3c_bench.core.adjustment import Adjuster, Sizes
 from a3c_bench.core.advantages import VTrace
 from a3c_bench.core.losses import REDUCTIONS
 from a3c_bench.core.networks import ActorCritic, sample_actions
@@ -45,7 +51,19 @@ from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import PHASES, Session
 from a3c_bench.schema import Config, OptimizerConfig, option, section
 
+SECONDS_BETWEEN_POLLS = 0.02
 NEED_THE_END = ("monte_carlo", "baseline")  # estimators that cannot use a rollout which goes on elsewhere
+
+
+@dataclass(frozen=True)
+class AdjustConfig:
+    """GA3C's dynamic adjustment of its numbers of agents, predictors and trainers."""
+
+    enabled: bool = False
+    window_seconds: float = option(20.0, above=0.0)  # a trial runs for so long
+    max_agents: int | None = option(None, at_least=1)  # null: twice n_agents
+    max_predictors: int = option(8, at_least=1)
+    max_trainers: int = option(8, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -70,54 +88,70 @@ class GA3CConfig:
     rho_bar: float = option(1.0, above=0.0)  # of V-trace
     c_bar: float = option(1.0, above=0.0)  # of V-trace
     synchronous: bool = False  # lock step, without lag: the control experiment
+    adjust: AdjustConfig = section(AdjustConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
 
 
-class Experience(NamedTuple):
-    """One agent's rollout of L steps; its last one may end the episode."""
+class Experience:
+    """Rollouts in main memory, allocated once: an agent fills a slot, a trainer reads it and sets it free.
 
-    observations: Tensor  # [L, ...]
-    state: Tensor  # [S], of an LSTM, before the first step
-    actions: Tensor  # [L]
-    log_probs: Tensor  # [L, A], of the policy that acted
-    rewards: Tensor  # [L]
-    terminated: bool
-    truncated: bool
-    bootstrap: Tensor  # scalar, V of the state after the last step, when it was seen
-    stamps: NDArray[np.float64]  # [L, 3]: version, frames and seconds when each action was chosen
+    Args:
+        n_slots: S.
+        t_max: T, steps of a rollout at most.
+        envs: for the shape of an observation and the number of actions.
+        network: for the size of its state.
+    """
+
+    def __init__(self, n_slots: int, t_max: int, envs: VectorEnv, network: ActorCritic) -> None:
+        self.t_max = t_max
+        self.lengths = np.zeros(n_slots, dtype=np.int64)  # steps so far
+        self.observations = np.zeros((t_max, n_slots, *envs.observation_shape), dtype=envs.observation_dtype)
+        self.state = np.zeros((n_slots, network.state_size), dtype=np.float32)  # of an LSTM, before the first step
+        self.actions = np.zeros((t_max, n_slots), dtype=np.int64)
+        self.log_probs = np.zeros((t_max, n_slots, envs.n_actions), dtype=np.float32)  # of the policy that acted
+        self.rewards = np.zeros((t_max, n_slots), dtype=np.float32)
+        self.terminated = np.zeros(n_slots, dtype=bool)  # by the last step
+        self.truncated = np.zeros(n_slots, dtype=bool)  # by the last step
+        self.bootstrap = np.zeros(n_slots, dtype=np.float32)  # V of the state after the last step, when it was seen
+        self.stamps = np.zeros((t_max, n_slots, 3))  # version, frames and seconds when each action was chosen
+        self._free = deque(range(n_slots))
+
+    def slot(self) -> int:
+        """A free slot; there are enough for all who may hold one."""
+        slot = self._free.popleft()
+        self.lengths[slot] = 0
+        return slot
+
+    def set_free(self, slots: Sequence[int]) -> None:
+        """Nobody reads these any more."""
+        self._free.extend(slots)
+
+    def batch(self, slots: Sequence[int], device: torch.device) -> Batch:
+        """The rollouts [B] in these slots, padded at their ends to the longest."""
+        lengths = self.lengths[slots]
+        steps = slice(0, int(lengths.max()))
+        ends, columns = lengths - 1, np.arange(len(slots))
+        terminated = np.zeros((int(lengths.max()), len(slots)), dtype=bool)
+        truncated = terminated.copy()
+        terminated[ends, columns] = self.terminated[slots]
+        # A rollout that goes on elsewhere ends like a truncated one: with the value of the state after it.
+        truncated[ends, columns] = ~self.terminated[slots]
+        parts = (
+            self.observations[steps, slots],
+            self.state[slots],
+            self.actions[steps, slots],
+            self.log_probs[steps, slots],
+            self.rewards[steps, slots],
+            terminated,
+            truncated,
+            np.arange(len(terminated))[:, None] < lengths,
+            self.bootstrap[slots],
+            lengths,
+        )
+        return Batch(*(_to_device(torch.from_numpy(part), device) for part in parts))
 
 
-TrainingQueue = queue.Queue[list[Experience]]
-
-
-def merge(experiences: list[Experience], device: torch.device) -> Batch:
-    """One batch [T, B] of B rollouts, padded at their ends to the longest."""
-    lengths = torch.tensor([len(e.actions) for e in experiences])
-    columns, ends = torch.arange(len(experiences)), lengths - 1
-
-    def pad(parts: list[Tensor]) -> Tensor:
-        return nn.utils.rnn.pad_sequence(parts)
-
-    truncated = torch.zeros((int(lengths.max()), len(experiences)), dtype=torch.bool)
-    terminated = truncated.clone()
-    terminated[ends, columns] = torch.tensor([e.terminated for e in experiences])
-    # A rollout that goes on elsewhere ends like a truncated one: with the value of the state after it.
-    truncated[ends, columns] = torch.tensor([not e.terminated for e in experiences])
-    batch = Batch(
-        pad([e.observations for e in experiences]),
-        torch.stack([e.state for e in experiences]),
-        pad([e.actions for e in experiences]),
-        pad([e.log_probs for e in experiences]),
-        pad([e.rewards for e in experiences]),
-        terminated,
-        truncated,
-        torch.arange(len(truncated)).unsqueeze(1) < lengths,
-        torch.stack([e.bootstrap for e in experiences]),
-        lengths,
-    )
-    if device.type == "cpu":
-        return batch
-    return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in batch if part is not None))
+TrainingQueue = queue.Queue[list[int]]  # of slots
 
 
 @dataclass
@@ -153,6 +187,7 @@ class Predicted(NamedTuple):
     """Report of a predictor."""
 
     n_agent_steps: int
+    n_predicted: int
     episodes: list[Episode]
     seconds: dict[str, float]
 
@@ -168,73 +203,103 @@ class Trained(NamedTuple):
 
 
 class Agents:
-    """What the agents are in the middle of. Each belongs to whichever thread has received it, so nothing is locked.
+    """Where each agent is. One belongs to whichever thread has received it, so that nothing of it is locked.
 
     Args:
-        envs: N_A of them.
+        envs: an agent each.
         network: for the size of its state.
-        t_max: T.
+        experience: they fill.
+        n_agents: N_A, so many work; the others are parked.
     """
 
-    def __init__(self, envs: VectorEnv, network: ActorCritic, t_max: int) -> None:
-        n = envs.n_envs
+    def __init__(self, envs: VectorEnv, network: ActorCritic, experience: Experience, n_agents: int) -> None:
         self.envs = envs
-        self.t_max = t_max
-        frame_dtype = torch.from_numpy(np.empty(0, dtype=envs.observation_dtype)).dtype
-        self.observations = torch.zeros((n, t_max, *envs.observation_shape), dtype=frame_dtype)
-        self.actions = torch.zeros((n, t_max), dtype=torch.int64)
-        self.log_probs = torch.zeros((n, t_max, envs.n_actions))
-        self.rewards = np.zeros((n, t_max), dtype=np.float32)
-        self.stamps = np.zeros((n, t_max, 3))
-        self.lengths = np.zeros(n, dtype=np.int64)  # steps so far of each agent's rollout
-        self.state = torch.zeros((n, network.state_size))  # now
-        self.first_state = torch.zeros((n, network.state_size))  # before the rollout's first step
+        self.experience = experience
+        self.n_wanted = n_agents
+        self.n_working = envs.n_envs
+        self.slots = np.array([experience.slot() for _ in range(envs.n_envs)])  # of their present rollouts
+        self.state = np.zeros((envs.n_envs, network.state_size), dtype=np.float32)  # of the network, now
+        self._parked: list[tuple[int, NDArray[Any]]] = []  # with what they saw last
+        self._parking = threading.Lock()
 
     def answer(self, step: Step) -> None:
         """Keeps what the environments answered to the last actions."""
-        ids = step.env_ids[step.valid]
-        self.rewards[ids, self.lengths[ids]] = step.rewards[step.valid]
-        self.lengths[ids] += 1
-        if not step.valid.all():  # new games
-            self.state[torch.from_numpy(step.env_ids[~step.valid]).long()] = 0.0
+        slots = self.slots[step.env_ids[step.valid]]
+        self.experience.rewards[self.experience.lengths[slots], slots] = step.rewards[step.valid]
+        self.experience.lengths[slots] += 1
+        self.state[step.env_ids[~step.valid]] = 0.0  # new games
 
-    def take(self, env_id: int, terminated: bool, truncated: bool, bootstrap: Tensor) -> Experience:
-        """An agent's rollout, which begins anew."""
-        n = int(self.lengths[env_id])
-        self.lengths[env_id] = 0
-        return Experience(
-            self.observations[env_id, :n].clone(),
-            self.first_state[env_id].clone(),
-            self.actions[env_id, :n].clone(),
-            self.log_probs[env_id, :n].clone(),
-            torch.from_numpy(self.rewards[env_id, :n].copy()),
-            terminated,
-            truncated,
-            bootstrap,
-            self.stamps[env_id, :n].copy(),
-        )
+    def complete(self, step: Step, values: NDArray[np.float32], complete: NDArray[np.bool_]) -> list[int]:
+        """The slots of agents whose rollouts are complete [B], with the values of where they lead; they begin anew."""
+        agents, experience = step.env_ids[complete], self.experience
+        slots = self.slots[agents]
+        experience.terminated[slots] = (step.terminated & step.valid)[complete]
+        experience.truncated[slots] = (step.truncated & step.valid)[complete]
+        experience.bootstrap[slots] = values[complete]
+        self.slots[agents] = [experience.slot() for _ in slots]
+        return slots.tolist()
 
-    def choose(self, step: Step, prediction: "Prediction") -> None:
-        """Keeps the actions chosen for the observations of a step, and the network's state after them."""
-        ids = torch.from_numpy(step.env_ids).long()
-        rows = torch.from_numpy(self.lengths[step.env_ids])
-        fresh = ids[rows == 0]
-        self.first_state[fresh] = self.state[fresh]
+    def choose(self, ids: NDArray[np.int32], observations: NDArray[Any], prediction: "Prediction") -> None:
+        """Keeps the actions chosen for the observations [B, ...] of some agents, and the network's state after them."""
+        experience = self.experience
+        slots = self.slots[ids]
+        rows = experience.lengths[slots]
+        fresh = rows == 0
+        experience.state[slots[fresh]] = self.state[ids[fresh]]
         self.state[ids] = prediction.state
-        self.observations[ids, rows] = torch.from_numpy(step.observations)
-        self.actions[ids, rows] = prediction.actions
-        self.log_probs[ids, rows] = prediction.log_probs
-        self.stamps[step.env_ids, rows.numpy()] = prediction.stamp
+        experience.observations[rows, slots] = observations
+        experience.actions[rows, slots] = prediction.actions
+        experience.log_probs[rows, slots] = prediction.log_probs
+        experience.stamps[rows, slots] = prediction.stamp
+
+    def park(self, step: Step) -> NDArray[np.bool_]:
+        """Which agents [B] of a step go on; while too many work, those at the start of a rollout do not."""
+        going = np.ones(len(step.env_ids), dtype=bool)
+        if self.n_working > self.n_wanted:
+            with self._parking:
+                for i in np.flatnonzero(self.experience.lengths[self.slots[step.env_ids]] == 0):
+                    if self.n_working > self.n_wanted:
+                        going[i] = False
+                        self.n_working -= 1
+                        self._parked.append((int(step.env_ids[i]), step.observations[i].copy()))
+        return going
+
+    def wake(self, step: Step) -> Step:
+        """The step, and with it parked agents that are to work again, as if they had just been received."""
+        if self.n_working >= self.n_wanted:
+            return step
+        with self._parking:
+            n = min(self.n_wanted - self.n_working, len(self._parked))
+            woken, self._parked = self._parked[:n], self._parked[n:]
+            self.n_working += n
+        if not woken:
+            return step
+        ids, observations = zip(*woken, strict=True)
+        nothing = np.zeros(n, dtype=bool)
+        return Step(
+            np.append(step.env_ids, np.array(ids, dtype=np.int32)),
+            np.concatenate([step.observations, np.stack(observations)]),
+            np.append(step.rewards, np.zeros(n, dtype=np.float32)),
+            np.append(step.terminated, nothing),
+            np.append(step.truncated, nothing),
+            np.append(step.valid, nothing),
+            step.episodes,
+        )
 
 
 class Prediction(NamedTuple):
     """What theta says of B agents, in main memory."""
 
-    log_probs: Tensor  # [B, A]
-    values: Tensor  # [B]
-    actions: Tensor  # [B]
-    state: Tensor  # [B, S]
+    log_probs: NDArray[np.float32]  # [B, A]
+    values: NDArray[np.float32]  # [B]
+    actions: NDArray[np.int64]  # [B]
+    state: NDArray[np.float32]  # [B, S]
     stamp: tuple[int, int, float]
+
+    def of(self, chosen: NDArray[np.bool_]) -> "Prediction":
+        """For some agents only."""
+        log_probs, values, actions, state, stamp = self
+        return Prediction(log_probs[chosen], values[chosen], actions[chosen], state[chosen], stamp)
 
 
 class Predictor:
@@ -270,47 +335,49 @@ class Predictor:
 
     def run(self, member: Member, training: TrainingQueue, receiving: threading.Lock) -> None:
         """Serves whichever agents have finished a step. Only one thread at a time may be `receiving`."""
-        self.timer.start()
-        while member.going() and not self.counts.spent:
-            with receiving:
-                step = self.agents.envs.receive()
-            self.timer.lap("simulate")
-            self.answer(step)
-            prediction = self.predict(step)
-            full = self.agents.lengths[step.env_ids] == self.t_max
-            rollouts = self.take(step, prediction, _ended(step) | full)
-            self.act(step, prediction)
-            self.timer.lap("predict")
-            for rollout in rollouts:
-                member.put(training, [rollout])
-            self.timer.lap("wait")
-            member.report(Predicted(int(step.valid.sum()), step.episodes, self.timer.take()))
+        with own_stream(self.device):
+            self.timer.start()
+            while member.going() and not self.counts.spent:
+                with receiving:
+                    step = self.agents.envs.receive()
+                self.timer.lap("simulate")
+                self.answer(step)
+                step = self.agents.wake(step)
+                prediction = self.predict(step)
+                rollouts = self.complete(step, prediction, _ended(step) | self.full(step))
+                self.act(step, prediction)
+                self.timer.lap("predict")
+                for slot in rollouts:
+                    member.put(training, [slot])
+                self.timer.lap("wait")
+                self.report(member, step)
 
     def run_in_lock_step(self, member: Member, training: TrainingQueue) -> None:
         """All agents for t_max steps, then one update from all of them, then on."""
-        rollouts: list[Experience] = []
+        rollouts: list[int] = []
         n_turns = 0
-        self.timer.start()
-        while member.going() and not self.counts.spent:
-            step = self.agents.envs.receive()
-            self.timer.lap("simulate")
-            self.answer(step)
-            prediction = self.predict(step)
-            round_is_over = n_turns > 0 and n_turns % self.t_max == 0
-            begun = self.agents.lengths[step.env_ids] > 0
-            rollouts += self.take(step, prediction, _ended(step) | (round_is_over & begun))
-            self.timer.lap("predict")
-            if round_is_over:
-                member.put(training, rollouts)
-                rollouts = []
-                while training.unfinished_tasks and member.going():
-                    time.sleep(0.0002)
-                self.timer.lap("wait")
-                prediction = self.predict(step)  # theta is another now
-            self.act(step, prediction)
-            n_turns += 1
-            self.timer.lap("predict")
-            member.report(Predicted(int(step.valid.sum()), step.episodes, self.timer.take()))
+        with own_stream(self.device):
+            self.timer.start()
+            while member.going() and not self.counts.spent:
+                step = self.agents.envs.receive()
+                self.timer.lap("simulate")
+                self.answer(step)
+                prediction = self.predict(step)
+                round_is_over = n_turns > 0 and n_turns % self.agents.experience.t_max == 0
+                begun = self.lengths(step) > 0
+                rollouts += self.complete(step, prediction, _ended(step) | (round_is_over & begun))
+                self.timer.lap("predict")
+                if round_is_over:
+                    member.put(training, rollouts)
+                    rollouts = []
+                    while training.unfinished_tasks and member.going():
+                        time.sleep(0.0002)
+                    self.timer.lap("wait")
+                    prediction = self.predict(step)  # theta is another now
+                self.act(step, prediction)
+                n_turns += 1
+                self.timer.lap("predict")
+                self.report(member, step)
 
     def answer(self, step: Step) -> None:
         """Keeps and counts what the environments answered."""
@@ -321,28 +388,40 @@ class Predictor:
     def predict(self, step: Step) -> Prediction:
         """Theta's view of the observations of a step, and actions drawn from it."""
         stamp = self.counts.stamp()
-        observations = torch.from_numpy(step.observations).to(self.device)
-        state = self.agents.state[torch.from_numpy(step.env_ids).long()].to(self.device)
+        observations = _to_device(torch.from_numpy(step.observations), self.device)
+        state = _to_device(torch.from_numpy(self.agents.state[step.env_ids]), self.device)
         log_probs, values, state = self.network(observations, state)
         actions = sample_actions(log_probs, self.generator)
-        return Prediction(log_probs.cpu(), values.cpu(), actions.cpu(), state.cpu(), stamp)
+        log_probs, values, actions, state = (part.cpu() for part in (log_probs, values, actions, state))
+        return Prediction(log_probs.numpy(), values.numpy(), actions.numpy(), state.numpy(), stamp)
 
-    def take(self, step: Step, prediction: Prediction, complete: NDArray[np.bool_]) -> list[Experience]:
-        """The rollouts [B] that are complete."""
-        return [
-            self.agents.take(
-                int(step.env_ids[i]),
-                bool(step.terminated[i] & step.valid[i]),
-                bool(step.truncated[i] & step.valid[i]),
-                prediction.values[i],
-            )
-            for i in np.flatnonzero(complete)
-        ]
+    def lengths(self, step: Step) -> NDArray[np.int64]:
+        """How long the rollouts [B] of a step's agents are."""
+        agents = self.agents
+        return agents.experience.lengths[agents.slots[step.env_ids]]
+
+    def full(self, step: Step) -> NDArray[np.bool_]:
+        """Which of them [B] are full."""
+        return self.lengths(step) == self.agents.experience.t_max
+
+    def complete(self, step: Step, prediction: Prediction, complete: NDArray[np.bool_]) -> list[int]:
+        """The slots of the rollouts [B] that are complete."""
+        return self.agents.complete(step, prediction.values, complete) if complete.any() else []
 
     def act(self, step: Step, prediction: Prediction) -> None:
-        """Sends the agents on their way."""
-        self.agents.choose(step, prediction)
-        self.agents.envs.send(prediction.actions.numpy().astype(np.int32), step.env_ids)
+        """Sends the agents on their way, but for those that are parked."""
+        going = self.agents.park(step)
+        if not going.all():
+            prediction = prediction.of(going)
+        env_ids = step.env_ids[going]
+        if len(env_ids):
+            self.agents.choose(env_ids, step.observations[going], prediction)
+            self.agents.envs.send(prediction.actions.astype(np.int32), env_ids)
+
+    def report(self, member: Member, step: Step) -> None:
+        """Tells what a turn brought."""
+        seconds = self.timer.take()
+        member.report(Predicted(int(step.valid.sum()), len(step.env_ids), step.episodes, seconds))
 
 
 class Trainer:
@@ -350,6 +429,7 @@ class Trainer:
 
     Args:
         config: of the run.
+        experience: to learn from.
         network: shows theta; of this trainer alone.
         theta: [P].
         statistics: of the optimiser, shared by all trainers.
@@ -360,6 +440,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
+        experience: Experience,
         network: ActorCritic,
         theta: Tensor,
         statistics: SharedStatistics,
@@ -367,6 +448,7 @@ class Trainer:
         name: str,
     ) -> None:
         self.options: GA3CConfig = config.algo
+        self.experience = experience
         self.needs_end = config.advantage.kind in NEED_THE_END
         self.measure_lag = config.lag.enabled
         self.device = resolve_device(config.device)
@@ -386,40 +468,40 @@ class Trainer:
 
     def run(self, member: Member, training: TrainingQueue) -> None:
         """Learns from rollouts as they come, merged until there are enough samples."""
-        self.timer.start()
-        while member.going():
-            experiences: list[Experience] = []
-            n_items = n_samples = 0
-            while n_samples < self.options.min_training_batch:
-                item = member.get(training)
-                if item is None:
-                    return
-                n_items += 1
-                n_samples += sum(len(e.actions) for e in item)
-                experiences += item
-            self.timer.lap("wait")
-            depth = training.qsize()
-            trained = self.learn(experiences)
-            for _ in range(n_items):
-                training.task_done()
-            self.timer.lap("train")
-            trained.metrics.update(training_queue_depth=depth, training_batch=n_samples)
-            member.report(trained._replace(seconds=self.timer.take()))
+        with own_stream(self.device):
+            self.timer.start()
+            while member.going():
+                slots: list[int] = []
+                n_items = 0
+                while self.experience.lengths[slots].sum() < self.options.min_training_batch:
+                    item = member.get(training)
+                    if item is None:
+                        return
+                    slots += item
+                    n_items += 1
+                self.timer.lap("wait")
+                depth = training.qsize()
+                trained = self.learn(slots)
+                self.experience.set_free(slots)
+                for _ in range(n_items):
+                    training.task_done()
+                self.timer.lap("train")
+                trained.metrics["training_queue_depth"] = depth
+                member.report(trained._replace(seconds=self.timer.take()))
 
-    def learn(self, experiences: list[Experience]) -> Trained:
-        """One update of theta, unless every sample is too old."""
+    def learn(self, slots: Sequence[int]) -> Trained:
+        """One update of theta from the rollouts in these slots, unless every sample is too old."""
         options, counts = self.options, self.counts
         version = counts.version
-        batch = merge(experiences, self.device)
-        stamps = np.concatenate([e.stamps for e in experiences])  # [n, 3], rollout after rollout
+        batch = self.experience.batch(slots, self.device)
+        stamps = self.experience.stamps[: len(batch.valid), slots]  # [T, B, 3]
         keep = None
-        discarded = 0.0
+        discarded: float | Tensor = 0.0
         if options.max_lag_updates is not None:
-            fresh = version - stamps[:, 0] <= options.max_lag_updates
-            discarded = 1.0 - float(fresh.mean())
-            keep = _by_step(fresh, batch).to(self.device)
+            keep = torch.from_numpy(version - stamps[..., 0] <= options.max_lag_updates).to(self.device)
+            discarded = 1.0 - (keep & batch.valid).sum() / batch.valid.sum()
         if self.needs_end:
-            ended = torch.tensor([e.terminated or e.truncated for e in experiences], device=self.device)
+            ended = torch.from_numpy((self.experience.terminated | self.experience.truncated)[slots]).to(self.device)
             keep = ended.expand_as(batch.valid) if keep is None else keep & ended
         self.parameters.zero_gradients()
         found = actor_critic_backward(
@@ -436,23 +518,25 @@ class Trainer:
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         learning_rate = self.learning_rate_at(counts.frames)
         set_learning_rate(self.optimizer, learning_rate)
-        mask = found.mask.cpu()
+        mask = found.mask.cpu().numpy()
         updated = bool(mask.any())
         lag: dict[str, Any] = {}
         if updated and self.measure_lag:
             now = counts.stamp()
-            learnt = mask.T[(torch.arange(mask.shape[0]) < _lengths(batch).unsqueeze(1))].numpy()
-            lags = np.array(now) - stamps[learnt]
+            lags = np.array(now) - stamps[mask]
             lag = {"lag_updates": lags[:, 0], "lag_frames": lags[:, 1], "lag_seconds": lags[:, 2]}
             lag["gradient_staleness_updates"] = np.array([now[0] - version])
             lag |= divergence(batch, found.log_probs, found.mask)
         if updated:
             self.optimizer.step()
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()  # before it is counted
             counts.updates[self.name] += 1
         metrics = found.figures() | {
             "gradient_norm": gradient_norm,
             "learning_rate": learning_rate,
             "discarded_share": discarded,
+            "training_batch": found.n_valid,
         }
         return Trained(metrics, found.fit, lag, updated, {})
 
@@ -461,15 +545,14 @@ def _ended(step: Step) -> NDArray[np.bool_]:
     return step.valid & (step.terminated | step.truncated)
 
 
-def _lengths(batch: Batch) -> Tensor:
-    assert batch.lengths is not None
-    return batch.lengths.cpu()
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """As it is on a CPU; else copied through pinned memory, so that the thread need not wait."""
+    return tensor if device.type == "cpu" else tensor.pin_memory(device).to(device, non_blocking=True)
 
 
-def _by_step(of_samples: NDArray[np.bool_], batch: Batch) -> Tensor:
-    """[T, B] of flags that come rollout after rollout."""
-    parts = torch.split(torch.from_numpy(of_samples), _lengths(batch).tolist())
-    return nn.utils.rnn.pad_sequence(list(parts))
+def own_stream(device: torch.device) -> AbstractContextManager[Any]:
+    """On a GPU, the work of the thread that enters this runs beside that of others."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
 
 
 def check(config: Config) -> None:
@@ -487,26 +570,156 @@ def check(config: Config) -> None:
         )
     if options.correction == "vtrace" and config.advantage.kind != "nstep":
         raise ConfigError(f"algo.correction=vtrace corrects n-step returns: not advantage={config.advantage.kind}.")
+    if options.adjust.enabled and options.synchronous:
+        raise ConfigError("algo.synchronous=true has one thread of each kind: say algo.adjust.enabled=false with it.")
+    most_there_are = largest_sizes(options)
+    if acting_batch(options) == most_there_are.n_agents and most_there_are.n_predictors > 1:
+        # EnvPool takes it for lock step then, and counts wrongly when one thread receives before another has sent.
+        raise ConfigError(
+            f"Predicting all {most_there_are.n_agents} agents at once leaves a second predictor without any: "
+            "say algo.n_predictors=1 or a smaller algo.prediction_batch."
+        )
+    for kind, first, most in zip(Sizes._fields, first_sizes(options), most_there_are, strict=True):
+        if first > most:
+            raise ConfigError(f"algo.{kind}={first} is more than algo.adjust.{kind.replace('n_', 'max_')}={most}.")
+
+
+class Staff:
+    """Starts threads and lets them go, until there are as many as wanted.
+
+    Args:
+        config: of the run.
+        crew: they join.
+        envs: of the agents.
+        session: gets what they report.
+    """
+
+    def __init__(self, config: Config, crew: Crew, envs: VectorEnv, session: Session) -> None:
+        options: GA3CConfig = config.algo
+        self.config, self.crew, self.envs = config, crew, envs
+        self.attempt = session.attempt
+        self.device = resolve_device(config.device)
+        self.network: ActorCritic = build.make_network(config, envs, self.device)  # shows theta; predictors share it
+        self.theta = FlatParameters(self.network).values.detach()
+        self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
+        self.counts = Counts(config.env.frame_skip, config.budget.frames or float("inf"))
+        self.experience = Experience(slots_needed(options), options.t_max, envs, self.network)
+        self.agents = Agents(envs, self.network, self.experience, options.n_agents)
+        self.training: TrainingQueue = queue.Queue(options.training_queue_size)
+        self.receiving = threading.Lock()
+        self.predictors: list[Member] = []
+        self.trainers: list[Member] = []
+        self._n_hired = 0
+
+    @property
+    def sizes(self) -> Sizes:
+        """How many there are to be; who was let go may still be finishing."""
+        return Sizes(self.agents.n_wanted, len(self.predictors), len(self.trainers))
+
+    def resize(self, sizes: Sizes) -> None:
+        """Makes it so many."""
+        self.agents.n_wanted = sizes.n_agents
+        while len(self.predictors) < sizes.n_predictors:
+            self.predictors.append(self._hire_predictor())
+        while len(self.trainers) < sizes.n_trainers:
+            self.trainers.append(self._hire_trainer())
+        for members, n in ((self.predictors, sizes.n_predictors), (self.trainers, sizes.n_trainers)):
+            while len(members) > n:
+                members.pop().dismissed = True
+
+    def _hire_predictor(self) -> Member:
+        name = self._name("predictor")
+        seed = sequence(self.config.seed, Stream.ACTIONS, self.attempt, self._n_hired)
+        predictor = Predictor(self.config, self.agents, self.network, self.counts, name, seed)
+        if self.config.algo.synchronous:
+            return self.crew.start(name, partial(predictor.run_in_lock_step, training=self.training))
+        return self.crew.start(name, partial(predictor.run, training=self.training, receiving=self.receiving))
+
+    def _hire_trainer(self) -> Member:
+        name = self._name("trainer")
+        network = build.make_network(self.config, self.envs, self.device)
+        trainer = Trainer(self.config, self.experience, network, self.theta, self.statistics, self.counts, name)
+        return self.crew.start(name, partial(trainer.run, training=self.training))
+
+    def _name(self, kind: str) -> str:
+        self._n_hired += 1
+        return f"{kind} {self._n_hired}"
+
+
+class Gauges:
+    """What a row of metrics.csv tells of the machinery."""
+
+    def __init__(self) -> None:
+        self._timers = {Predicted: PhaseTimer(*PHASES), Trained: PhaseTimer(*PHASES)}
+        self._n_predictions = self._n_predicted = 0
+
+    def add(self, report: Predicted | Trained) -> None:
+        """Takes a report of a thread."""
+        self._timers[type(report)].add(report.seconds)
+        if isinstance(report, Predicted):
+            self._n_predictions += 1
+            self._n_predicted += report.n_predicted
+
+    def take(self) -> dict[str, float]:
+        """Columns, since the last call."""
+        waiting = {kind: timer.shares() for kind, timer in self._timers.items()}
+        figures = {
+            "share_predictors_wait": waiting[Predicted]["share_simulate"] + waiting[Predicted]["share_wait"],
+            "share_trainers_wait": waiting[Trained]["share_wait"],
+        }
+        if self._n_predictions:
+            figures["prediction_batch"] = self._n_predicted / self._n_predictions
+        self._n_predictions = self._n_predicted = 0
+        return figures
+
+
+def first_sizes(options: GA3CConfig) -> Sizes:
+    """At the start, and all the time unless they are adjusted."""
+    if options.synchronous:
+        return Sizes(options.n_agents, 1, 1)
+    return Sizes(options.n_agents, options.n_predictors, options.n_trainers)
+
+
+def largest_sizes(options: GA3CConfig) -> Sizes:
+    """That there may ever be."""
+    first, adjust = first_sizes(options), options.adjust
+    if not adjust.enabled:
+        return first
+    return Sizes(adjust.max_agents or 2 * first.n_agents, adjust.max_predictors, adjust.max_trainers)
+
+
+def slots_needed(options: GA3CConfig) -> int:
+    """Rollouts in the making, in predictors' hands, in the queue and in trainers' hands, at most."""
+    most = largest_sizes(options)
+    if options.synchronous:
+        return most.n_agents * (options.t_max + 2)  # a round in which every step ends an episode
+    in_trainers = most.n_trainers * options.min_training_batch  # each of one step
+    return 2 * most.n_agents + options.training_queue_size + in_trainers
+
+
+def make_adjuster(config: Config, attempt: int) -> Adjuster | None:
+    """The dynamic adjustment, if it is on."""
+    options: GA3CConfig = config.algo
+    if not options.adjust.enabled:
+        return None
+    low = Sizes(acting_batch(options), 1, 1)
+    generator = np.random.default_rng(sequence(config.seed, Stream.ADJUSTMENT, attempt))
+    return Adjuster(first_sizes(options), low, largest_sizes(options), options.adjust.window_seconds, generator)
 
 
 def train(config: Config, session: Session) -> None:
     """Starts the threads and keeps the record of what they do."""
     options: GA3CConfig = config.algo
-    device = resolve_device(config.device)
     torch.set_num_threads(config.n_torch_threads or 1)  # each thread here has one core at most
-    batch_size = workload(config).acting_batch
     seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
-    envs = build.make_envs(config, options.n_agents, seed, batch_size=batch_size)
-    network: ActorCritic = build.make_network(config, envs, device)
-    theta = FlatParameters(network).values.detach()
-    statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
-    counts = Counts(config.env.frame_skip, config.budget.frames or float("inf"))
-    training: TrainingQueue = queue.Queue(options.training_queue_size)
-    receiving = threading.Lock()
-    agents = Agents(envs, network, options.t_max)
+    most = largest_sizes(options)
+    envs = build.make_envs(config, most.n_agents, seed, batch_size=acting_batch(options))
+    adjuster = make_adjuster(config, session.attempt)
+    gauges = Gauges()
 
     def record(report: Predicted | Trained) -> None:
         session.timer.add(report.seconds)
+        gauges.add(report)
         if isinstance(report, Predicted):
             session.count(report.n_agent_steps, report.episodes)
         elif report.updated:
@@ -515,34 +728,37 @@ def train(config: Config, session: Session) -> None:
 
     try:
         with Crew(record, config.worker_silence_seconds) as crew:
-            for i in range(1 if options.synchronous else options.n_predictors):
-                name, stream = f"predictor {i}", sequence(config.seed, Stream.ACTIONS, session.attempt, i)
-                predictor = Predictor(config, agents, network, counts, name, stream)
-                if options.synchronous:
-                    crew.start(name, partial(predictor.run_in_lock_step, training=training))
-                else:
-                    crew.start(name, partial(predictor.run, training=training, receiving=receiving))
-            for i in range(1 if options.synchronous else options.n_trainers):
-                name = f"trainer {i}"
-                own_network = build.make_network(config, envs, device)
-                trainer = Trainer(config, own_network, theta, statistics, counts, name)
-                crew.start(name, partial(trainer.run, training=training))
+            staff = Staff(config, crew, envs, session)
+            session.gauges = lambda: gauges.take() | staff.sizes._asdict()
             with crew.standstill():
-                session.restore(network=network, statistics=statistics)
-                counts.agent_steps["before"] = session.counters.agent_steps
-                counts.updates["before"] = session.counters.updates
+                adjusting = {"adjuster": adjuster} if adjuster else {}
+                session.restore(network=staff.network, statistics=staff.statistics, **adjusting)
+                staff.resize(adjuster.sizes if adjuster else first_sizes(options))
+                staff.counts.agent_steps["before"] = session.counters.agent_steps
+                staff.counts.updates["before"] = session.counters.updates
+                if staff.device.type == "cuda":
+                    torch.cuda.synchronize(staff.device)  # theta is there before other streams read it
                 envs.start()
             while session.running(crew.standstill):
-                crew.poll(0.1)
+                crew.poll(SECONDS_BETWEEN_POLLS)
+                window = adjuster.look(session.wall_seconds, session.counters.updates) if adjuster else None
+                if adjuster and window:
+                    session.adjusted(window)
+                    staff.resize(adjuster.sizes)
     finally:
         envs.close()
 
 
+def acting_batch(options: GA3CConfig) -> int:
+    """Agents whose actions a predictor chooses at once."""
+    if options.synchronous:
+        return options.n_agents
+    return options.prediction_batch or max(1, options.n_agents // 4)
+
+
 def workload(config: Config) -> Workload:
     """A predictor's batch, as if it were trained on alone."""
-    options: GA3CConfig = config.algo
-    asynchronous = options.prediction_batch or max(1, options.n_agents // 4)
-    return Workload(options.n_agents if options.synchronous else asynchronous, options.t_max)
+    return Workload(acting_batch(config.algo), config.algo.t_max)
 
 
 ALGORITHM = Algorithm(GA3CConfig, train, check, workload)

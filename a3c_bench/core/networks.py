@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ class ActorCritic(nn.Module):
         shared_trunk: one trunk under both heads as in the papers, or one each.
         channels_last: memory layout of the convolutions.
         lstm_size: units of an LSTM between the trunk and the heads (256 in Mnih et al. 2016); None: there is none.
+        bf16: layers compute in bfloat16 (autocast); parameters, log-probabilities, values and state stay float32.
 
     Raises:
         ValueError: an image kind for observations that are not images, images too small for its filters, or an LSTM on
@@ -45,8 +48,11 @@ class ActorCritic(nn.Module):
         shared_trunk: bool = True,
         channels_last: bool = False,
         lstm_size: int | None = None,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
+        self._bf16 = bf16
+        self._through = _through
         if lstm_size is not None and not shared_trunk:
             raise ValueError("an LSTM needs network.shared_trunk=true: it stands between the trunk and both heads")
 
@@ -71,6 +77,10 @@ class ActorCritic(nn.Module):
         if self._memory_format == torch.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def compile_trunk(self) -> None:
+        """Has torch.compile fuse what comes before the heads, for batches of any size."""
+        self._through = torch.compile(_through, dynamic=True)
+
     def initial_state(self, n_envs: int) -> Tensor:
         """What the network remembers at the start of B games: zeros [B, S]."""
         return self.policy_head.weight.new_zeros((n_envs, self.state_size))
@@ -85,19 +95,21 @@ class ActorCritic(nn.Module):
         Returns:
             log-probabilities [B, A], values [B] and the state [B, S] after the step.
         """
-        features, value_features = self._features(observations)
-        if self.lstm is not None:
-            state = self._remember(features, state)
-            features = value_features = state[:, : self.state_size // 2]
-        return *self._heads(features, value_features), state
+        with self._precision(observations):
+            features, value_features = self._features(observations)
+            if self.lstm is not None:
+                state = self._remember(features, state)
+                features = value_features = state[:, : self.state_size // 2]
+            return *self._heads(features, value_features), state
 
     def policy(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, without the values: log-probabilities [B, A] and the state [B, S] after the step."""
-        features = self.trunk(self._inputs(observations))
-        if self.lstm is not None:
-            state = self._remember(features, state)
-            features = state[:, : self.state_size // 2]
-        return F.log_softmax(self.policy_head(features), dim=-1), state
+        with self._precision(observations):
+            features = self._through(self.trunk, self._inputs(observations))
+            if self.lstm is not None:
+                state = self._remember(features, state)
+                features = state[:, : self.state_size // 2]
+            return F.log_softmax(self.policy_head(features).float(), dim=-1), state
 
     def unroll(self, observations: Tensor, state: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """T steps of B environments; the same as T calls of `forward`, with the trunk in one batch.
@@ -111,16 +123,20 @@ class ActorCritic(nn.Module):
             log-probabilities [T, B, A] and values [T, B].
         """
         n_steps, n_envs = observations.shape[:2]
-        features, value_features = self._features(observations.flatten(0, 1))
-        if self.lstm is not None:
-            hidden = []
-            for step_features, step_ends in zip(features.view(n_steps, n_envs, -1), ends, strict=True):
-                state = self._remember(step_features, state)
-                hidden.append(state[:, : self.state_size // 2])
-                state = state.masked_fill(step_ends.unsqueeze(-1), 0.0)
-            features = value_features = torch.cat(hidden)
-        log_probs, values = self._heads(features, value_features)
+        with self._precision(observations):
+            features, value_features = self._features(observations.flatten(0, 1))
+            if self.lstm is not None:
+                hidden = []
+                for step_features, step_ends in zip(features.view(n_steps, n_envs, -1), ends, strict=True):
+                    state = self._remember(step_features, state)
+                    hidden.append(state[:, : self.state_size // 2])
+                    state = state.masked_fill(step_ends.unsqueeze(-1), 0.0)
+                features = value_features = torch.cat(hidden)
+            log_probs, values = self._heads(features, value_features)
         return log_probs.view(n_steps, n_envs, -1), values.view(n_steps, n_envs)
+
+    def _precision(self, observations: Tensor) -> AbstractContextManager[Any]:
+        return torch.autocast(observations.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
     def _inputs(self, observations: Tensor) -> Tensor:
         if observations.dtype == torch.uint8:
@@ -129,17 +145,21 @@ class ActorCritic(nn.Module):
 
     def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:  # of the policy and of the value
         inputs = self._inputs(observations)
-        features = self.trunk(inputs)
-        return features, features if self.value_trunk is None else self.value_trunk(inputs)
+        features = self._through(self.trunk, inputs)
+        return features, features if self.value_trunk is None else self._through(self.value_trunk, inputs)
 
     def _remember(self, features: Tensor, state: Tensor) -> Tensor:
         assert self.lstm is not None
         h, c = state.chunk(2, dim=-1)
-        return torch.cat(self.lstm(features, (h, c)), dim=-1)
+        return torch.cat(self.lstm(features, (h, c)), dim=-1).float()
 
     def _heads(self, features: Tensor, value_features: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = F.log_softmax(self.policy_head(features), dim=-1)
-        return log_probs, self.value_head(value_features).squeeze(-1)
+        log_probs = F.log_softmax(self.policy_head(features).float(), dim=-1)
+        return log_probs, self.value_head(value_features).float().squeeze(-1)
+
+
+def _through(trunk: nn.Module, inputs: Tensor) -> Tensor:
+    return trunk(inputs)
 
 
 def sample_actions(log_probs: Tensor, generator: torch.Generator) -> Tensor:

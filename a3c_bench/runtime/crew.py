@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +25,7 @@ class Member:
     def __init__(self, crew: "Crew", name: str) -> None:
         self.name = name
         self.standing = False
-        self.dismissed = False
+        self.dismissed = False  # set it to let this one go, after its turn
         self.heard = True  # since the crew last looked
         self.silent_seconds = 0.0
         self.thread: threading.Thread
@@ -33,20 +33,24 @@ class Member:
 
     def going(self) -> bool:
         """To be asked at every turn: waits while the crew is paused, and says whether to go on."""
+        return self._awake() and not self.dismissed
+
+    def _awake(self) -> bool:
+        """Waits while the crew is paused; False if it is to end. One that is dismissed finishes its turn first."""
         self.heard = True
         while self._crew.paused.is_set() and not self._crew.stopped.is_set():
             self.standing = True
             time.sleep(0.001)
         self.standing, self.heard = False, True
-        return not (self._crew.stopped.is_set() or self.dismissed)
+        return not self._crew.stopped.is_set()
 
     def report(self, content: Any) -> None:
         """Hands something to the crew's `handle`, in the thread that polls."""
         self._crew.reports.put(content)
 
     def put(self, items: "queue.Queue[Any]", item: Any) -> bool:
-        """Puts an item as soon as there is room; False if this thread is to end first."""
-        while self.going():
+        """Puts an item as soon as there is room; False if the crew is to end first."""
+        while self._awake():
             try:
                 items.put(item, timeout=_SECONDS_TO_WAIT)
                 return True
@@ -55,8 +59,8 @@ class Member:
         return False
 
     def get(self, items: "queue.Queue[Any]") -> Any:
-        """Takes an item as soon as there is one; None if this thread is to end first."""
-        while self.going():
+        """Takes an item as soon as there is one; None if the crew is to end first."""
+        while self._awake():
             try:
                 return items.get(timeout=_SECONDS_TO_WAIT)
             except queue.Empty:
@@ -98,17 +102,15 @@ class Crew:
         return member
 
     def poll(self, timeout: float) -> None:
-        """Hands over the reports that have come, or come within `timeout` seconds.
+        """Hands over the reports that come within `timeout` seconds.
 
         Raises:
             WorkerError: a thread raised, or went silent.
         """
-        try:
-            self._take(self.reports.get(timeout=timeout))
+        time.sleep(timeout)  # to wake at every report would take the interpreter from those who work
+        with suppress(queue.Empty):
             while True:
                 self._take(self.reports.get_nowait())
-        except queue.Empty:
-            pass
         now = time.monotonic()
         passed, self._looked_at = min(now - self._looked_at, 1.0), now  # if this process slept, so did they
         self._members = [member for member in self._members if member.thread.is_alive()]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from a3c_bench.core.adjustment import Sizes, Window
 from a3c_bench.core.lag import SUMMARY, UNITS, LagMeter
 from a3c_bench.core.losses import explained_variance
 from a3c_bench.envs.episodes import Episode
@@ -36,10 +37,16 @@ METRIC_COLUMNS = (
     "discarded_share",
     "training_batch",
     "training_queue_depth",
+    "prediction_batch",
+    "n_agents",
+    "n_predictors",
+    "n_trainers",
     "share_simulate",
     "share_predict",
     "share_train",
     "share_wait",
+    "share_predictors_wait",
+    "share_trainers_wait",
 )
 LAG_COLUMNS = (*COUNTERS, *(f"{unit}_{name}" for unit in UNITS for name in SUMMARY))
 HISTOGRAM_COLUMNS = ("unit", "lower", "upper", "samples")
@@ -56,6 +63,8 @@ EVALUATION_COLUMNS = (
     "noop_max",
     "max_episode_frames",
 )
+
+ADJUSTMENT_COLUMNS = (*COUNTERS, *Sizes._fields, "tps", "tps_before", "kept")
 
 Fit = tuple[Tensor, Tensor, Tensor]  # values, returns and mask (bool) of samples, in one shape
 
@@ -81,6 +90,8 @@ class Recorder:
             "lag": LAG_COLUMNS,
             "eval": EVALUATION_COLUMNS,
         }
+        if "adjustments" in sizes:
+            tables["adjustments"] = ADJUSTMENT_COLUMNS
         self._tables = {
             name: CsvFile(directory.path / f"{name}.csv", columns, sizes.get(name, 0))
             for name, columns in tables.items()
@@ -150,6 +161,13 @@ class Recorder:
         self._tables["eval"].append([head | {"game_index": i} | dict(game) for i, game in enumerate(games)])
         for logger in self._loggers:
             logger.log(dict(counters) | dict(summary))
+
+    def add_adjustment(self, counters: Mapping[str, float], window: Window) -> None:
+        """Writes what a window of the dynamic adjustment showed."""
+        if "adjustments" not in self._tables:  # few runs have any
+            self._tables["adjustments"] = CsvFile(self._directory.path / "adjustments.csv", ADJUSTMENT_COLUMNS)
+        more = {"tps": window.tps, "tps_before": window.tps_before, "kept": window.kept}
+        self._tables["adjustments"].append([dict(counters) | window.sizes._asdict() | more])
 
     def write_histogram(self) -> None:
         """Replaces lag_histogram.csv by the counts so far."""

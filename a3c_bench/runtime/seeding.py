@@ -19,6 +19,7 @@ class Stream(IntEnum):
     CALIBRATION = 4
     PLAY = 5
     LEARNING_RATE = 6
+    ADJUSTMENT = 7
 
 
 def sequence(seed: int, stream: Stream, *path: int) -> np.random.SeedSequence:

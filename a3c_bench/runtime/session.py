@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from a3c_bench.core.adjustment import Window
 from a3c_bench.core.lag import LagMeter
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.rollout import Stamp
@@ -94,6 +95,7 @@ class Session:
         self.counters = Counters(**saved["counters"]) if saved else Counters()
         self.attempt = int(directory.read_status().get("attempts", 0)) + 1
         self.timer = PhaseTimer(*PHASES)
+        self.gauges: Callable[[], Mapping[str, float]] = dict  # more columns of a row of metrics.csv, when it is due
         self._directory = directory
         self._evaluate = evaluate
         self._stop = stop
@@ -161,6 +163,10 @@ class Session:
         """
         self.counters.updates += n_updates
         self._recorder.add_updates(metrics, fit)
+
+    def adjusted(self, window: Window) -> None:
+        """Writes what a window of the dynamic adjustment showed."""
+        self._recorder.add_adjustment(self._now(), window)
 
     def stamp(self) -> Stamp:
         """Where the run stands."""
@@ -243,7 +249,7 @@ class Session:
 
     def _end_interval(self) -> None:
         self._row_frames = self.counters.frames
-        row = self._recorder.end_interval(self._now(), self.timer.shares())
+        row = self._recorder.end_interval(self._now(), self.timer.shares() | dict(self.gauges()))
         self._progress.update(row)
 
     def _evaluation_is_due(self) -> bool:

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch import nn
 
 from a3c_bench import build
 from a3c_bench.algos import ga3c
-from a3c_bench.algos.ga3c import Agents, Counts, Experience, GA3CConfig, Predictor, Trainer, merge
+from a3c_bench.algos.ga3c import AdjustConfig, Agents, Counts, Experience, GA3CConfig, Predictor, Trainer
 from a3c_bench.core.optim import FlatParameters, SharedStatistics
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.directory import read_status
@@ -45,10 +45,24 @@ def with_algo(**changes: Any) -> Config:
     return replace(SMALL, algo=replace(SMALL.algo, **changes))
 
 
+class Rollout(NamedTuple):
+    """What a slot holds: L steps of one agent."""
+
+    observations: torch.Tensor  # [L, ...]
+    state: torch.Tensor  # [S]
+    actions: torch.Tensor  # [L]
+    log_probs: torch.Tensor  # [L, A]
+    rewards: torch.Tensor  # [L]
+    terminated: bool
+    truncated: bool
+    bootstrap: float
+    stamps: torch.Tensor  # [L, 3]
+
+
 class Parts:
     """A predictor and a trainer on one theta, in this thread."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, n_slots: int = 3000) -> None:
         torch.set_num_threads(1)
         options = config.algo
         envs = build.make_envs(
@@ -58,7 +72,8 @@ class Parts:
         self.theta = FlatParameters(network).values.detach()
         self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
         self.counts = Counts(config.env.frame_skip)
-        self.agents = Agents(envs, network, options.t_max)
+        self.experience = Experience(n_slots, options.t_max, envs, network)
+        self.agents = Agents(envs, network, self.experience, options.n_agents)
         seed = sequence(0, Stream.ACTIONS)
         self.predictor = Predictor(config, self.agents, network, self.counts, "predictor", seed)
         self.trainer = self.another_trainer(config, "trainer")
@@ -67,25 +82,38 @@ class Parts:
 
     def another_trainer(self, config: Config, name: str) -> Trainer:
         network = build.make_network(config, self.agents.envs, torch.device("cpu"))
-        return Trainer(config, network, self.theta, self.statistics, self.counts, name)
+        return Trainer(config, self.experience, network, self.theta, self.statistics, self.counts, name)
 
-    def turn(self) -> list[tuple[int, Experience]]:
-        """What one turn of a predictor gives, by agent."""
+    def rollout(self, slot: int) -> Rollout:
+        """What a slot holds."""
+        e, n = self.experience, self.experience.lengths[slot]
+        rows = (e.observations, e.actions, e.log_probs, e.rewards, e.stamps)
+        observations, actions, log_probs, rewards, stamps = (torch.from_numpy(part[:n, slot]) for part in rows)
+        ended = bool(e.terminated[slot]), bool(e.truncated[slot])
+        state = torch.from_numpy(e.state[slot])
+        return Rollout(observations, state, actions, log_probs, rewards, *ended, float(e.bootstrap[slot]), stamps)
+
+    def turn(self) -> list[tuple[int, int]]:
+        """What one turn of a predictor gives: agents and slots."""
         step = self.agents.envs.receive()
         self.games += [(game.env_id, game.episode_length) for game in step.episodes]
         self.predictor.answer(step)
         prediction = self.predictor.predict(step)
         ended = step.valid & (step.terminated | step.truncated)
-        complete = ended | (self.agents.lengths[step.env_ids] == self.agents.t_max)
-        rollouts = self.predictor.take(step, prediction, complete)
+        complete = ended | self.predictor.full(step)
+        slots = self.predictor.complete(step, prediction, complete)
         self.predictor.act(step, prediction)
-        return list(zip(step.env_ids[complete].tolist(), rollouts, strict=True))
+        return list(zip(step.env_ids[complete].tolist(), slots, strict=True))
 
-    def collect(self, n: int) -> list[Experience]:
-        rollouts: list[Experience] = []
-        while len(rollouts) < n:
-            rollouts += [rollout for _, rollout in self.turn()]
-        return rollouts[:n]
+    def collect(self, n: int) -> list[int]:
+        """Slots with n rollouts."""
+        slots: list[int] = []
+        while len(slots) < n:
+            slots += [slot for _, slot in self.turn()]
+        return slots[:n]
+
+    def rollouts(self, slots: list[int]) -> list[Rollout]:
+        return [self.rollout(slot) for slot in slots]
 
 
 # --- experience -------------------------------------------------------------------------------------------------------
@@ -94,10 +122,10 @@ class Parts:
 def test_every_agents_steps_follow_each_other_and_each_is_learnt_from_once() -> None:
     """CartPole moves by x' = x + 0.02 v: so no row is missing, doubled or another agent's, the last ones included."""
     parts = Parts(SMALL)
-    rollouts: dict[int, list[Experience]] = {i: [] for i in range(6)}
+    rollouts: dict[int, list[Rollout]] = {i: [] for i in range(6)}
     for _ in range(900):
-        for agent, rollout in parts.turn():
-            rollouts[agent].append(rollout)
+        for agent, slot in parts.turn():
+            rollouts[agent].append(parts.rollout(slot))
     n_steps = n_games = 0
     for agent, own in rollouts.items():
         games, length, last = [], 0, None
@@ -116,7 +144,7 @@ def test_every_agents_steps_follow_each_other_and_each_is_learnt_from_once() -> 
         n_steps += length
         n_games += len(games)
     assert n_games > 30
-    assert n_steps + parts.agents.lengths.sum() == parts.counts.agent_steps["predictor"]
+    assert n_steps + parts.experience.lengths[parts.agents.slots].sum() == parts.counts.agent_steps["predictor"]
 
 
 def test_the_policy_and_the_state_that_acted_are_kept() -> None:
@@ -125,7 +153,8 @@ def test_the_policy_and_the_state_that_acted_are_kept() -> None:
     states: dict[int, torch.Tensor] = {}
     n_continued = 0
     for _ in range(200):
-        for agent, rollout in parts.turn():
+        for agent, slot in parts.turn():
+            rollout = parts.rollout(slot)
             state = states.get(agent, network.initial_state(1))
             torch.testing.assert_close(rollout.state, state[0])
             n_continued += agent in states
@@ -141,21 +170,23 @@ def test_the_policy_and_the_state_that_acted_are_kept() -> None:
 
 def test_the_bootstrap_is_the_value_of_the_state_after_the_last_step() -> None:
     parts = Parts(with_algo(n_agents=1, prediction_batch=1))
-    previous: Experience | None = None
+    previous: Rollout | None = None
     for _ in range(60):
-        for _, rollout in parts.turn():
+        for _, slot in parts.turn():
+            rollout = parts.rollout(slot)
             if previous is not None and not previous.terminated:
                 with torch.no_grad():
                     value = parts.predictor.network(rollout.observations[:1], torch.zeros(1, 0))[1][0]
-                torch.testing.assert_close(previous.bootstrap, value)
+                assert previous.bootstrap == pytest.approx(float(value), rel=1e-5, abs=1e-6)
             previous = rollout
 
 
 def test_merging_pads_at_the_end() -> None:
     parts = Parts(replace(SMALL, network=replace(SMALL.network, lstm_size=5)))
-    rollouts = parts.collect(40)
+    slots = parts.collect(40)
+    rollouts = parts.rollouts(slots)
     assert len({len(rollout.actions) for rollout in rollouts}) > 1
-    batch = merge(rollouts, torch.device("cpu"))
+    batch = parts.experience.batch(slots, torch.device("cpu"))
     log_probs, _ = parts.predictor.network.unroll(batch.observations, batch.state, ~batch.valid)
     for b, rollout in enumerate(rollouts):
         n = len(rollout.actions)
@@ -167,7 +198,7 @@ def test_merging_pads_at_the_end() -> None:
 # --- one update -------------------------------------------------------------------------------------------------------
 
 
-def naive_update(parts: Parts, config: Config, rollouts: list[Experience], epsilon: float = 0.0) -> torch.Tensor:
+def naive_update(parts: Parts, config: Config, rollouts: list[Rollout], epsilon: float = 0.0) -> torch.Tensor:
     """Theta after one update: summed loss, n-step returns from the acting bootstrap, RMSProp by hand."""
     options, network = config.algo, parts.trainer.network
     total = torch.zeros(())
@@ -196,17 +227,19 @@ def test_one_update_equals_the_papers_sums(lstm_size: int | None, epsilon: float
     parts = Parts(config)
     for _ in range(3):
         parts.trainer.learn(parts.collect(4))
-    rollouts = parts.collect(15)
+    slots = parts.collect(15)
+    rollouts = parts.rollouts(slots)
     assert any(rollout.terminated for rollout in rollouts)
     expected = naive_update(parts, config, rollouts, epsilon)
-    parts.trainer.learn(rollouts)
+    parts.trainer.learn(slots)
     torch.testing.assert_close(parts.theta, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_one_long_rollout_is_no_end_for_estimators_that_need_one() -> None:
     parts = Parts(replace(SMALL, advantage=AdvantageConfig(kind="monte_carlo")))
-    rollouts = parts.collect(30)
-    figures = parts.trainer.learn(rollouts).metrics
+    slots = parts.collect(30)
+    rollouts = parts.rollouts(slots)
+    figures = parts.trainer.learn(slots).metrics
     usable = sum(len(r.actions) for r in rollouts if r.terminated or r.truncated)
     assert 0 < usable < sum(len(r.actions) for r in rollouts)
     assert figures["unusable_share"] == pytest.approx(1 - usable / sum(len(r.actions) for r in rollouts))
@@ -221,7 +254,7 @@ def test_a_delay_of_k_updates_is_measured_as_k(k: int) -> None:
     held = parts.collect(4)
     for _ in range(k):
         parts.trainer.learn(held)
-    n_samples = sum(len(rollout.actions) for rollout in held)
+    n_samples = int(parts.experience.lengths[held].sum())
     lag = parts.trainer.learn(held).lag
     assert lag["lag_updates"].tolist() == [k] * n_samples
     assert lag["gradient_staleness_updates"].tolist() == [0]
@@ -229,7 +262,8 @@ def test_a_delay_of_k_updates_is_measured_as_k(k: int) -> None:
     assert (lag["lag_kl_nats"].max() < 1e-6) == (k == 0)
     assert (lag["lag_seconds"] > 0).all()
     frames = parts.counts.frames
-    assert lag["lag_frames"].tolist() == [frames - f for rollout in held for f in rollout.stamps[:, 1]]
+    expected = [frames - f for rollout in parts.rollouts(held) for f in rollout.stamps[:, 1].tolist()]
+    assert sorted(lag["lag_frames"]) == sorted(expected)
 
 
 def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +286,7 @@ def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: py
 
 def test_samples_beyond_the_bound_are_discarded() -> None:
     parts = Parts(with_algo(max_lag_updates=1))
-    old, young = parts.collect(3), None
+    old = parts.collect(3)
     for _ in range(2):
         parts.trainer.learn(parts.collect(2))
     young = parts.collect(3)  # some began before those updates
@@ -263,12 +297,13 @@ def test_samples_beyond_the_bound_are_discarded() -> None:
     assert torch.equal(parts.theta, before)
     assert parts.counts.version == version
     trained = parts.trainer.learn(old + young)
-    fresh = sum(int((version - rollout.stamps[:, 0] <= 1).sum()) for rollout in old + young)
+    both = parts.rollouts(old + young)
+    fresh = sum(int((version - rollout.stamps[:, 0] <= 1).sum()) for rollout in both)
     assert trained.updated
     assert len(trained.lag["lag_updates"]) == fresh
     assert trained.lag["lag_updates"].max() <= 1
     assert trained.metrics["discarded_share"] == pytest.approx(
-        1 - fresh / sum(len(rollout.actions) for rollout in old + young)
+        1 - fresh / sum(len(rollout.actions) for rollout in both)
     )
     assert not torch.equal(parts.theta, before)
 
@@ -311,6 +346,10 @@ def test_without_lag_nothing_that_is_done_about_it_changes_anything(tmp_path: Pa
     [
         (with_algo(min_training_batch=31), "at most 30"),
         (with_algo(prediction_batch=7), "more than there are agents"),
+        (with_algo(prediction_batch=6), "without any"),
+        (with_algo(synchronous=True, adjust=AdjustConfig(enabled=True)), "one thread of each kind"),
+        (with_algo(n_trainers=9, adjust=AdjustConfig(enabled=True)), "more than algo.adjust.max_trainers=8"),
+        (with_algo(adjust=AdjustConfig(enabled=True, max_agents=5)), "more than algo.adjust.max_agents=5"),
         (replace(with_algo(correction="vtrace"), advantage=AdvantageConfig(kind="gae")), "n-step"),
     ],
 )
@@ -326,7 +365,7 @@ def test_what_cannot_run_is_refused(config: Config, words: str, tmp_path: Path) 
         {},
         {"training_queue_size": 1, "t_max": 1},
         {"min_training_batch": 20, "n_trainers": 1, "n_predictors": 3},
-        {"prediction_batch": 6, "n_trainers": 4},
+        {"prediction_batch": 6, "n_predictors": 1, "n_trainers": 4},
         {"n_agents": 64, "prediction_batch": None},
         {"optimizer": replace(CONSTANT, kind="adam", lr=1e-3)},
     ],
@@ -348,6 +387,60 @@ def test_a_run_counts_every_step_and_update(tmp_path: Path, changes: dict[str, A
     assert metrics.training_queue_depth.max() <= options.training_queue_size
     assert 3000 <= status["frames"] < 6000
     assert set(pd.read_csv(tmp_path / "eval.csv").final) == {False, True}
+
+
+def test_agents_are_parked_and_woken_at_the_start_of_a_rollout() -> None:
+    parts = Parts(SMALL)
+    agents = parts.agents
+
+    def turns(n: int) -> set[int]:
+        at_work = set()
+        for _ in range(n):
+            step = agents.envs.receive()
+            parts.predictor.answer(step)
+            at_work |= set(step.env_ids.tolist())
+            woken = agents.wake(step)
+            assert len(woken.env_ids) == len(woken.observations) == len(woken.valid)
+            prediction = parts.predictor.predict(woken)
+            ended = woken.valid & (woken.terminated | woken.truncated)
+            parts.predictor.complete(woken, prediction, ended | parts.predictor.full(woken))
+            parts.predictor.act(woken, prediction)
+        return at_work
+
+    assert turns(30) == set(range(6))
+    agents.n_wanted = 3
+    turns(30)
+    assert agents.n_working == 3
+    at_work = turns(60)
+    assert len(at_work) == 3
+    parked = sorted(set(range(6)) - at_work)
+    assert (parts.experience.lengths[agents.slots[parked]] == 0).all()
+    agents.n_wanted = 5
+    assert len(turns(60)) == 5
+    agents.n_wanted = 6
+    assert turns(60) == set(range(6))
+
+
+def test_sizes_are_adjusted_while_it_runs(tmp_path: Path) -> None:
+    """Threads come and go, agents are parked and woken, and still every step and update is counted once."""
+    adjust = AdjustConfig(enabled=True, window_seconds=0.05, max_predictors=3, max_trainers=3)
+    config = with_algo(adjust=adjust, training_queue_size=2)
+    status = train(replace(config, budget=BudgetConfig(frames=12_000)), tmp_path)
+    windows = pd.read_csv(tmp_path / "adjustments.csv")
+    assert len(windows) > 5
+    tried = windows[["n_agents", "n_predictors", "n_trainers"]]
+    assert len(tried.drop_duplicates()) > 2
+    assert (tried.min() >= [2, 1, 1]).all()
+    assert (tried.max() <= [12, 3, 3]).all()
+    judged = windows.dropna(subset=["tps_before"])
+    assert (judged.kept == (judged.tps > judged.tps_before)).all()
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    assert metrics[["n_agents", "n_predictors", "n_trainers"]].drop_duplicates().shape[0] > 1
+    assert metrics[["share_predictors_wait", "share_trainers_wait"]].min().min() >= 0
+    lag = pd.read_csv(tmp_path / "lag_histogram.csv").groupby("unit").samples.sum()
+    assert lag["gradient_staleness_updates"] == status["updates"]
+    assert 12_000 - 400 < lag["lag_updates"] <= status["agent_steps"]
+    assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

@@ -370,3 +370,48 @@ def test_initialisation_of_the_lstm(initialisation: str) -> None:
 def test_an_lstm_between_separate_trunks_is_refused() -> None:
     with pytest.raises(ValueError, match="shared_trunk=true"):
         ActorCritic((3,), 2, shared_trunk=False, lstm_size=5)
+
+
+@pytest.mark.parametrize("lstm_size", [None, 6])
+def test_bf16_changes_the_layers_and_not_the_types(lstm_size: int | None) -> None:
+    torch.manual_seed(0)
+    network = ActorCritic((4,), 3, hidden_sizes=(64, 64), lstm_size=lstm_size)
+    torch.manual_seed(0)
+    halved = ActorCritic((4,), 3, hidden_sizes=(64, 64), lstm_size=lstm_size, bf16=True)
+    observations, state = torch.randn(5, 7, 4), torch.randn(7, network.state_size)
+    ends = torch.zeros(5, 7, dtype=torch.bool)
+    for exact, rounded in zip(
+        (*network(observations[0], state), *network.unroll(observations, state, ends)),
+        (*halved(observations[0], state), *halved.unroll(observations, state, ends)),
+        strict=True,
+    ):
+        assert rounded.dtype == torch.float32
+        torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.05)
+    assert not torch.equal(halved.unroll(observations, state, ends)[1], network.unroll(observations, state, ends)[1])
+    log_probs, _ = halved.policy(observations[0], state)
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(7))
+    log_probs.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in halved.trunk.parameters() if p.grad is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_compiled_trunks_compute_the_same() -> None:
+    torch.manual_seed(0)
+    network = ActorCritic((4, 84, 84), 3, "nips")
+    frames = torch.randint(0, 255, (6, 4, 84, 84), dtype=torch.uint8)
+    ends = torch.zeros(3, 2, dtype=torch.bool)
+
+    def gradients() -> torch.Tensor:
+        network.zero_grad()
+        log_probs, values = network.unroll(frames.view(3, 2, 4, 84, 84), network.initial_state(2), ends)
+        (log_probs[..., 0].sum() + values.sum()).backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    expected = gradients()
+    compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    network.compile_trunk()
+    torch.testing.assert_close(gradients(), expected, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        assert network(frames[:1], network.initial_state(1))[1].shape == (1,)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled_before
