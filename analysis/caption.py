@@ -4,7 +4,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import style
+from analysis.groups import SEEDS_FOR_BAND, SeedGroup, Trace
 from analysis.load import Run
+
+
+def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]]) -> str:
+    """The whole caption: what is drawn, a line per environment, the machines, and runs that are not finished."""
+    runs = [run for group in groups for run in group.runs]
+    lines = [how_drawn]
+    for env in dict.fromkeys(group.env for group in groups):
+        here = [group for group in groups if group.env == env]
+        trained = [run for group in here for run in group.runs]
+        lines.append(f"{env}: {_seeds(here)}, {frames(trained)}, {settings(trained)}.")
+    lines.append(f"Hardware: {hardware(runs)}.")
+    if unfinished(runs):
+        lines.append(f"Not finished: {unfinished(runs)}.")
+    return "\n".join(lines)
+
+
+def averaging(groups: Sequence[SeedGroup[Trace]]) -> list[str]:
+    """Sentences on what becomes of the seeds."""
+    sentences = []
+    if any(group.has_band for group in groups):
+        sentences.append(
+            "Line: mean over seeds, as far as the shortest goes. "
+            "Band: 95% percentile bootstrap over seeds, too narrow when they are few."
+        )
+    if not all(group.has_band for group in groups):
+        sentences.append(f"Thin lines: single runs, where there are fewer than {SEEDS_FOR_BAND} seeds and so no band.")
+    return sentences
 
 
 def settings(runs: Sequence[Run]) -> str:
@@ -46,6 +74,12 @@ def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
     ]
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more
+
+
+def _seeds(groups: Sequence[SeedGroup[Trace]]) -> str:
+    counts = sorted({len(group.traces) for group in groups})
+    words = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{words} seed{'' if counts[-1] == 1 else 's'} per curve"
 
 
 def _values(runs: Sequence[Run], key: str) -> str:

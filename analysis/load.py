@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 EPISODE_COLUMNS = ("frames", "agent_steps", "wall_seconds", "episode_return", "episode_length")
 METRIC_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds", "frames_per_second", "pps", "tps")
+LAG_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds")
+HISTOGRAM_COLUMNS = ("unit", "lower", "upper", "samples")
 EVALUATION_COLUMNS = ("frames", "wall_seconds", "final", "episode_return", "episode_length")
+_DTYPES = {"final": "bool", "unit": "object"}  # of the columns that hold no numbers
 # Keys that tell no curves apart: the seed is averaged over, and the others change no result.
 _NEVER_IN_LABEL = (
     *("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds"),
@@ -56,6 +59,15 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """One row per interval of training."""
         return _read_table(self.path / "metrics.csv", METRIC_COLUMNS)
+
+    def lag(self) -> pd.DataFrame:
+        """Policy lag, one row per interval of training, by `frames`; NaN where an interval has no sample of a unit."""
+        table = _read_table(self.path / "lag.csv", LAG_COLUMNS).sort_values("frames", kind="stable")
+        return table.apply(pd.to_numeric, errors="coerce")
+
+    def lag_histogram(self) -> pd.DataFrame:
+        """Bins of policy lag over the whole run: samples with lower <= lag < upper, by `unit`."""
+        return _read_table(self.path / "lag_histogram.csv", HISTOGRAM_COLUMNS)
 
     def evaluations(self) -> pd.DataFrame:
         """Evaluation games, one a row; `final` is True for those of the evaluation after training."""
@@ -185,8 +197,8 @@ def _shortest_ending(key: str, others: Sequence[str]) -> str:
 
 
 def _read_table(file: Path, required: Sequence[str]) -> pd.DataFrame:
-    """A table whose `required` columns are there and hold numbers (`final`: booleans) in every row."""
-    empty = pd.DataFrame({column: pd.Series(dtype=_dtype(column)) for column in required})
+    """A table whose `required` columns are there and hold numbers (or what _DTYPES says) in every row."""
+    empty = pd.DataFrame({column: pd.Series(dtype=_DTYPES.get(column, "float64")) for column in required})
     try:
         whole_rows = file.read_bytes().rpartition(b"\n")[0]  # a killed writer may leave half a row at the end
         if not whole_rows:
@@ -208,13 +220,9 @@ def _clean(table: pd.DataFrame, file: Path, required: Sequence[str]) -> pd.DataF
     for column in required:
         if column == "final":
             table[column] = table[column].astype(str).str.lower().isin(("true", "1"))
-        else:
+        elif column not in _DTYPES:
             table[column] = pd.to_numeric(table[column], errors="coerce").astype("float64")
     whole = table.dropna(subset=list(required)).reset_index(drop=True)
     if len(whole) < len(table):
         log.warning("%s: %d damaged rows are left out.", file, len(table) - len(whole))
     return whole
-
-
-def _dtype(column: str) -> str:
-    return "bool" if column == "final" else "float64"

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.cli import positive
 from analysis.load import load_runs
 
 T_MAX = 5  # agent steps per environment and update, on both sides
@@ -191,19 +192,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m analysis.peers",
         description="Times our PAAC and Stable-Baselines3's A2C on CartPole-v1 in turn.",
     )
-    parser.add_argument("--envs", type=_positive, default=64, help="environments on each side (default 64)")
-    parser.add_argument("--agent-steps", type=_positive, default=200_000, help="per repeat (default 200000)")
-    parser.add_argument("--repeats", type=_positive, default=3, help="of each side (default 3)")
+    parser.add_argument("--envs", type=positive, default=64, help="environments on each side (default 64)")
+    parser.add_argument("--agent-steps", type=positive, default=200_000, help="per repeat (default 200000)")
+    parser.add_argument("--repeats", type=positive, default=3, help="of each side (default 3)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write everything there, as JSON")
     parser.add_argument("--side", choices=["sb3"], help=argparse.SUPPRESS)  # this process is one measurement
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 import analysis
 from analysis import load_runs
-from analysis.load import EPISODE_COLUMNS, EVALUATION_COLUMNS, METRIC_COLUMNS
+from analysis.load import EPISODE_COLUMNS, EVALUATION_COLUMNS, HISTOGRAM_COLUMNS, LAG_COLUMNS, METRIC_COLUMNS
 
 
 def test_a_run_says_what_it_is(make_run):
@@ -126,6 +126,25 @@ def test_tables_hold_what_the_files_say(make_run):
     assert run.evaluations()["final"].tolist() == [False, False, True, True]
 
 
+def test_lag_tables_hold_what_the_files_say(make_run, caplog):
+    path = make_run()
+    head = ",".join(LAG_COLUMNS)
+    (path / "lag.csv").write_text(f"{head},lag_updates_mean,lag_kl_nats_mean\n20,20,2,2,1.5,\n10,10,1,1,x,\n")
+    (path / "lag_histogram.csv").write_text(
+        "unit,lower,upper,samples\nlag_updates,0,1e-09,7\nlag_frames,1e9,inf,2\nlag_frames,,3,2\n"
+    )
+    (run,) = load_runs(path)
+    lag = run.lag()
+    assert lag["frames"].tolist() == [10.0, 20.0]  # sorted
+    assert lag["lag_updates_mean"].tolist()[1] == 1.5
+    assert lag["lag_updates_mean"].isna().tolist() == [True, False]  # "x" is no number
+    assert lag["lag_kl_nats_mean"].isna().all()
+    with caplog.at_level(logging.WARNING):
+        bins = run.lag_histogram()
+    assert bins.values.tolist() == [["lag_updates", 0.0, 1e-9, 7.0], ["lag_frames", 1e9, float("inf"), 2.0]]
+    assert "1 damaged rows" in caplog.text
+
+
 def test_half_a_row_at_the_end_is_dropped_without_a_word(make_run, caplog):
     path = make_run()
     file = path / "episodes.csv"
@@ -147,6 +166,8 @@ def test_missing_and_empty_files_are_empty_tables(make_run):
         (run.episodes(), EPISODE_COLUMNS),
         (run.metrics(), METRIC_COLUMNS),
         (run.evaluations(), EVALUATION_COLUMNS),
+        (run.lag(), LAG_COLUMNS),
+        (run.lag_histogram(), HISTOGRAM_COLUMNS),
     ):
         assert table.empty
         assert list(table.columns) == list(columns)

@@ -1,0 +1,412 @@
+"""Replay memory: the newest steps of N environments, from which batches are drawn (Mnih et al. 2015).
+
+Each environment has a ring of rows, one row per observation that it showed:
+
+    row       0    1    2    3    4    5    6        of one environment; the slot of a row is row % capacity
+    frame     s_0  s_1  s_2  s_3  s_0  s_1  s_2
+    action    a_0  a_1  a_2   -   a_0  a_1   -       row 3 shows how the first game ended, and nothing was done there;
+    reward    r_0  r_1  r_2   -   r_0  r_1   -       row 6 is the newest, whose action has not come back yet
+
+A row holds what was chosen in it and what that brought; the next row holds where it led. Of a stack of k frames only
+the newest is stored: a million steps of 84x84 take 7.1 GB and not 28. EnvPool's first stack of a game is k times its
+first frame, and stacks go on across a lost life, so they can be rebuilt bit by bit as they were.
+
+EnvPool shows the last observation of a game before it resets, so a game that a time limit cut is bootstrapped from
+where it was cut: no step has to be left out. The phantom step of the reset is what leaves row 3 without an action.
+
+Steps are drawn in proportion to priority^alpha (Schaul et al. 2016); alpha 0 draws all alike, as Mnih et al. do. The
+sum tree that does it also knows which steps can be drawn, for the others weigh 0: those whose n-step future is not
+known yet, and those whose stack has lost a frame to the ring's head.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from a3c_bench.core.rollout import Stamp
+from a3c_bench.core.sum_tree import SumTree
+
+# Gives the array of that name, shape and type: zeros, or what a file has kept of it.
+Allocate = Callable[[str, tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+
+_ACTED, _TERMINATED, _TRUNCATED = 1, 2, 4  # flags of a row; without _ACTED nothing was chosen there
+
+
+class Sample(NamedTuple):
+    """B steps, or rather stretches of m <= n_step steps: shorter where the episode ended."""
+
+    observations: Tensor  # [B, ...], s_t as the environment gave it
+    actions: Tensor  # [B] int64, a_t
+    rewards: Tensor  # [B], r_t + gamma r_{t+1} + ... + gamma^(m-1) r_{t+m-1}
+    discounts: Tensor  # [B], of the value of the next observations: gamma^m, or 0 after a termination
+    next_observations: Tensor  # [B, ...], s_{t+m}
+    weights: Tensor  # [B], importance weights, at most 1
+    indices: NDArray[np.int64]  # [B], row * n_envs + environment: the step's name in `update_priorities`
+    versions: NDArray[np.int64]  # [B], of the policy that chose a_t, in updates
+    frames_at_choice: NDArray[np.int64]  # [B], of the whole run, when a_t was chosen
+    seconds_at_choice: NDArray[np.float64]  # [B]
+    frames_at_insertion: NDArray[np.int64]  # [B], of the whole run, when the step was added here
+
+    def lag(self, now: Stamp) -> dict[str, NDArray[Any]]:
+        """The lag of these samples by unit, if they are learnt from now."""
+        return {
+            "lag_updates": now.version - self.versions,
+            "lag_frames": now.frames - self.frames_at_choice,
+            "lag_seconds": now.seconds - self.seconds_at_choice,
+            "replay_age_frames": now.frames - self.frames_at_insertion,
+        }
+
+
+def in_memory(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array of zeros; the system gives memory to those parts alone that have been written."""
+    return np.zeros(shape, dtype)
+
+
+class Replay:
+    """The newest steps of N environments; see the top of this file. One thread at a time.
+
+    Args:
+        capacity_per_env: rows of each environment's ring, at least stack + n_step. A game takes one per step and one.
+        n_envs: N.
+        observation_shape: of one observation; with a stack its first axis is k frames, the newest last.
+        observation_dtype: NumPy's.
+        stack: k, the frames in an observation; 1 where observations are no stacks.
+        n_step: n, steps whose rewards are added up before the value of the state reached stands for the rest.
+        gamma: discount per agent step.
+        priority_exponent: alpha; 0 draws all steps alike.
+        allocate: makes the arrays. What an earlier attempt left in them counts only after `load_state_dict`.
+
+    Raises:
+        ValueError: sizes that do not go together.
+    """
+
+    def __init__(
+        self,
+        capacity_per_env: int,
+        n_envs: int,
+        observation_shape: tuple[int, ...],
+        observation_dtype: np.dtype[Any],
+        *,
+        stack: int,
+        n_step: int,
+        gamma: float,
+        priority_exponent: float = 0.0,
+        allocate: Allocate = in_memory,
+    ) -> None:
+        if n_step < 1 or capacity_per_env < stack + n_step:
+            raise ValueError(
+                f"a replay of {capacity_per_env} rows per environment has no room for stacks of {stack} frames and "
+                f"n_step={n_step}: it needs at least {stack + max(n_step, 1)}"
+            )
+        self.n_envs = n_envs
+        self._capacity = capacity_per_env
+        self._observation_shape = observation_shape
+        self._stack = stack
+        self._n_step = n_step
+        self._alpha = priority_exponent
+        self._discounts = gamma ** np.arange(n_step + 1)  # [n + 1]
+        self._all_ids = np.arange(n_envs)
+        self._written = np.zeros(n_envs, dtype=np.int64)  # rows so far; the newest is one less
+        self._waiting = np.zeros(n_envs, dtype=np.int64)  # newest steps whose n-step future is not known yet
+        self._max_priority = 1.0
+        self._n_ready = 0
+        self._tree = SumTree(n_envs * capacity_per_env)
+        layout = _layout(n_envs * capacity_per_env, _frame_shape(observation_shape, stack), observation_dtype)
+        self._arrays = {name: allocate(name, shape, dtype) for name, (shape, dtype) in layout.items()}
+        columns = {name: np.asarray(array) for name, array in self._arrays.items()}  # plain views: memmap's are slower
+        self._frames = columns["frames"]
+        self._rows = columns["rows"]
+        self._flags = columns["flags"]
+        self._history = columns["history"]
+        self._actions = columns["actions"]
+        self._rewards = columns["rewards"]
+        self._priorities = columns["priorities"]
+        self._versions = columns["versions"]
+        self._frames_at_choice = columns["frames_at_choice"]
+        self._seconds_at_choice = columns["seconds_at_choice"]
+        self._frames_at_insertion = columns["frames_at_insertion"]
+
+    @staticmethod
+    def bytes_needed(
+        capacity_per_env: int,
+        n_envs: int,
+        observation_shape: tuple[int, ...],
+        observation_dtype: np.dtype[Any],
+        *,
+        stack: int,
+    ) -> int:
+        """The bytes that a full replay takes: its arrays, and the sum tree (in memory wherever the arrays are)."""
+        n_slots = n_envs * capacity_per_env
+        layout = _layout(n_slots, _frame_shape(observation_shape, stack), observation_dtype)
+        arrays = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())
+        return arrays + SumTree.bytes_needed(n_slots)
+
+    def __len__(self) -> int:
+        """How many steps can be drawn now."""
+        return self._n_ready
+
+    @property
+    def persistent(self) -> bool:
+        """Whether a resumed run finds what was stored. If not, it begins with an empty replay and has to fill it."""
+        return isinstance(self._arrays["frames"], np.memmap)
+
+    # --- Adding -------------------------------------------------------------------------------------------------------
+
+    def start(self, observations: NDArray[Any]) -> None:
+        """New games begin everywhere, with these observations [N, ...]; those that were going on count as truncated.
+
+        Raises:
+            ValueError: stacks that do not repeat one frame.
+        """
+        self._cut_off(self._all_ids)
+        self._append(self._all_ids, observations, np.zeros(self.n_envs, dtype=np.bool_))
+
+    def add(
+        self,
+        env_ids: NDArray[np.integer],
+        observations: NDArray[Any],
+        actions: NDArray[np.integer],
+        rewards: NDArray[np.float32],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        valid: NDArray[np.bool_],
+        stamp: Stamp,
+        frames: int,
+    ) -> None:
+        """Takes one step of the environments `env_ids` [B], each at most once.
+
+        Args:
+            env_ids: all of them, or any.
+            observations: [B, ...], after the step; the last ones of a game where it ended.
+            actions: [B], what was chosen before it.
+            rewards: [B].
+            terminated: [B], the return that is learnt from ends here: game over, or a life lost.
+            truncated: [B], a time limit ended the game here.
+            valid: [B], False for phantom steps: the observation is the first of a new game.
+            stamp: where the run stood when the actions were chosen.
+            frames: simulated by the whole run until now, for replay_age_frames.
+
+        Raises:
+            ValueError: a step of a game that was not started, or a first stack that does not repeat one frame.
+        """
+        ids = env_ids.astype(np.int64)
+        acted = ids[valid]
+        rows = self._written[acted] - 1
+        if (rows < 0).any():
+            raise ValueError(f"environment {acted[rows < 0][0]} took a step before its first observation")
+        slots = self._slots(acted, rows)
+        self._flags[slots] = _ACTED + _TERMINATED * terminated[valid] + _TRUNCATED * truncated[valid]
+        self._actions[slots] = actions[valid]
+        self._rewards[slots] = rewards[valid]
+        self._priorities[slots] = self._max_priority  # so that each is learnt from soon
+        self._versions[slots] = stamp.version
+        self._frames_at_choice[slots] = stamp.frames
+        self._seconds_at_choice[slots] = stamp.seconds
+        self._frames_at_insertion[slots] = frames
+        if len(acted) < len(ids):
+            self._cut_off(ids[~valid])
+        self._append(ids, observations, valid)
+        self._waiting[acted] += 1
+        self._release(acted, rows, (terminated | truncated)[valid])
+
+    def _append(self, env_ids: NDArray[np.int64], observations: NDArray[Any], goes_on: NDArray[np.bool_]) -> None:
+        """Writes the next row of the environments [B]; where `goes_on` [B] is False a game begins there."""
+        stacks = observations.reshape(len(env_ids), self._stack, *self._frames.shape[1:])
+        first = stacks[~goes_on]
+        if (first[:, :-1] != first[:, -1:]).any():
+            raise ValueError("the first observation of a game is not a stack that repeats one frame")
+        rows = self._written[env_ids]
+        slots = self._slots(env_ids, rows)
+        self._forget(env_ids, rows)
+        # First of all, so that a run that is killed here and goes on later knows that the old row is gone.
+        self._rows[slots] = rows
+        self._flags[slots] = 0
+        history = self._history[self._slots(env_ids, rows - 1)].astype(np.int64)
+        self._history[slots] = np.where(goes_on, np.minimum(history + 1, self._stack - 1), 0)
+        self._frames[slots] = stacks[:, -1]
+        self._written[env_ids] += 1
+
+    def _forget(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Bars the steps whose stacks have a frame where the rows [B] are to be written."""
+        ahead = np.arange(self._stack)
+        slots = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] + ahead)  # [B, k]
+        lost = slots[(self._history[slots] >= ahead) & (self._tree[slots] > 0.0)]
+        if len(lost):
+            self._tree[lost] = 0.0
+            self._n_ready -= len(lost)
+
+    def _release(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64], ended: NDArray[np.bool_]) -> None:
+        """Lets those steps be drawn whose future is known now that each environment [B] has come to the end of a row.
+
+        That is the step n - 1 rows before; and all that wait, where an episode has ended [B].
+        """
+        back = np.arange(self._n_step)
+        waiting = self._waiting[env_ids]
+        known = (back < waiting[:, np.newaxis]) & (ended[:, np.newaxis] | (back == self._n_step - 1))  # [B, n]
+        slots = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] - back)[known]
+        if len(slots):
+            self._tree[slots] = self._priorities[slots] ** self._alpha
+            self._n_ready += len(slots)
+        self._waiting[env_ids] = np.where(ended, 0, np.minimum(waiting, self._n_step - 1))
+
+    def _cut_off(self, env_ids: NDArray[np.int64]) -> None:
+        """Makes games that are abandoned without an end truncated ones: their newest observation is their last."""
+        rows = self._written[env_ids] - 2  # the newest step
+        slots = self._slots(env_ids, rows)
+        unfinished = (rows >= 0) & (self._flags[slots] == _ACTED)
+        self._flags[slots[unfinished]] |= _TRUNCATED
+        self._release(env_ids[unfinished], rows[unfinished], np.ones(int(unfinished.sum()), dtype=np.bool_))
+
+    # --- Drawing ------------------------------------------------------------------------------------------------------
+
+    def sample(self, batch_size: int, generator: np.random.Generator, beta: float = 0.0) -> Sample:
+        """Draws B steps, with replacement.
+
+        Args:
+            batch_size: B.
+            generator: the only source of chance: same contents and same state, same sample.
+            beta: how far the importance weights (N P(i))^-beta / max_j (N P(j))^-beta make up for the priorities;
+                the maximum is the batch's.
+
+        Raises:
+            ValueError: no step can be drawn yet.
+        """
+        if self._n_ready == 0:
+            raise ValueError("no step of this replay can be drawn yet")
+        masses = generator.random(batch_size)
+        if self._alpha > 0.0:  # one from each of B equal ranges (Schaul et al. 2016, appendix B.2.1)
+            masses = (np.arange(batch_size) + masses) / batch_size
+        slots = self._tree.find(masses * self._tree.total)
+        shares = self._tree[slots]  # N and the total cancel out
+        return self._gather(slots, (shares / shares.min()) ** -beta)
+
+    def update_priorities(self, indices: NDArray[np.int64], priorities: NDArray[np.floating]) -> None:
+        """Gives steps new priorities [B], e.g. |TD error| + epsilon; those that were overwritten meanwhile are ignored.
+
+        Raises:
+            ValueError: a priority that is not finite, or under which a step would never be drawn again.
+        """
+        priorities = priorities.astype(np.float64)
+        if not (np.isfinite(priorities) & (np.maximum(priorities, 0.0) ** self._alpha > 0.0)).all():
+            raise ValueError(f"priorities have to be finite and above 0, not {priorities.min()} to {priorities.max()}")
+        rows, env_ids = np.divmod(indices, self.n_envs)
+        slots = self._slots(env_ids, rows)
+        still_there = (self._rows[slots] == rows) & (self._tree[slots] > 0.0)
+        slots = slots[still_there]
+        self._priorities[slots] = priorities[still_there]
+        self._tree[slots] = self._priorities[slots] ** self._alpha
+        self._max_priority = max(self._max_priority, float(priorities.max()))
+
+    def _gather(self, slots: NDArray[np.int64], weights: NDArray[np.float64]) -> Sample:
+        env_ids, rows = slots // self._capacity, self._rows[slots]
+        stretch = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] + np.arange(self._n_step))  # [B, n]
+        flags = self._flags[stretch]
+        ended = (flags & (_TERMINATED | _TRUNCATED)) != 0
+        within = np.ones_like(ended)  # no end before this row
+        within[:, 1:] = ~np.logical_or.accumulate(ended[:, :-1], axis=1)
+        n_steps = within.sum(1)  # m
+        terminated = (within & ((flags & _TERMINATED) != 0)).any(1)
+        rewards = np.where(within, self._rewards[stretch], 0.0) @ self._discounts[:-1]
+        discounts = np.where(terminated, 0.0, self._discounts[n_steps])
+        return Sample(
+            self._stacks(env_ids, rows),
+            torch.from_numpy(self._actions[slots]),
+            torch.from_numpy(rewards.astype(np.float32)),
+            torch.from_numpy(discounts.astype(np.float32)),
+            self._stacks(env_ids, rows + n_steps),
+            torch.from_numpy(weights.astype(np.float32)),
+            rows * self.n_envs + env_ids,
+            self._versions[slots],
+            self._frames_at_choice[slots],
+            self._seconds_at_choice[slots],
+            self._frames_at_insertion[slots],
+        )
+
+    def _stacks(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:  # [B, ...]
+        back = np.arange(self._stack - 1, -1, -1)
+        history = self._history[self._slots(env_ids, rows)]
+        back = np.minimum(back, history[:, np.newaxis])  # [B, k]; before a game's first frame stands that frame
+        frames = self._frames[self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] - back)]  # [B, k, ...]
+        return torch.from_numpy(frames.reshape(len(rows), *self._observation_shape))
+
+    def _slots(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return env_ids * self._capacity + rows % self._capacity
+
+    # --- Resuming -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold beside the files: where the rings' heads are; nothing if not `persistent`.
+
+        The files go on changing after this. `load_state_dict` finds out what the checkpoint can still rely on.
+        """
+        if not self.persistent:
+            return {}
+        for array in self._arrays.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+        return {"written": torch.from_numpy(self._written.copy()), "max_priority": self._max_priority}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint, with the steps up to it that are still there; empty if not `persistent`.
+
+        Rows that were written after the checkpoint do not count and are written again. In their slots stood the oldest
+        rows, which are gone. The games of the checkpoint are over, as truncated ones: environments start anew.
+        Priorities are those in the files, so perhaps newer than the checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is of another number of environments.
+        """
+        if not self.persistent:
+            return
+        written = state["written"].numpy()
+        if written.shape != self._written.shape:
+            raise ValueError(f"the replay was of {len(written)} environments, not of {self.n_envs}")
+        self._written[:] = written
+        self._waiting[:] = 0
+        self._max_priority = float(state["max_priority"])
+        newest = self._written - 1
+        self._flags[self._slots(self._all_ids, newest)] = 0  # what was done there came after the checkpoint
+        self._cut_off(self._all_ids)
+
+        by_env = (self.n_envs, self._capacity)
+        rows, flags, history = (x.reshape(by_env) for x in (self._rows, self._flags, self._history))
+        age = (newest[:, np.newaxis] - np.arange(self._capacity)) % self._capacity
+        expected = newest[:, np.newaxis] - age  # the row of each slot; below 0 where there never was one
+        present = (expected >= 0) & (rows == expected)
+        oldest = self._written - present.sum(1)
+        whole = rows - history >= oldest[:, np.newaxis]  # no frame of the stack is gone
+        ready = np.flatnonzero(present & whole & ((flags & _ACTED) != 0))
+        self._tree = SumTree(len(self._rows))
+        self._tree[ready] = self._priorities[ready] ** self._alpha
+        self._n_ready = len(ready)
+
+
+def _frame_shape(observation_shape: tuple[int, ...], stack: int) -> tuple[int, ...]:
+    """The shape of one frame of a stack, whose channels (one, or three of a colour picture) come first."""
+    if stack < 1 or not observation_shape or observation_shape[0] % stack:
+        raise ValueError(f"an observation of shape {observation_shape} is no stack of {stack} frames")
+    return observation_shape[0] // stack, *observation_shape[1:]
+
+
+def _layout(
+    n_slots: int, frame_shape: tuple[int, ...], frame_dtype: np.dtype[Any]
+) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of the arrays; a slot is env_id * capacity_per_env + row % capacity_per_env."""
+    columns: dict[str, type[np.generic]] = {
+        "rows": np.int64,  # which row is in the slot
+        "flags": np.uint8,
+        "history": np.uint8,  # how many frames before it belong to its stack: k - 1, or fewer where a game began
+        "actions": np.int64,
+        "rewards": np.float32,
+        "priorities": np.float64,
+        "versions": np.int64,
+        "frames_at_choice": np.int64,
+        "seconds_at_choice": np.float64,
+        "frames_at_insertion": np.int64,
+    }
+    frames = {"frames": ((n_slots, *frame_shape), np.dtype(frame_dtype))}
+    return frames | {name: ((n_slots,), np.dtype(kind)) for name, kind in columns.items()}
