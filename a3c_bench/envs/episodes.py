@@ -47,8 +47,8 @@ class EpisodeTracker:
         self._returns[env_ids] += rewards
         self._lengths[env_ids] += valid
         self._ended[env_ids] = game_over
-        episodes = []
-        for env_id in env_ids[game_over].tolist():
+        episodes: list[Episode] = []
+        for env_id in env_ids[game_over].tolist() if game_over.any() else ():
             episodes.append(Episode(env_id, float(self._returns[env_id]), int(self._lengths[env_id])))
             self._returns[env_id] = 0.0
             self._lengths[env_id] = 0
