@@ -1,0 +1,200 @@
+"""Runs whose workers or threads raise, die or hang: they fail in seconds, leave nothing behind, and go on next time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+from test_faults import assert_nothing_is_left, assert_tables_are_whole, living
+
+from a3c_bench.runtime.directory import read_status
+
+ROOT = Path(__file__).parents[1]
+SECONDS_TO_FAIL = 15.0  # the promise, with worker_silence_seconds as it is
+WORDS = (
+    "budget.frames=6000",
+    "network.hidden_sizes=[8]",
+    "evaluation.n_games=2",
+    "evaluation.n_envs=2",
+    "evaluation.max_episode_frames=50",
+    "evaluation.interval_frames=1000",
+    "metrics_interval_frames=100",
+    "checkpoint_interval_seconds=0.05",
+    "progress=false",
+)
+A3C = ("algo=a3c", "algo.n_workers=2")
+GA3C = ("algo=ga3c", "algo.n_agents=8")
+# Imported again by every spawned worker, so that the fault is there too.
+SCRIPT = """
+import os, signal, sys, time
+from a3c_bench.algos import a3c, ga3c
+
+FAULT, PLACE, MOMENT = (os.environ.get(f"FAULT_{key}", "") for key in ("KIND", "PLACE", "MOMENT"))
+PLACES = {"worker": (a3c.Worker, "update"), "predictor": (ga3c.Predictor, "act"), "trainer": (ga3c.Trainer, "learn")}
+calls = 0
+
+
+def strike():
+    with open(os.environ["FAULT_FILE"], "w") as file:
+        file.write(str(time.time()))
+    if FAULT == "raise":
+        raise ArithmeticError("a fault of the test")
+    if FAULT == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if FAULT == "hang":
+        time.sleep(1000.0)
+
+
+def faulty(self, *arguments):
+    global calls
+    calls += 1
+    if MOMENT == "full" and PLACE == "trainer":  # let the queue fill up first
+        time.sleep(0.2)
+    if calls == (1 if MOMENT == "start" else 150 if MOMENT == "midway" else 10) and getattr(
+        getattr(self, "notes", None), "index", 1
+    ) == 1:
+        strike()
+    return real(self, *arguments)
+
+
+if PLACE:
+    owner, name = PLACES[PLACE]
+    real = getattr(owner, name)
+    setattr(owner, name, faulty)
+if __name__ == "__main__":
+    from a3c_bench.run import main
+    main()
+"""
+
+
+class Faulty(NamedTuple):
+    """Starts runs with a fault in them."""
+
+    directory: Path
+    started: list["subprocess.Popen[str]"]
+
+    def start(self, *words: str, kind: str = "", place: str = "", moment: str = "") -> "subprocess.Popen[str]":
+        fault = {"FAULT_KIND": kind, "FAULT_PLACE": place, "FAULT_MOMENT": moment, "FAULT_FILE": str(self.struck)}
+        process = subprocess.Popen(
+            [sys.executable, str(self.directory / "faulty.py"), f"root={self.directory}", *WORDS, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | fault,
+        )
+        self.started.append(process)
+        return process
+
+    @property
+    def struck(self) -> Path:
+        """Holds the time of the fault, once it has come."""
+        return self.directory / "struck"
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return next(self.directory.glob("default/CartPole-v1/*/*/seed0"))
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[Faulty]:
+    (tmp_path / "faulty.py").write_text(SCRIPT)
+    made = Faulty(tmp_path, [])
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def fail_and_go_on(faulty: Faulty, words: tuple[str, ...], place: str, kind: str, moment: str) -> str:
+    """A run that fails by such a fault, and the next start of the same command; gives what the first one said."""
+    before = shared_memory()
+    process = faulty.start(*words, kind=kind, place=place, moment=moment)
+    _, stderr = process.communicate(timeout=100)
+    ended_at = time.time()
+    assert process.returncode == 1, stderr
+    assert ended_at - float(faulty.struck.read_text()) < SECONDS_TO_FAIL
+    assert_nothing_is_left(process)
+    assert shared_memory() - before == set()
+    status = read_status(faulty.run)
+    assert status["state"] == "failed"
+    assert "WorkerError" in status["error"]
+    frames = status["frames"]
+
+    process = faulty.start(*words)
+    stdout, stderr = process.communicate(timeout=100)
+    assert (process.returncode, stderr) == (0, "")
+    assert "Going on from frame" in stdout
+    assert_nothing_is_left(process)
+    assert shared_memory() - before == set()
+    again = read_status(faulty.run)
+    assert (again["state"], again["attempts"], again["error"]) == ("finished", 2, None)
+    assert again["frames"] >= 6000 > frames
+    assert_tables_are_whole(faulty.run)
+    assert pd.read_csv(faulty.run / "metrics.csv")["updates"].iloc[-1] == again["updates"]
+    return str(status["traceback"])
+
+
+FULL_QUEUE = ("algo.training_queue_size=1", "algo.n_trainers=1")
+CASES: list[Any] = [
+    (A3C, "worker", "raise", "midway"),
+    (A3C, "worker", "kill", "midway"),
+    (GA3C, "trainer", "raise", "midway"),
+    ((*GA3C, *FULL_QUEUE), "trainer", "hang", "full"),
+]
+SLOW_CASES: list[Any] = [
+    *((A3C, "worker", kind, "start") for kind in ("raise", "kill", "hang")),
+    (A3C, "worker", "hang", "midway"),
+    *((GA3C, place, kind, "start") for place in ("predictor", "trainer") for kind in ("raise", "hang")),
+    *((GA3C, place, "hang", "midway") for place in ("predictor", "trainer")),
+    (GA3C, "predictor", "raise", "midway"),
+    ((*GA3C, *FULL_QUEUE), "trainer", "raise", "full"),
+    ((*GA3C, *FULL_QUEUE), "predictor", "raise", "full"),
+    ((*GA3C, *FULL_QUEUE), "predictor", "hang", "full"),
+    ((*GA3C, "algo.synchronous=true"), "trainer", "raise", "midway"),
+    ((*GA3C, "algo.synchronous=true"), "predictor", "hang", "midway"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "kind", "moment"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)],
+)
+def test_a_fault_ends_the_run_in_seconds_and_the_next_goes_on(
+    faulty: Faulty, words: tuple[str, ...], place: str, kind: str, moment: str
+) -> None:
+    trace = fail_and_go_on(faulty, words, place, kind, moment)
+    expected = {"raise": "ArithmeticError: a fault of the test", "kill": "was killed by SIGKILL", "hang": "strike"}
+    assert expected[kind] in trace
+    assert ("Worker 1" if place == "worker" else place) in trace
+
+
+@pytest.mark.parametrize("words", [A3C, pytest.param(GA3C, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_nothing_outlives_a_run_that_is_stopped(faulty: Faulty, words: tuple[str, ...], sent: signal.Signals) -> None:
+    before = shared_memory()
+    process = faulty.start(*words, "budget.frames=1000000", kind="none", place="worker", moment="never")
+    deadline = time.monotonic() + 60.0
+    while not list(faulty.directory.rglob("episodes.csv")) or len(living(process.pid)) < (4 if words == A3C else 1):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(2.0)
+    process.send_signal(sent)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if sent is signal.SIGKILL else 143)
+    assert_nothing_is_left(process)
+    assert shared_memory() - before == set()
+    if sent is signal.SIGTERM:
+        assert read_status(faulty.run)["state"] == "preempted"
