@@ -24,15 +24,26 @@ UNITS = (
 )
 
 
-def _edges() -> NDArray[np.float64]:
-    """Left edges of the histogram bins: one bin for 0, whole numbers to 100, then 25 to a decade, and 25 below 1."""
-    small = np.logspace(-9, 0, 9 * 25, endpoint=False)
-    whole = np.arange(1, 100, dtype=np.float64)
+# Units that are not counts: a ratio or a time has no whole numbers to stop at.
+REAL_UNITS = frozenset({"lag_seconds", "lag_kl_nats", "importance_ratio"})
+_ZERO = 1e-9  # what is smaller counts as 0
+
+
+def _whole_edges() -> NDArray[np.float64]:
+    """Left edges of the bins of a count: one for 0, one per whole number to 100, then 25 to a decade."""
     large = np.unique(np.round(np.logspace(2, 9, 7 * 25 + 1)))
-    return np.concatenate([[0.0], small, whole, large])
+    return np.concatenate([[0.0, _ZERO], np.arange(1, 100, dtype=np.float64), large])
 
 
-BIN_EDGES = _edges()
+def _real_edges() -> NDArray[np.float64]:
+    """Left edges of the bins of a real number: one for 0, then 100 to a decade (2.3% wide), up to 1,000.
+
+    1 is an edge: importance ratios lie about it.
+    """
+    return np.concatenate([[0.0], 10.0 ** (np.arange(-900, 301) / 100)])
+
+
+BIN_EDGES = {unit: _real_edges() if unit in REAL_UNITS else _whole_edges() for unit in UNITS}  # the last bin has no end
 SUMMARY = ("mean", "p50", "p95", "max")
 _FOLD_AT = 1_000_000  # samples of one unit kept until an interval ends; beyond that, quantiles use the newest million
 
@@ -44,7 +55,7 @@ class LagMeter:
     """
 
     def __init__(self) -> None:
-        self.counts = {unit: np.zeros(len(BIN_EDGES), dtype=np.int64) for unit in UNITS}
+        self.counts = {unit: np.zeros(len(edges), dtype=np.int64) for unit, edges in BIN_EDGES.items()}
         self._pending: dict[str, list[Samples]] = {unit: [] for unit in UNITS}
         self._n_pending = 0
 
@@ -70,9 +81,9 @@ class LagMeter:
             pending.clear()
             if not len(values):
                 continue
-            self.counts[unit] += np.bincount(
-                np.searchsorted(BIN_EDGES, values, side="right").clip(min=1) - 1, minlength=len(BIN_EDGES)
-            )
+            edges = BIN_EDGES[unit]
+            bins = np.searchsorted(edges, values, side="right").clip(min=1) - 1
+            self.counts[unit] += np.bincount(bins, minlength=len(edges))
             p50, p95 = np.quantile(values, (0.5, 0.95))
             figures = (values.mean(), p50, p95, values.max())
             summary |= {f"{unit}_{name}": float(figure) for name, figure in zip(SUMMARY, figures, strict=True)}
@@ -84,9 +95,9 @@ class LagMeter:
         self.interval()
         rows = []
         for unit, counts in self.counts.items():
+            edges = np.append(BIN_EDGES[unit], np.inf)
             for index in np.flatnonzero(counts):
-                upper = BIN_EDGES[index + 1] if index + 1 < len(BIN_EDGES) else np.inf
-                rows.append((unit, float(BIN_EDGES[index]), float(upper), int(counts[index])))
+                rows.append((unit, float(edges[index]), float(edges[index + 1]), int(counts[index])))
         return rows
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -94,8 +105,17 @@ class LagMeter:
         return {unit: torch.from_numpy(counts.copy()) for unit, counts in self.counts.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a saved histogram."""
+        """Goes on from a saved histogram.
+
+        Raises:
+            ValueError: it was saved by a version with other bins.
+        """
         for unit in UNITS:
+            if len(state[unit]) != len(self.counts[unit]):
+                raise ValueError(
+                    f"The checkpoint counts {unit} in {len(state[unit])} bins, this version in "
+                    f"{len(self.counts[unit])}: go on with the version that saved it, or start the run anew."
+                )
             self.counts[unit] = state[unit].numpy().copy()
 
 

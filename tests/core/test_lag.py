@@ -1,0 +1,103 @@
+"""Lag per sample against a naive count, bins by hand, and a histogram that goes on after a checkpoint."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from a3c_bench.core.lag import BIN_EDGES, REAL_UNITS, UNITS, LagMeter, policy_divergence
+
+
+def naive_bin(unit: str, value: float) -> tuple[float, float]:
+    """Goes through the bins one by one."""
+    edges = [*BIN_EDGES[unit].tolist(), float("inf")]
+    for lower, upper in pairwise(edges):
+        if lower <= value < upper:
+            return lower, upper
+    raise AssertionError(f"{value} is in no bin")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_bins_against_a_loop(unit: str) -> None:
+    random = np.random.default_rng(0)
+    values = np.concatenate([[0.0], 10.0 ** random.uniform(-11, 5, 400), BIN_EDGES[unit]])
+    meter = LagMeter()
+    meter.add(**{unit: values})
+    expected: dict[tuple[float, float], int] = {}
+    for value in values.tolist():
+        key = naive_bin(unit, value)
+        expected[key] = expected.get(key, 0) + 1
+    assert {(low, high): n for name, low, high, n in meter.histogram() if name == unit} == expected
+    assert sum(expected.values()) == len(values)
+
+
+def test_counts_have_a_bin_per_whole_number() -> None:
+    meter = LagMeter()
+    meter.add(lag_updates=np.array([0, 0, 1, 7, 7, 7, 99]))
+    assert meter.histogram() == [
+        ("lag_updates", 0.0, 1e-9, 2),
+        ("lag_updates", 1.0, 2.0, 1),
+        ("lag_updates", 7.0, 8.0, 3),
+        ("lag_updates", 99.0, 100.0, 1),
+    ]
+
+
+@pytest.mark.parametrize("unit", sorted(REAL_UNITS))
+def test_real_numbers_have_bins_of_equal_ratio(unit: str) -> None:
+    edges = BIN_EDGES[unit]
+    assert edges[0] == 0.0
+    np.testing.assert_allclose(edges[2:] / edges[1:-1], 10.0**0.01)
+    assert 1.0 in edges.tolist()  # exactly: a ratio just below 1 and one just above are told apart
+
+
+def test_importance_ratios_about_one_are_told_apart() -> None:
+    meter = LagMeter()
+    meter.add(importance_ratio=np.array([0.5, 0.999, 1.0, 1.01, 1.05, 1.6, 5e3]))
+    bins = [(low, high, n) for _, low, high, n in meter.histogram()]
+    assert [n for _, _, n in bins] == [1, 1, 2, 1, 1, 1]
+    assert bins[1][1] == bins[2][0] == 1.0
+    assert bins[-1][:2] == (1000.0, np.inf)
+
+
+def test_a_histogram_goes_on_after_a_checkpoint() -> None:
+    first, second = LagMeter(), LagMeter()
+    first.add(lag_updates=np.array([1, 2]), lag_seconds=np.array([0.25]))
+    first.interval()
+    second.load_state_dict(first.state_dict())
+    for meter in (first, second):
+        meter.add(lag_updates=np.array([2, 300]))
+    assert first.histogram() == second.histogram()
+    assert sum(n for *_, n in second.histogram()) == 5
+
+
+def test_a_histogram_with_other_bins_is_refused() -> None:
+    state = LagMeter().state_dict() | {"lag_seconds": torch.zeros(7, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="counts lag_seconds in 7 bins, this version in 1202"):
+        LagMeter().load_state_dict(state)
+
+
+def test_the_summary_of_an_interval_by_hand() -> None:
+    meter = LagMeter()
+    meter.add(lag_frames=torch.tensor([0, 10]), lag_updates=np.zeros(0))
+    meter.add(lag_frames=np.array([20.0, 30.0, 40.0]))
+    assert meter.interval() == {
+        "lag_frames_mean": 20.0,
+        "lag_frames_p50": 20.0,
+        "lag_frames_p95": pytest.approx(38.0),
+        "lag_frames_max": 40.0,
+    }
+    assert meter.interval() == {}
+
+
+def test_an_unknown_unit_is_refused() -> None:
+    with pytest.raises(KeyError, match="lag_steps"):
+        LagMeter().add(lag_steps=np.zeros(1))
+
+
+def test_divergence_by_hand() -> None:
+    mu, pi = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
+    kl, ratio = policy_divergence(mu, pi, torch.tensor([0, 1]))
+    by_hand = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    np.testing.assert_allclose(kl.numpy(), [by_hand, 0.0], atol=1e-6)
+    np.testing.assert_allclose(ratio.numpy(), [0.5, 1.0], rtol=1e-6)
