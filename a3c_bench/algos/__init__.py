@@ -17,7 +17,7 @@ from a3c_bench.errors import ConfigError
 from a3c_bench.schema import nearest
 
 ENTRY_POINT_GROUP = "a3c_bench.algorithms"
-_BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "dqn", "ga3c", "paac")}
+_BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "dqn", "ga3c", "gorila", "paac")}
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class QNetwork(_Network):
         self.advantage_stream: nn.Module | None = None
         if dueling:
             self.advantage_stream = nn.Sequential(*layers[-2:])
-            self.value_stream = nn.Sequential(*_trunk(*trunk)[0][-2:])
+            self.value_stream = nn.Sequential(*list(_trunk(*trunk)[0])[-2:])
             self.value_head = nn.Linear(n_features, 1)
         initialise = _INITIALISATIONS[initialisation]
         for module in self.modules():

@@ -59,14 +59,21 @@ class Sample(NamedTuple):
             weights=self.weights.to(device),
         )
 
-    def lag(self, now: Stamp) -> dict[str, NDArray[Any]]:
+    def origins(self) -> NDArray[np.float64]:
+        """Where the samples come from, [B, 4]: what `lag_of` wants to know."""
+        columns = (self.versions, self.frames_at_choice, self.seconds_at_choice, self.frames_at_insertion)
+        return np.stack([column.astype(np.float64) for column in columns], axis=1)
+
+    def lag(self, now: Stamp) -> dict[str, NDArray[np.float64]]:
         """The lag of these samples by unit, if they are learnt from now."""
-        return {
-            "lag_updates": now.version - self.versions,
-            "lag_frames": now.frames - self.frames_at_choice,
-            "lag_seconds": now.seconds - self.seconds_at_choice,
-            "replay_age_frames": now.frames - self.frames_at_insertion,
-        }
+        return lag_of(self.origins(), now)
+
+
+def lag_of(origins: NDArray[np.float64], now: Stamp) -> dict[str, NDArray[np.float64]]:
+    """The lag by unit of samples with these origins [B, 4], if they are learnt from now."""
+    ages = np.array([*now, now.frames]) - origins
+    units = ("lag_updates", "lag_frames", "lag_seconds", "replay_age_frames")
+    return {unit: ages[:, column] for column, unit in enumerate(units)}
 
 
 class Replay:
