@@ -12,6 +12,7 @@ from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, QNetwork
 from a3c_bench.core.optim import RMSProp
 from a3c_bench.core.replay import Replay
 from a3c_bench.core.schedules import linear
+from a3c_bench.core.sum_tree import SumTree
 from a3c_bench.envs import VectorEnv
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
@@ -240,13 +241,15 @@ def check_replay(config: Config, n_envs: int, n_replays: int = 1) -> None:
                 f"algo.replay.capacity_agent_steps={capacity} leaves {rows} for each of {n_envs} environments, "
                 f"and algo.n_step={config.algo.n_step} needs at least {needed}."
             )
-        n_bytes = n_replays * replay_bytes(config, envs, n_envs)
+        n_bytes = replay_bytes(config, envs, n_envs)
     finally:
         envs.close()
+    what = f"a replay of {capacity:,} agent steps" + (f", {n_replays} times," if n_replays > 1 else "")
+    remedy = "lower algo.replay.capacity_agent_steps"
     if options.storage == "memory":
-        what = f"a replay of {capacity:,} agent steps" + (f", {n_replays} times," if n_replays > 1 else "")
-        remedy = "lower algo.replay.capacity_agent_steps, or say algo.replay.storage=memmap"
-        check_memory(n_bytes, what, remedy)
+        check_memory(n_replays * n_bytes, what, f"{remedy}, or say algo.replay.storage=memmap")
+    else:  # the files are checked when their directory is known
+        check_memory(n_replays * SumTree.bytes_needed(n_envs * rows), f"the index of {what}", remedy)
 
 
 def _rows_per_env(config: Config, n_envs: int) -> int:
