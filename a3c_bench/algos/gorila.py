@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch import multiprocessing as mp
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
@@ -49,6 +48,7 @@ from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import PHASES, Part, Session
 from a3c_bench.runtime.storage import SharedArrays, check_disk, mapped_files
+from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer
 from a3c_bench.runtime.workers import Link, Workers
 from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, option, section
@@ -152,7 +152,7 @@ class Shared:
     waits: Tensor  # [replays] int64: agent steps of this attempt before learning from a replay begins
     clock: Tensor  # [1], what to take from perf_counter to get training seconds
     replays: list[SharedArrays]  # their state, and their frames if several processes use them
-    locks: list[Any]  # of each replay; None if one process alone uses it
+    locks: list[Tokens | None]  # of each replay; None if one process alone uses it
     files: Path | None  # the directory of replays that outlive a run
 
     @property
@@ -167,7 +167,7 @@ class Shared:
 
     def exclusively(self, replay: int) -> AbstractContextManager[Any]:
         """The lock of a replay, where it needs one."""
-        return nullcontext() if self.locks[replay] is None else self.locks[replay]
+        return self.locks[replay] or nullcontext()
 
 
 def open_replay(config: Config, shared: Shared, index: int, envs: VectorEnv) -> Replay:
@@ -588,7 +588,6 @@ def make_shared(config: Config, crew: Crew, network: QNetwork, directory: Path, 
     if files is not None:
         n_bytes = sum(build.replay_bytes(config, envs, crew.n_envs(i)) for i in range(crew.n_replays))
         check_disk(n_bytes, files, "the replays", "lower algo.replay.capacity_agent_steps")
-    context = mp.get_context("spawn")
     return Shared(
         crew,
         server,
@@ -597,7 +596,7 @@ def make_shared(config: Config, crew: Crew, network: QNetwork, directory: Path, 
         waits=_zeros(crew.n_replays),
         clock=_zeros(1).double().share_memory_(),  # type: ignore[no-untyped-call]
         replays=[SharedArrays() for _ in range(crew.n_replays)],
-        locks=[context.Lock() if len(crew.users(i)) > 1 else None for i in range(crew.n_replays)],
+        locks=[Tokens(1) if len(crew.users(i)) > 1 else None for i in range(crew.n_replays)],
         files=files,
     )
 

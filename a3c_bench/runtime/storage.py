@@ -70,6 +70,9 @@ class SharedArrays:
             os.close(file)
         self._files = {}
 
+    def __del__(self) -> None:
+        self.close()
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: reduction.DupFd(file) for name, file in self._files.items()}
 

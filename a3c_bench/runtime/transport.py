@@ -1,8 +1,8 @@
 """Between learners and the shards of a parameter server: `Transport` is the learner's end, `Port` the shard's.
 
 Here both share memory. A learner has one mailbox, with room for one gradient; each shard takes its part of it, and when
-all have done so there is room for the next. Semaphores say that a gradient has come and that it was taken, so nobody
-polls. Nothing is pickled: what passes is written once and read where it stands.
+all have done so there is room for the next. Tokens say that a gradient has come and that it was taken, so nobody polls.
+Nothing is pickled: what passes is written once and read where it stands.
 """
 
 import itertools
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch import multiprocessing as mp
+
+from a3c_bench.runtime.tokens import Tokens
 
 
 class Transport(Protocol):
@@ -55,7 +56,6 @@ class SharedServer:
     """
 
     def __init__(self, theta: Tensor, n_shards: int, n_learners: int, samples_shape: tuple[int, int]) -> None:
-        context = mp.get_context("spawn")
         bounds = np.linspace(0, len(theta), n_shards + 1).astype(int).tolist()
         self.parts = [slice(start, end) for start, end in itertools.pairwise(bounds)]
         self.theta = theta
@@ -66,9 +66,9 @@ class SharedServer:
         self.fetched = _shared(torch.zeros((n_learners, n_shards), dtype=torch.int64))
         self.samples = _shared(torch.zeros((n_learners, *samples_shape), dtype=torch.float64))
         self.waiting = _shared(torch.zeros((n_learners, n_shards), dtype=torch.bool))
-        self.locks = [context.Lock() for _ in range(n_shards)]  # of a shard's part of theta and target, and versions
-        self.arrived = [context.Semaphore(0) for _ in range(n_shards)]
-        self.taken = [context.Semaphore(n_shards) for _ in range(n_learners)]
+        self.locks = [Tokens(1) for _ in range(n_shards)]  # of a shard's part of theta and target, and versions
+        self.arrived = [Tokens(0) for _ in range(n_shards)]
+        self.taken = [Tokens(n_shards) for _ in range(n_learners)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The target network's parameters, and the versions; theta is saved as a network."""
@@ -114,7 +114,7 @@ class SharedMemoryTransport:
         """See `Transport`."""
         assert self._learner is not None
         while self._n_taken < len(self._server.parts):
-            if not self._server.taken[self._learner].acquire(timeout=timeout):
+            if not self._server.taken[self._learner].take(timeout):
                 return False
             self._n_taken += 1
         return True
@@ -130,7 +130,7 @@ class SharedMemoryTransport:
         server.samples.numpy()[learner] = samples
         server.waiting[learner] = True
         for arrived in server.arrived:
-            arrived.release()
+            arrived.give()
 
 
 class Port:
@@ -149,7 +149,7 @@ class Port:
     def receive(self, timeout: float) -> Push | None:
         """The next gradient, of each learner in turn; None if none comes within `timeout` seconds."""
         server, shard = self._server, self._shard
-        if not server.arrived[shard].acquire(timeout=timeout):
+        if not server.arrived[shard].take(timeout):
             return None
         waiting = np.roll(server.waiting.numpy()[:, shard], -self._last - 1)
         learner = self._last = (int(waiting.argmax()) + self._last + 1) % len(waiting)
@@ -159,7 +159,7 @@ class Port:
     def done(self, push: Push) -> None:
         """Lets the learner know that this shard needs its gradient no more."""
         self._server.waiting[push.learner, self._shard] = False
-        self._server.taken[push.learner].release()
+        self._server.taken[push.learner].give()
 
 
 def _shared(tensor: Tensor) -> Any:
