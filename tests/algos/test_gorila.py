@@ -60,9 +60,9 @@ SMALL = Config(
     ),
     env=EnvConfig(id="CartPole-v1"),
     network=NetworkConfig(hidden_sizes=(8,)),
-    budget=BudgetConfig(frames=2000),
+    budget=BudgetConfig(frames=1000),
     evaluation=EvaluationConfig(n_games=2, n_envs=2),
-    metrics_interval_frames=500,
+    metrics_interval_frames=250,
     checkpoint_interval_seconds=1e-6,
     progress=False,
 )
@@ -432,7 +432,7 @@ def test_the_record_adds_up_what_was_discarded() -> None:
     [
         (replace(SMALL, device="cuda"), "runs its bundles on CPU cores: device=cuda is for algo=dqn"),
         (with_replay(capacity_agent_steps=7), "capacity_agent_steps=7 is smaller than a batch of 8"),
-        (with_replay(learning_starts_agent_steps=2000), "is not below the budget of 2000 agent steps"),
+        (with_replay(learning_starts_agent_steps=1000), "is not below the budget of 1000 agent steps"),
         (with_replay(kind="both"), "algo.replay.kind=both is not known: choose one of local, global"),
         (with_algo(target_period_updates=0), "target_period_updates=0 must be at least 1"),
         (with_algo(max_staleness_updates=-1), "max_staleness_updates=-1 must be at least 0"),
@@ -464,8 +464,8 @@ def test_a_run_counts_every_step_and_update(config: Config, tmp_path: Path) -> N
     status = train(config, tmp_path)
     assert status["state"] == "finished"
     assert multiprocessing.active_children() == []
-    assert status["frames"] >= 2000
-    assert 400 <= status["updates"] <= status["frames"] // 4
+    assert status["frames"] >= 1000
+    assert 200 <= status["updates"] <= status["frames"] // 4
     lag = pd.read_csv(tmp_path / "lag_histogram.csv").groupby("unit").samples.sum()
     assert set(lag.index) == {
         *("lag_updates", "lag_frames", "lag_seconds"), "replay_age_frames", "gradient_staleness_updates"
@@ -482,7 +482,7 @@ def test_a_run_counts_every_step_and_update(config: Config, tmp_path: Path) -> N
 
 
 def test_one_bundle_is_never_stale(tmp_path: Path) -> None:
-    train(replace(with_algo(n_learners=1), budget=BudgetConfig(frames=800)), tmp_path)
+    train(replace(with_algo(n_learners=1, n_shards=1), budget=BudgetConfig(frames=800)), tmp_path)
     lag = pd.read_csv(tmp_path / "lag.csv")
     assert (lag.gradient_staleness_updates_max == 0).all()
     assert (lag.replay_age_frames_max > 0).all()
@@ -511,7 +511,7 @@ def test_a_run_goes_on_with_everything(
 ) -> None:
     """Parameters, target network, optimiser state, counters, and replays that are in files."""
     algo = replace(SMALL.algo, n_shards=1, replay=replace(REPLAY, storage="memmap"))
-    config = replace(SMALL, algo=algo, budget=BudgetConfig(frames=3000))
+    config = replace(SMALL, algo=algo, budget=BudgetConfig(frames=2000))
     stop_after(100)
     assert train(config, tmp_path)["state"] == "preempted"
     saved = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
@@ -567,16 +567,18 @@ def faulty_main(link: Link, config: Config, shared: Shared, index: int, attempt:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("bundle 1: raise", ["Bundle 1 raised ZeroDivisionError: by hand", "Traceback"]),
-        ("bundle 0: kill", ["Bundle 0 was killed by SIGKILL"]),
-        ("shard 1: kill", ["Shard 1 was killed by SIGKILL"]),
-        ("shard 1: hang", ["Shard 1 said nothing for", "in going"]),
+        ("bundle 0: raise", ["Bundle 0 raised ZeroDivisionError: by hand", "Traceback"]),
+        pytest.param("bundle 0: kill", ["Bundle 0 was killed by SIGKILL"], marks=pytest.mark.slow),
+        pytest.param("bundle 0: hang", ["Bundle 0 said nothing for", "in going"], marks=pytest.mark.slow),
+        ("shard 0: kill", ["Shard 0 was killed by SIGKILL"]),
+        ("shard 0: hang", ["Shard 0 said nothing for", "in going"]),
     ],
 )
 def test_a_fault_ends_the_run_and_the_next_goes_on(
     fault: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(SMALL, budget=BudgetConfig(frames=10_000), worker_silence_seconds=1.5, metrics_interval_frames=50)
+    few = with_algo(n_learners=1, n_shards=1)  # each process imports torch, for seconds
+    config = replace(few, budget=BudgetConfig(frames=3000), worker_silence_seconds=1.5, metrics_interval_frames=50)
     real = gorila.worker_main
     monkeypatch.setenv("FAULT", fault)
     monkeypatch.setattr(gorila, "worker_main", faulty_main)
@@ -585,7 +587,7 @@ def test_a_fault_ends_the_run_and_the_next_goes_on(
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert multiprocessing.active_children() == []
     assert read_status(tmp_path)["state"] == "failed"
-    if fault == "shard 1: kill":
+    if fault == "shard 0: kill":
         saved = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)["counters"]
         monkeypatch.setattr(gorila, "worker_main", real)
         status = train(replace(config, worker_silence_seconds=10.0), tmp_path)
