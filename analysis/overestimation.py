@@ -1,6 +1,7 @@
-"""Over-estimation: max Q against the discounted return that was really obtained from the same states.
+r"""Over-estimation: max Q against the discounted return that was really obtained from the same states.
 
-    python -m a3c_bench.run -m experiment=cartpole name=double algo=dqn algo.double=false,true seed=0,1,2,3,4
+    python -m a3c_bench.run -m experiment=catch name=double algo=dqn algo.double=false,true seed=0,1,2,3,4 \
+        metrics_interval_frames=1000
     python -m analysis.overestimation runs/double
 
 Writes overestimation.png, overestimation.pdf and overestimation.csv (the same curves as numbers).
