@@ -7,14 +7,18 @@ import torch
 from torch import Tensor
 
 from a3c_bench.core import advantages
-from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic
+from a3c_bench.core.arrays import Allocate, in_memory
+from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, QNetwork
 from a3c_bench.core.optim import RMSProp
+from a3c_bench.core.replay import Replay
 from a3c_bench.core.schedules import linear
+from a3c_bench.core.sum_tree import SumTree
 from a3c_bench.envs import VectorEnv
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
-from a3c_bench.schema import Config, OptimizerConfig
+from a3c_bench.runtime.storage import check_memory
+from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig
 
 
 def make_envs(
@@ -35,18 +39,15 @@ def torch_threads(config: Config) -> int:
 
 
 def make_network(config: Config, envs: VectorEnv, device: torch.device) -> ActorCritic:
-    """The network for these environments, initialised from the run's seed.
+    """The actor-critic for these environments, initialised from the run's seed.
 
     Raises:
-        ConfigError: the network does not fit what the environments show.
+        ConfigError: the network does not fit what the environments show, or not an actor-critic.
     """
-    torch.manual_seed(int(sequence(config.seed, Stream.NETWORK).generate_state(1)[0]))
     options = config.network
-    if options.kind == "mlp" and len(envs.observation_shape) == 3:
-        raise ConfigError(
-            f"network=mlp cannot read the {'x'.join(map(str, envs.observation_shape))} frames of this environment: "
-            f"say network={' or network='.join(IMAGE_KINDS)}."
-        )
+    if options.dueling:
+        raise ConfigError(f"network.dueling=true is for Q-networks: algo={config.algo.name} has a policy and a value.")
+    _prepare(config, envs)
     try:
         network = ActorCritic(
             envs.observation_shape,
@@ -63,21 +64,73 @@ def make_network(config: Config, envs: VectorEnv, device: torch.device) -> Actor
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
     if options.compile:
-        _compile(network, envs, device)
+
+        def work(observations: Tensor) -> Tensor:
+            state = network.initial_state(len(observations))
+            with torch.no_grad():
+                network(observations, state)
+            log_probs, values, _ = network(observations, state)
+            return log_probs.sum() + values.sum()
+
+        _compile(network, work, envs, device)
     return network
 
 
-def _compile(network: ActorCritic, envs: VectorEnv, device: torch.device) -> None:
+def make_q_network(config: Config, envs: VectorEnv, device: torch.device) -> QNetwork:
+    """The Q-network for these environments, initialised from the run's seed.
+
+    Raises:
+        ConfigError: the network does not fit what the environments show, or not Q-values.
+    """
+    options = config.network
+    if options.lstm_size is not None:
+        raise ConfigError(f"network.lstm_size={options.lstm_size} is for actor-critics: a replay holds no LSTM states.")
+    if not options.shared_trunk:
+        raise ConfigError("network.shared_trunk=false is for actor-critics: a Q-network has one trunk.")
+    _prepare(config, envs)
+    try:
+        network = QNetwork(
+            envs.observation_shape,
+            envs.n_actions,
+            options.kind,
+            options.hidden_sizes,
+            options.activation,
+            options.initialisation,
+            options.dueling if config.algo.dueling is None else config.algo.dueling,
+            options.channels_last,
+            options.bf16,
+        ).to(device)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from error
+    if options.compile:
+
+        def work(observations: Tensor) -> Tensor:
+            with torch.no_grad():
+                network(observations)
+            return network(observations).sum()
+
+        _compile(network, work, envs, device)
+    return network
+
+
+def _prepare(config: Config, envs: VectorEnv) -> None:
+    if config.network.kind == "mlp" and len(envs.observation_shape) == 3:
+        raise ConfigError(
+            f"network=mlp cannot read the {'x'.join(map(str, envs.observation_shape))} frames of this environment: "
+            f"say network={' or network='.join(IMAGE_KINDS)}."
+        )
+    torch.manual_seed(int(sequence(config.seed, Stream.NETWORK).generate_state(1)[0]))
+
+
+def _compile(
+    network: ActorCritic | QNetwork, work: Callable[[Tensor], Tensor], envs: VectorEnv, device: torch.device
+) -> None:
     """Compiles now what acting and learning will need: later it would look as if the run hung."""
     network.compile_trunk()
     frame = torch.from_numpy(np.zeros((1, *envs.observation_shape), dtype=envs.observation_dtype)).to(device)
     try:
         for n in (1, 2):  # one observation is a case of its own for the compiler, others are all the same
-            observations, state = frame.repeat(n, *(1 for _ in envs.observation_shape)), network.initial_state(n)
-            with torch.no_grad():
-                network(observations, state)
-            log_probs, values, _ = network(observations, state)
-            (log_probs.sum() + values.sum()).backward()
+            work(frame.repeat(n, *(1 for _ in envs.observation_shape))).backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"network.compile=true does not work on this machine: {reason}") from error
@@ -88,6 +141,9 @@ def make_optimizer(options: OptimizerConfig, parameters: Tensor) -> torch.optim.
     """The optimiser over one vector of parameters; whoever steps it clips and sets the learning rate."""
     if options.kind == "adam":
         return torch.optim.Adam([parameters], lr=options.lr, betas=(options.beta1, options.beta2), eps=options.epsilon)
+    if options.kind == "adagrad":
+        initial = options.initial_square
+        return torch.optim.Adagrad([parameters], options.lr, eps=options.epsilon, initial_accumulator_value=initial)
     return RMSProp(
         [parameters],
         lr=options.lr,
@@ -115,3 +171,90 @@ def make_schedule(config: Config) -> Callable[[int], float]:
 def make_estimator(config: Config, gamma: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], advantages.Estimate]:
     """The advantage estimator psi of the run."""
     return advantages.estimator(config.advantage.kind, gamma, config.advantage.gae_lambda)
+
+
+def make_replay(
+    config: Config,
+    envs: VectorEnv,
+    n_envs: int,
+    priority_exponent: float = 0.0,
+    allocate: Allocate = in_memory,
+    allocate_state: Allocate = in_memory,
+) -> Replay:
+    """The replay of N environments like these, as algo.replay, algo.n_step and algo.gamma say.
+
+    Raises:
+        ConfigError: files of another shape are in its place.
+    """
+    try:
+        return Replay(
+            _rows_per_env(config, n_envs),
+            n_envs,
+            envs.observation_shape,
+            envs.observation_dtype,
+            stack=_stack(config, envs),
+            n_step=config.algo.n_step,
+            gamma=config.algo.gamma,
+            priority_exponent=priority_exponent,
+            allocate=allocate,
+            allocate_state=allocate_state,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from error
+
+
+def replay_bytes(config: Config, envs: VectorEnv, n_envs: int) -> int:
+    """What a full replay of N environments like these takes."""
+    shape, dtype = envs.observation_shape, envs.observation_dtype
+    return Replay.bytes_needed(_rows_per_env(config, n_envs), n_envs, shape, dtype, stack=_stack(config, envs))
+
+
+def check_replay(config: Config, n_envs: int, n_replays: int = 1) -> None:
+    """Checks what can be checked of algo.replay before anything starts.
+
+    Args:
+        config: of the run.
+        n_envs: whose steps a replay takes.
+        n_replays: there are to be.
+
+    Raises:
+        ConfigError: it is too small or too large, or begins too late.
+    """
+    options: ReplayConfig = config.algo.replay
+    capacity, batch_size = options.capacity_agent_steps, options.batch_size
+    if capacity < batch_size:
+        raise ConfigError(f"algo.replay.capacity_agent_steps={capacity} is smaller than a batch of {batch_size}.")
+    if config.budget.frames is not None:
+        budget = config.budget.frames // config.env.frame_skip
+        if options.learning_starts_agent_steps >= budget:
+            raise ConfigError(
+                f"algo.replay.learning_starts_agent_steps={options.learning_starts_agent_steps} is not below the "
+                f"budget of {budget} agent steps: nothing would be learnt."
+            )
+    if config.advantage.kind != "nstep":
+        raise ConfigError(f"advantage={config.advantage.kind} is for actor-critics: say algo.n_step=2 or more here.")
+    envs = make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION))
+    try:
+        rows, needed = _rows_per_env(config, n_envs), _stack(config, envs) + config.algo.n_step
+        if rows < needed:
+            raise ConfigError(
+                f"algo.replay.capacity_agent_steps={capacity} leaves {rows} for each of {n_envs} environments, "
+                f"and algo.n_step={config.algo.n_step} needs at least {needed}."
+            )
+        n_bytes = replay_bytes(config, envs, n_envs)
+    finally:
+        envs.close()
+    what = f"a replay of {capacity:,} agent steps" + (f", {n_replays} times," if n_replays > 1 else "")
+    remedy = "lower algo.replay.capacity_agent_steps"
+    if options.storage == "memory":
+        check_memory(n_replays * n_bytes, what, f"{remedy}, or say algo.replay.storage=memmap")
+    else:  # the files are checked when their directory is known
+        check_memory(n_replays * SumTree.bytes_needed(n_envs * rows), f"the index of {what}", remedy)
+
+
+def _rows_per_env(config: Config, n_envs: int) -> int:
+    return -(-config.algo.replay.capacity_agent_steps // n_envs)
+
+
+def _stack(config: Config, envs: VectorEnv) -> int:
+    return config.env.frame_stack if envs.is_atari else 1

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from a3c_bench import build
-from a3c_bench.core.networks import ActorCritic, sample_actions
+from a3c_bench.algos import find_algorithm
+from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample_actions
 from a3c_bench.envs import Episode, Step, VectorEnv
 from a3c_bench.envs.reference import human_normalised_percent
 from a3c_bench.envs.vector import episode_limit_frames
@@ -38,7 +39,7 @@ class EvaluationResult:
 
 def evaluate(
     config: Config,
-    network: ActorCritic,
+    network: ActorCritic | QNetwork,
     seed: np.random.SeedSequence,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult | None:
@@ -71,16 +72,27 @@ def evaluate(
         return any(games_of) and not interrupted()
 
     try:
-        play(envs, network, protocol.policy, action_seed, keep)
+        play(envs, player(config, network), protocol.policy, action_seed, keep)
     finally:
         envs.close()
-    return None if any(games_of) else _result(config, episodes)
+    return None if any(games_of) else _result(config, policy_name(config, network), episodes)
+
+
+def player(config: Config, network: ActorCritic | QNetwork) -> ActorCritic | EpsilonGreedy:
+    """What acts in an evaluation: an actor-critic itself, or the epsilon-greedy policy of a Q-network."""
+    return EpsilonGreedy(network, config.evaluation.epsilon) if isinstance(network, QNetwork) else network
+
+
+def policy_name(config: Config, network: ActorCritic | QNetwork) -> str:
+    """For eval.csv: `sample`, `greedy` or `epsilon_greedy`."""
+    policy = config.evaluation.policy
+    return "epsilon_greedy" if policy == "sample" and isinstance(network, QNetwork) else policy
 
 
 @torch.no_grad()
 def play(
     envs: VectorEnv,
-    network: ActorCritic,
+    network: ActorCritic | EpsilonGreedy,
     policy: str,
     seed: np.random.SeedSequence,
     after_step: Callable[[Step], bool],
@@ -113,19 +125,19 @@ def evaluation_seed(config: Config, number: int) -> np.random.SeedSequence:
     return sequence(config.seed, Stream.EVALUATION, number)
 
 
-def load_network(config: Config, path: Path, device: torch.device) -> ActorCritic:
+def load_network(config: Config, path: Path, device: torch.device) -> ActorCritic | QNetwork:
     """The network of a checkpoint, ready to play."""
     content = checkpoint.load(path, device)
     envs = build.make_envs(config, 1, sequence(config.seed, Stream.PLAY))
     try:
-        network = build.make_network(config, envs, device)
+        network: ActorCritic | QNetwork = find_algorithm(config.algo.name).make_network(config, envs, device)
     finally:
         envs.close()
     network.load_state_dict(content["parts"]["network"])
     return network.eval()
 
 
-def _result(config: Config, episodes: list[Episode]) -> EvaluationResult:
+def _result(config: Config, policy: str, episodes: list[Episode]) -> EvaluationResult:
     env = evaluation_config(config).env
     normalised = [human_normalised_percent(env.game, episode.episode_return) for episode in episodes]
     games = [
@@ -133,7 +145,7 @@ def _result(config: Config, episodes: list[Episode]) -> EvaluationResult:
             "episode_return": episode.episode_return,
             "episode_length": episode.episode_length,
             "human_normalised_percent": percent,
-            "policy": config.evaluation.policy,
+            "policy": policy,
             "noop_max": env.noop_max if env.game is not None else None,
             "max_episode_frames": env.max_episode_frames,
         }
@@ -191,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_status
     env = config.env
     print(f"{env.game or env.id}, {config.algo.name}, seed {config.seed}, {chosen.checkpoint} checkpoint, "
-          f"{config.evaluation.policy} policy")  # fmt: skip
+          f"{policy_name(config, network)} policy")  # fmt: skip
     print("returns: " + " ".join(f"{game['episode_return']:g}" for game in result.games))
     for key, value in result.summary.items():
         print(f"{key}: {value:.2f}")

@@ -12,7 +12,7 @@ from typing import Any
 from a3c_bench import build
 from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.errors import ConfigError, UserError
-from a3c_bench.evaluate import evaluation_config, evaluation_seed, load_network, parse_run, play
+from a3c_bench.evaluate import evaluation_config, evaluation_seed, load_network, parse_run, play, player
 from a3c_bench.runtime.machine import resolve_device
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             return n_left > 0
 
         try:
-            play(envs, network, config.evaluation.policy, action_seed, after_step)
+            play(envs, player(config, network), config.evaluation.policy, action_seed, after_step)
         finally:
             if writer is not None:
                 writer.close()

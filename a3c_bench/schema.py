@@ -102,13 +102,14 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The function approximator: a policy head and a value head on one trunk, or on two."""
+    """The function approximator: a policy head and a value head on one trunk, or on two; or a head of Q-values."""
 
     kind: str = option("mlp", choices=("mlp", "nips", "nature"))
     hidden_sizes: tuple[int, ...] = option((64, 64), at_least=1)  # of the mlp; the others are as published
     activation: str = option("tanh", choices=("tanh", "relu"))  # of the mlp; the others use relu
     initialisation: str = option("orthogonal", choices=("orthogonal", "fan_in"))
-    shared_trunk: bool = True
+    shared_trunk: bool = True  # of an actor-critic
+    dueling: bool = False  # dqn, gorila: V and A apart (Wang et al. 2016)
     channels_last: bool = False  # memory layout of the convolutions
     lstm_size: int | None = option(None, at_least=1)  # units of an LSTM before the heads; null: feed-forward
     bf16: bool = False  # layers compute in bfloat16; what they give, and the parameters, stay float32
@@ -127,18 +128,28 @@ class AdvantageConfig:
 class OptimizerConfig:
     """The optimiser. Its epsilon, clip and learning rate belong to the loss reduction that stands beside it."""
 
-    kind: str = option("rmsprop", choices=("rmsprop", "adam"))
+    kind: str = option("rmsprop", choices=("rmsprop", "adam", "adagrad"))
     lr: float = option(7e-4, above=0.0)
     lr_range: tuple[float, float] | None = option(None, above=0.0)  # draw lr log-uniformly from here, by the seed
     anneal: bool = True  # linearly to 0 over budget.frames, on the global frame counter
     epsilon: float = option(0.1, above=0.0)
     decay: float = option(0.99, at_least=0.0, below=1.0)  # rmsprop: of the squared gradients (and their mean)
     epsilon_inside_root: bool = True  # rmsprop: g / sqrt(s + eps), or g / (sqrt(s) + eps)
-    initial_square: float = option(0.0, at_least=0.0)  # rmsprop: accumulator at the start; TensorFlow's was 1
+    initial_square: float = option(0.0, at_least=0.0)  # rmsprop, adagrad: accumulator at the start; TensorFlow's was 1
     centered: bool = False  # rmsprop: s minus the squared mean gradient
     beta1: float = option(0.9, at_least=0.0, below=1.0)  # adam
     beta2: float = option(0.999, at_least=0.0, below=1.0)  # adam
     max_grad_norm: float | None = option(None, above=0.0)  # global norm, before the optimiser; null: no clipping
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """A replay memory, as `dqn` and `gorila` use it."""
+
+    capacity_agent_steps: int = option(1_000_000, at_least=1)  # a game takes one for each step, and one
+    learning_starts_agent_steps: int = option(50_000, at_least=1)  # so many are stored before anything is learnt
+    batch_size: int = option(32, at_least=1)  # steps drawn for an update
+    storage: str = option("memory", choices=("memory", "memmap"))  # memmap: files in the run directory, which last
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,8 @@ class EvaluationConfig:
     interval_frames: int | None = option(None, at_least=1)  # null: at the end only
     n_games: int = option(30, at_least=1)
     n_envs: int = option(10, at_least=1)
-    policy: str = option("sample", choices=("sample", "greedy"))
+    policy: str = option("sample", choices=("sample", "greedy"))  # sample: from pi; of Q-networks, epsilon-greedily
+    epsilon: float = option(0.05, at_least=0.0, at_most=1.0)  # of that; 0.05 in Mnih et al. 2015
     max_episode_frames: int | None = option(108_000, at_least=1)  # 30 minutes of Atari
 
 

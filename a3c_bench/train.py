@@ -20,7 +20,7 @@ import torch
 from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.calibrate import calibrate
-from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, TrainingError, UserError
 from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.runtime import checkpoint, machine
@@ -78,10 +78,11 @@ def check_run(config: Config) -> None:
     if lr_range is not None and lr_range[0] > lr_range[1]:
         raise ConfigError(f"algo.optimizer.lr_range={list(lr_range)} must be [lowest, highest].")
     machine.resolve_device(config.device)
-    find_algorithm(config.algo.name).check(config)
+    algorithm = find_algorithm(config.algo.name)
+    algorithm.check(config)
     envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION))
     try:
-        build.make_network(config, envs, torch.device("cpu"))
+        algorithm.make_network(config, envs, torch.device("cpu"))
     finally:
         envs.close()
 
@@ -105,7 +106,7 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
         if config.calibrate and "calibration" not in before:
             directory.write_status(calibration=asdict(calibrate(config)))
 
-        def evaluation(network: ActorCritic, number: int) -> EvaluationResult | None:
+        def evaluation(network: ActorCritic | QNetwork, number: int) -> EvaluationResult | None:
             return evaluate(config, network, evaluation_seed(config, number), lambda: stop.signal is not None)
 
         with Session(config, asdict(config), directory, evaluation, stop, saved) as session:

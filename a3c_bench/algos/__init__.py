@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from a3c_bench.build import make_network
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import nearest
 
 ENTRY_POINT_GROUP = "a3c_bench.algorithms"
-_BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "ga3c", "paac")}
+_BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "dqn", "ga3c", "gorila", "paac")}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Workload:
     acting_batch: int  # environments whose actions are chosen at once
     t_max: int  # agent steps of each environment per update
     n_processes: int | None = None  # that do all this side by side, each on one core; None: one, on all cores
+    replayed_batch: int | None = None  # samples of an update from a replay; None: what was acted, acting_batch * t_max
+    update_period_agent_steps: int = 1  # agent steps per such an update
 
 
 def _workload(config: Any) -> Workload:
@@ -40,6 +43,7 @@ class Algorithm:
     train: Callable[[Any, Any], None]  # (Config, Session): runs until session.running() is False
     check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError for what it cannot do
     workload: Callable[[Any], Workload] = _workload  # (Config); this one reads algo.n_envs and algo.t_max
+    make_network: Callable[[Any, Any, Any], Any] = make_network  # (Config, VectorEnv, torch.device): what is evaluated
 
 
 def algorithm_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Actor-critic networks: the published convolutional trunks and a small perceptron, with or without an LSTM."""
+"""Networks: the published convolutional trunks and a small perceptron, under actor-critic heads or under Q-values."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,34 @@ from torch.nn import functional as F
 IMAGE_KINDS = ("nips", "nature")
 
 
-class ActorCritic(nn.Module):
+class _Network(nn.Module):
+    """What all have in common: precision, memory layout and a trunk that can be compiled."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        self._bf16 = bf16
+        self._through = _through
+        self._memory_format = torch.preserve_format
+
+    def compile_trunk(self) -> None:
+        """Has torch.compile fuse what comes before the heads, for batches of any size."""
+        self._through = torch.compile(_through, dynamic=True)
+
+    def _lay_out(self, channels_last: bool, kind: str) -> None:
+        if channels_last and kind in IMAGE_KINDS:
+            self._memory_format = torch.channels_last
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _precision(self, observations: Tensor) -> AbstractContextManager[Any]:
+        return torch.autocast(observations.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+    def _inputs(self, observations: Tensor) -> Tensor:
+        if observations.dtype == torch.uint8:
+            return observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
+        return observations
+
+
+class ActorCritic(_Network):
     """pi(. | s) and V(s) for a batch of observations.
 
     What the network remembers is a tensor [B, S], h and c of the LSTM side by side, that the caller keeps: S is 0
@@ -50,36 +77,24 @@ class ActorCritic(nn.Module):
         lstm_size: int | None = None,
         bf16: bool = False,
     ) -> None:
-        super().__init__()
-        self._bf16 = bf16
-        self._through = _through
+        super().__init__(bf16)
         if lstm_size is not None and not shared_trunk:
             raise ValueError("an LSTM needs network.shared_trunk=true: it stands between the trunk and both heads")
 
-        def trunk() -> tuple[nn.Sequential, int]:
-            if kind in IMAGE_KINDS:
-                return _image_trunk(kind, observation_shape)
-            return _mlp_trunk(math.prod(observation_shape), hidden_sizes, activation)
-
-        self.trunk, n_features = trunk()
-        self.value_trunk = None if shared_trunk else trunk()[0]
+        trunk = (kind, observation_shape, hidden_sizes, activation)
+        self.trunk, n_features = _trunk(*trunk)
+        self.value_trunk = None if shared_trunk else _trunk(*trunk)[0]
         self.lstm = None if lstm_size is None else nn.LSTMCell(n_features, lstm_size)
         self.state_size = 2 * (lstm_size or 0)  # S
         n_features = lstm_size or n_features
         self.policy_head = nn.Linear(n_features, n_actions)
         self.value_head = nn.Linear(n_features, 1)
-        initialise: Callable[[nn.Module, float], None] = {"orthogonal": _orthogonal, "fan_in": _fan_in}[initialisation]
+        initialise = _INITIALISATIONS[initialisation]
         for module in self.modules():
             initialise(module, math.sqrt(2.0))
         initialise(self.policy_head, 0.01)
         initialise(self.value_head, 1.0)
-        self._memory_format = torch.channels_last if channels_last and kind in IMAGE_KINDS else torch.preserve_format
-        if self._memory_format == torch.channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def compile_trunk(self) -> None:
-        """Has torch.compile fuse what comes before the heads, for batches of any size."""
-        self._through = torch.compile(_through, dynamic=True)
+        self._lay_out(channels_last, kind)
 
     def initial_state(self, n_envs: int) -> Tensor:
         """What the network remembers at the start of B games: zeros [B, S]."""
@@ -135,14 +150,6 @@ class ActorCritic(nn.Module):
             log_probs, values = self._heads(features, value_features)
         return log_probs.view(n_steps, n_envs, -1), values.view(n_steps, n_envs)
 
-    def _precision(self, observations: Tensor) -> AbstractContextManager[Any]:
-        return torch.autocast(observations.device.type, torch.bfloat16) if self._bf16 else nullcontext()
-
-    def _inputs(self, observations: Tensor) -> Tensor:
-        if observations.dtype == torch.uint8:
-            return observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
-        return observations
-
     def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:  # of the policy and of the value
         inputs = self._inputs(observations)
         features = self._through(self.trunk, inputs)
@@ -158,6 +165,102 @@ class ActorCritic(nn.Module):
         return log_probs, self.value_head(value_features).float().squeeze(-1)
 
 
+class QNetwork(_Network):
+    """Q(s, .) for a batch of observations (Mnih et al. 2015), as one head or dueling (Wang et al. 2016).
+
+    The dueling network has two streams above the layers before its last hidden one, each with such a hidden layer of
+    its own: V and A, of which Q = V + A - mean A (equation 9). What the two send back into the shared layers is
+    multiplied by 1 / sqrt 2 (section 4.2).
+
+    Args:
+        observation_shape: as for `ActorCritic`.
+        n_actions: A.
+        kind: as there, with hidden_sizes and activation.
+        initialisation: "orthogonal" (gain sqrt 2, last layers 1, biases 0) or "fan_in", as there.
+        dueling: two streams.
+        channels_last: memory layout of the convolutions.
+        bf16: layers compute in bfloat16 (autocast); parameters and Q stay float32.
+
+    Raises:
+        ValueError: an image kind for observations that are not images, or images too small for its filters; a dueling
+            mlp without a hidden layer.
+    """
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        n_actions: int,
+        kind: str = "mlp",
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        initialisation: str = "orthogonal",
+        dueling: bool = False,
+        channels_last: bool = False,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__(bf16)
+        trunk = (kind, observation_shape, hidden_sizes, activation)
+        whole, n_features = _trunk(*trunk)
+        layers = list(whole)
+        if dueling and len(layers) < 3:
+            raise ValueError("a dueling network needs a hidden layer: say network.hidden_sizes=[64]")
+        self.trunk = nn.Sequential(*(layers[:-2] if dueling else layers))
+        self.head = nn.Linear(n_features, n_actions)  # of Q, or of A
+        self.advantage_stream: nn.Module | None = None
+        if dueling:
+            self.advantage_stream = nn.Sequential(*layers[-2:])
+            self.value_stream = nn.Sequential(*list(_trunk(*trunk)[0])[-2:])
+            self.value_head = nn.Linear(n_features, 1)
+        initialise = _INITIALISATIONS[initialisation]
+        for module in self.modules():
+            initialise(module, math.sqrt(2.0))
+        for head in (self.head, self.value_head) if dueling else (self.head,):
+            initialise(head, 1.0)
+        self._lay_out(channels_last, kind)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Q [B, A] of observations [B, ...]; uint8 frames are scaled to [0, 1] here."""
+        with self._precision(observations):
+            features = self._through(self.trunk, self._inputs(observations))
+            if self.advantage_stream is None:
+                return self.head(features).float()
+            if features.requires_grad:
+                features.register_hook(_halve_power)  # type: ignore[no-untyped-call]
+            advantages = self.head(self.advantage_stream(features)).float()
+            value = self.value_head(self.value_stream(features)).float()
+            return value + advantages - advantages.mean(-1, keepdim=True)
+
+
+class EpsilonGreedy(nn.Module):
+    """The policy of a Q-network: with probability epsilon any action, else the best. Plays like an `ActorCritic`.
+
+    Args:
+        network: gives Q.
+        epsilon: 0 to 1.
+    """
+
+    def __init__(self, network: QNetwork, epsilon: float) -> None:
+        super().__init__()
+        self.network = network
+        self.epsilon = epsilon
+
+    def initial_state(self, n_envs: int) -> Tensor:
+        """It remembers nothing: [B, 0]."""
+        return self.network.head.weight.new_zeros((n_envs, 0))
+
+    def forward(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [B, A], values max Q [B], and the state."""
+        q = self.network(observations)
+        values, best = q.max(-1, keepdim=True)
+        probabilities = torch.full_like(q, self.epsilon / q.shape[-1])
+        probabilities.scatter_(-1, best, 1.0 - self.epsilon + self.epsilon / q.shape[-1])
+        return probabilities.log(), values.squeeze(-1), state
+
+
+def _halve_power(gradient: Tensor) -> Tensor:
+    return gradient * math.sqrt(0.5)
+
+
 def _through(trunk: nn.Module, inputs: Tensor) -> Tensor:
     return trunk(inputs)
 
@@ -166,6 +269,15 @@ def sample_actions(log_probs: Tensor, generator: torch.Generator) -> Tensor:
     """One action per row of log-probabilities [N, A], as int64 [N], by the Gumbel-max trick."""
     noise = torch.empty_like(log_probs).exponential_(generator=generator)
     return (log_probs - noise.log_()).argmax(-1)
+
+
+def _trunk(
+    kind: str, observation_shape: Sequence[int], hidden_sizes: Sequence[int], activation: str
+) -> tuple[nn.Sequential, int]:
+    """The layers below the heads, and how many features they give; a hidden layer and its activation come last."""
+    if kind in IMAGE_KINDS:
+        return _image_trunk(kind, observation_shape)
+    return _mlp_trunk(math.prod(observation_shape), hidden_sizes, activation)
 
 
 def _image_trunk(kind: str, observation_shape: Sequence[int]) -> tuple[nn.Sequential, int]:
@@ -222,3 +334,6 @@ def _fan_in(module: nn.Module, gain: float) -> None:
             nn.init.uniform_(module.bias, -bound, bound)
     elif isinstance(module, nn.LSTMCell):
         module.reset_parameters()  # U(+-1/sqrt(units)), as Torch7 had it too
+
+
+_INITIALISATIONS: dict[str, Callable[[nn.Module, float], None]] = {"orthogonal": _orthogonal, "fan_in": _fan_in}

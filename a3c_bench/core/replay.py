@@ -19,7 +19,6 @@ sum tree that does it also knows which steps can be drawn, for the others weigh 
 known yet, and those whose stack has lost a frame to the ring's head.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from a3c_bench.core.arrays import Allocate, in_memory
 from a3c_bench.core.rollout import Stamp
 from a3c_bench.core.sum_tree import SumTree
-
-# Gives the array of that name, shape and type: zeros, or what a file has kept of it.
-Allocate = Callable[[str, tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
 _ACTED, _TERMINATED, _TRUNCATED = 1, 2, 4  # flags of a row; without _ACTED nothing was chosen there
 
@@ -51,23 +48,36 @@ class Sample(NamedTuple):
     seconds_at_choice: NDArray[np.float64]  # [B]
     frames_at_insertion: NDArray[np.int64]  # [B], of the whole run, when the step was added here
 
-    def lag(self, now: Stamp) -> dict[str, NDArray[Any]]:
+    def to(self, device: torch.device) -> "Sample":
+        """The same with its tensors on that device."""
+        return self._replace(
+            observations=self.observations.to(device),
+            actions=self.actions.to(device),
+            rewards=self.rewards.to(device),
+            discounts=self.discounts.to(device),
+            next_observations=self.next_observations.to(device),
+            weights=self.weights.to(device),
+        )
+
+    def origins(self) -> NDArray[np.float64]:
+        """Where the samples come from, [B, 4]: what `lag_of` wants to know."""
+        columns = (self.versions, self.frames_at_choice, self.seconds_at_choice, self.frames_at_insertion)
+        return np.stack([column.astype(np.float64) for column in columns], axis=1)
+
+    def lag(self, now: Stamp) -> dict[str, NDArray[np.float64]]:
         """The lag of these samples by unit, if they are learnt from now."""
-        return {
-            "lag_updates": now.version - self.versions,
-            "lag_frames": now.frames - self.frames_at_choice,
-            "lag_seconds": now.seconds - self.seconds_at_choice,
-            "replay_age_frames": now.frames - self.frames_at_insertion,
-        }
+        return lag_of(self.origins(), now)
 
 
-def in_memory(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array of zeros; the system gives memory to those parts alone that have been written."""
-    return np.zeros(shape, dtype)
+def lag_of(origins: NDArray[np.float64], now: Stamp) -> dict[str, NDArray[np.float64]]:
+    """The lag by unit of samples with these origins [B, 4], if they are learnt from now."""
+    ages = np.array([*now, now.frames]) - origins
+    units = ("lag_updates", "lag_frames", "lag_seconds", "replay_age_frames")
+    return {unit: ages[:, column] for column, unit in enumerate(units)}
 
 
 class Replay:
-    """The newest steps of N environments; see the top of this file. One thread at a time.
+    """The newest steps of N environments; see the top of this file. One thread, or process, at a time.
 
     Args:
         capacity_per_env: rows of each environment's ring, at least stack + n_step. A game takes one per step and one.
@@ -79,6 +89,8 @@ class Replay:
         gamma: discount per agent step.
         priority_exponent: alpha; 0 draws all steps alike.
         allocate: makes the arrays. What an earlier attempt left in them counts only after `load_state_dict`.
+        allocate_state: makes those that tell what the others hold; zeros in a new replay. Processes that are given the
+            same arrays by both share one replay; a lock is theirs to keep.
 
     Raises:
         ValueError: sizes that do not go together.
@@ -96,6 +108,7 @@ class Replay:
         gamma: float,
         priority_exponent: float = 0.0,
         allocate: Allocate = in_memory,
+        allocate_state: Allocate = in_memory,
     ) -> None:
         if n_step < 1 or capacity_per_env < stack + n_step:
             raise ValueError(
@@ -110,11 +123,12 @@ class Replay:
         self._alpha = priority_exponent
         self._discounts = gamma ** np.arange(n_step + 1)  # [n + 1]
         self._all_ids = np.arange(n_envs)
-        self._written = np.zeros(n_envs, dtype=np.int64)  # rows so far; the newest is one less
-        self._waiting = np.zeros(n_envs, dtype=np.int64)  # newest steps whose n-step future is not known yet
-        self._max_priority = 1.0
-        self._n_ready = 0
-        self._tree = SumTree(n_envs * capacity_per_env)
+        whole = np.dtype(np.int64)
+        self._written = allocate_state("written", (n_envs,), whole)  # rows so far; the newest is one less
+        self._waiting = allocate_state("waiting", (n_envs,), whole)  # newest steps whose n-step future is not known yet
+        self._ready_count = allocate_state("ready_count", (1,), whole)
+        self._largest = allocate_state("largest", (1,), np.dtype(np.float64))  # priority that was ever given
+        self._tree = SumTree(n_envs * capacity_per_env, allocate_state)
         layout = _layout(n_envs * capacity_per_env, _frame_shape(observation_shape, stack), observation_dtype)
         self._arrays = {name: allocate(name, shape, dtype) for name, (shape, dtype) in layout.items()}
         columns = {name: np.asarray(array) for name, array in self._arrays.items()}  # plain views: memmap's are slower
@@ -147,7 +161,11 @@ class Replay:
 
     def __len__(self) -> int:
         """How many steps can be drawn now."""
-        return self._n_ready
+        return int(self._ready_count[0])
+
+    @property
+    def _max_priority(self) -> float:
+        return max(1.0, float(self._largest[0]))
 
     @property
     def persistent(self) -> bool:
@@ -156,14 +174,19 @@ class Replay:
 
     # --- Adding -------------------------------------------------------------------------------------------------------
 
-    def start(self, observations: NDArray[Any]) -> None:
-        """New games begin everywhere, with these observations [N, ...]; those that were going on count as truncated.
+    def start(self, observations: NDArray[Any], env_ids: NDArray[np.integer] | None = None) -> None:
+        """New games begin in the environments `env_ids` [B], or everywhere; those that were going on are cut off.
+
+        Args:
+            observations: [B, ...], the first of each game.
+            env_ids: None: all N.
 
         Raises:
             ValueError: stacks that do not repeat one frame.
         """
-        self._cut_off(self._all_ids)
-        self._append(self._all_ids, observations, np.zeros(self.n_envs, dtype=np.bool_))
+        ids = self._all_ids if env_ids is None else env_ids.astype(np.int64)
+        self._cut_off(ids)
+        self._append(ids, observations, np.zeros(len(ids), dtype=np.bool_))
 
     def add(
         self,
@@ -237,7 +260,7 @@ class Replay:
         lost = slots[(self._history[slots] >= ahead) & (self._tree[slots] > 0.0)]
         if len(lost):
             self._tree[lost] = 0.0
-            self._n_ready -= len(lost)
+            self._ready_count -= len(lost)
 
     def _release(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64], ended: NDArray[np.bool_]) -> None:
         """Lets those steps be drawn whose future is known now that each environment [B] has come to the end of a row.
@@ -250,7 +273,7 @@ class Replay:
         slots = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] - back)[known]
         if len(slots):
             self._tree[slots] = self._priorities[slots] ** self._alpha
-            self._n_ready += len(slots)
+            self._ready_count += len(slots)
         self._waiting[env_ids] = np.where(ended, 0, np.minimum(waiting, self._n_step - 1))
 
     def _cut_off(self, env_ids: NDArray[np.int64]) -> None:
@@ -275,7 +298,7 @@ class Replay:
         Raises:
             ValueError: no step can be drawn yet.
         """
-        if self._n_ready == 0:
+        if len(self) == 0:
             raise ValueError("no step of this replay can be drawn yet")
         masses = generator.random(batch_size)
         if self._alpha > 0.0:  # one from each of B equal ranges (Schaul et al. 2016, appendix B.2.1)
@@ -299,7 +322,7 @@ class Replay:
         slots = slots[still_there]
         self._priorities[slots] = priorities[still_there]
         self._tree[slots] = self._priorities[slots] ** self._alpha
-        self._max_priority = max(self._max_priority, float(priorities.max()))
+        self._largest[:] = max(self._max_priority, float(priorities.max()))
 
     def _gather(self, slots: NDArray[np.int64], weights: NDArray[np.float64]) -> Sample:
         env_ids, rows = slots // self._capacity, self._rows[slots]
@@ -367,7 +390,7 @@ class Replay:
             raise ValueError(f"the replay was of {len(written)} environments, not of {self.n_envs}")
         self._written[:] = written
         self._waiting[:] = 0
-        self._max_priority = float(state["max_priority"])
+        self._largest[:] = float(state["max_priority"])
         newest = self._written - 1
         self._flags[self._slots(self._all_ids, newest)] = 0  # what was done there came after the checkpoint
         self._cut_off(self._all_ids)
@@ -380,9 +403,9 @@ class Replay:
         oldest = self._written - present.sum(1)
         whole = rows - history >= oldest[:, np.newaxis]  # no frame of the stack is gone
         ready = np.flatnonzero(present & whole & ((flags & _ACTED) != 0))
-        self._tree = SumTree(len(self._rows))
+        self._tree.clear()
         self._tree[ready] = self._priorities[ready] ** self._alpha
-        self._n_ready = len(ready)
+        self._ready_count[:] = len(ready)
 
 
 def _frame_shape(observation_shape: tuple[int, ...], stack: int) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ leaves are then 4 levels deep and not 20.
 import numpy as np
 from numpy.typing import NDArray
 
+from a3c_bench.core.arrays import Allocate, in_memory
+
 FAN_OUT = 32
 
 
@@ -18,10 +20,14 @@ class SumTree:
 
     Args:
         n_leaves: how many weights.
+        allocate: makes the arrays, or gives those of a tree that another process shares.
     """
 
-    def __init__(self, n_leaves: int) -> None:
-        self._levels = [np.zeros((n_nodes, FAN_OUT)) for n_nodes in _nodes_per_level(n_leaves)]  # leaves first
+    def __init__(self, n_leaves: int, allocate: Allocate = in_memory) -> None:
+        self._levels = [  # leaves first
+            np.asarray(allocate(f"tree_{i}", (n_nodes, FAN_OUT), np.dtype(np.float64)))
+            for i, n_nodes in enumerate(_nodes_per_level(n_leaves))
+        ]
         self._flat = [level.reshape(-1) for level in self._levels]  # the same numbers
 
     @staticmethod
@@ -39,6 +45,11 @@ class SumTree:
         for children, sums in zip(self._levels, self._flat[1:], strict=False):
             indices = indices // FAN_OUT
             sums[indices] = children[indices].sum(1)
+
+    def clear(self) -> None:
+        """Sets all weights to 0."""
+        for level in self._levels:
+            level.fill(0.0)
 
     @property
     def total(self) -> float:

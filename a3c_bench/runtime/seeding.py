@@ -4,6 +4,7 @@ EnvPool gives environment i the seed + i when handed one integer, so that seeds 
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ class Stream(IntEnum):
     PLAY = 5
     LEARNING_RATE = 6
     ADJUSTMENT = 7
+    REPLAY = 8
 
 
 def sequence(seed: int, stream: Stream, *path: int) -> np.random.SeedSequence:
@@ -47,3 +49,18 @@ class GeneratorState:
     def load_state_dict(self, state: torch.Tensor) -> None:
         """Goes on from a saved state."""
         self._generator.set_state(state.cpu())
+
+
+class NumpyGeneratorState:
+    """A NumPy generator as a part of checkpoints."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._generator = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state."""
+        return dict(self._generator.bit_generator.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self._generator.bit_generator.state = state

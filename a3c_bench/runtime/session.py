@@ -20,7 +20,7 @@ from torch import Tensor
 
 from a3c_bench.core.adjustment import Window
 from a3c_bench.core.lag import LagMeter
-from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.rollout import Stamp
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.errors import CheckpointError
@@ -87,7 +87,7 @@ class Session:
         config: Config,
         plain_config: Mapping[str, Any],
         directory: RunDirectory,
-        evaluate: Callable[[ActorCritic, int], Evaluation | None],
+        evaluate: Callable[[ActorCritic | QNetwork, int], Evaluation | None],
         stop: StopRequest,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
@@ -120,6 +120,11 @@ class Session:
     def lag(self) -> LagMeter:
         """Takes the lag of every valid sample that enters an update."""
         return self._recorder.lag
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self._directory.path
 
     @property
     def wall_seconds(self) -> float:
@@ -259,7 +264,7 @@ class Session:
     def _run_evaluation(self, final: bool) -> bool:
         """Evaluates, unless told to stop meanwhile; then the evaluation is owed. Gives whether it took place."""
         network = self._parts["network"]
-        assert isinstance(network, ActorCritic)
+        assert isinstance(network, ActorCritic | QNetwork)
         with self._clock.paused():
             result = self._evaluate(network, self._n_evaluations)
         self._evaluation_owed = result is None and not final

@@ -86,8 +86,8 @@ class Link:
 class _Worker:
     """What the parent knows of one worker."""
 
-    def __init__(self, index: int, process: BaseProcess, reports: Connection, traces: Connection) -> None:
-        self.index = index
+    def __init__(self, name: str, process: BaseProcess, reports: Connection, traces: Connection) -> None:
+        self.name = name
         self.process = process
         self.reports = reports
         self.traces = traces
@@ -106,6 +106,7 @@ class Workers:
         handle: called in the parent with each report.
         silence_seconds: a worker that says nothing for so long, or for so many times longer as there are more workers
             than cores, ends the run.
+        names: of each worker, for messages; by default "worker 0" and so on.
     """
 
     def __init__(
@@ -114,7 +115,9 @@ class Workers:
         arguments: Sequence[Sequence[Any]],
         handle: Callable[[Any], None],
         silence_seconds: float,
+        names: Sequence[str] | None = None,
     ) -> None:
+        names = names or [f"worker {index}" for index in range(len(arguments))]
         self._handle = handle
         self._silence_seconds = silence_seconds * max(1.0, len(arguments) / usable_cores())
         self._order = torch.full((1,), _PAUSE, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -122,17 +125,17 @@ class Workers:
         self._looked_at = time.monotonic()
         context = mp.get_context("spawn")
         try:
-            for index, own_arguments in enumerate(arguments):
+            for name, own_arguments in zip(names, arguments, strict=True):
                 reports, reports_end = context.Pipe(duplex=False)
                 traces, traces_end = context.Pipe(duplex=False)
                 link = Link(self._order, os.getpid(), reports_end, traces_end)
                 process = context.Process(
-                    target=link.run, args=(main, own_arguments), name=f"a3c_bench worker {index}", daemon=True
+                    target=link.run, args=(main, own_arguments), name=f"a3c_bench {name}", daemon=True
                 )
                 process.start()
                 reports_end.close()  # so that the pipe ends with the worker
                 traces_end.close()
-                self._workers.append(_Worker(index, process, reports, traces))
+                self._workers.append(_Worker(name.capitalize(), process, reports, traces))
         except BaseException:
             self._end()
             raise
@@ -154,7 +157,7 @@ class Workers:
                 worker.silent_seconds += passed
                 patience = self._silence_seconds if worker.started else _SECONDS_TO_IMPORT
                 if worker.silent_seconds > patience and not worker.standing:
-                    raise WorkerError(f"Worker {worker.index} said nothing for {patience:g} seconds.\n"
+                    raise WorkerError(f"{worker.name} said nothing for {patience:g} seconds.\n"
                                       f"{self._where_it_is(worker)}")  # fmt: skip
 
     @contextmanager
@@ -193,7 +196,7 @@ class Workers:
             try:
                 kind, content = worker.reports.recv()
             except (EOFError, OSError):
-                raise WorkerError(f"Worker {worker.index} {self._how_it_died(worker)}.") from None
+                raise WorkerError(f"{worker.name} {self._how_it_died(worker)}.") from None
             if kind == "started":
                 worker.started = True
             elif kind == "standing":
@@ -201,7 +204,7 @@ class Workers:
             elif kind == "done":
                 worker.done = True
             elif kind == "raised":
-                raise WorkerError(f"Worker {worker.index} raised {content.strip().splitlines()[-1]}\n{content}")
+                raise WorkerError(f"{worker.name} raised {content.strip().splitlines()[-1]}\n{content}")
             else:
                 self._handle(content)
 

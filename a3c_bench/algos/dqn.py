@@ -1,0 +1,218 @@
+"""DQN: deep Q-learning from a replay (Mnih et al. 2015), with what was added to it.
+
+One process, n_envs environments in lock step (one in the paper):
+
+    EnvPool
+        | s_t [n_envs, ...]                 ^ a_t [n_envs]: argmax Q, or anything with probability epsilon
+        v                                   |
+    Q, one batch forward -------------------+
+        |
+        v  s, a, r; a frame each, stacks are rebuilt
+    replay: the newest million steps
+        |
+        v  a batch, once in update_period agent steps
+    y = r + gamma max Q^-(s')  -> Huber loss of y - Q(s, a) -> one update of theta
+
+    theta^- <- theta, once in target_period agent steps
+
+Switches: double (van Hasselt et al. 2016), dueling (Wang et al. 2016), prioritized (Schaul et al. 2016), n_step.
+
+A sample was chosen by a policy that is long gone: the lag is the time it has lain in the replay.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from a3c_bench import build
+from a3c_bench.algos import Algorithm, Workload
+from a3c_bench.core.arrays import Allocate, in_memory
+from a3c_bench.core.networks import QNetwork
+from a3c_bench.core.optim import FlatParameters, set_learning_rate
+from a3c_bench.core.q_learning import REDUCTIONS, q_backward, value_figures
+from a3c_bench.core.schedules import linear
+from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.explorer import Explorer
+from a3c_bench.runtime.machine import resolve_device
+from a3c_bench.runtime.seeding import NumpyGeneratorState, Stream, sequence
+from a3c_bench.runtime.session import Session
+from a3c_bench.runtime.storage import check_disk, mapped_files
+from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, option, section
+
+log = logging.getLogger(__name__)
+PRIORITY_OF_NO_ERROR = 1e-6  # Schaul et al. 2016, section 3.3: a "small positive constant"
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Settings of DQN; conf/algo/dqn.yaml gives their sources."""
+
+    name: str = "dqn"
+    n_envs: int = option(1, at_least=1)
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    n_step: int = option(1, at_least=1)  # rewards before the value stands for the rest
+    double: bool = False
+    dueling: bool | None = None  # null: as network.dueling says
+    prioritized: bool = False
+    priority_exponent: float = option(0.6, above=0.0)  # alpha; prioritized
+    importance_exponent: float = option(0.4, at_least=0.0, at_most=1.0)  # beta, to 1 over the budget; prioritized
+    update_period_agent_steps: int = option(4, at_least=1)
+    target_period_agent_steps: int = option(10_000, at_least=1)
+    td_error_clip: float | None = option(1.0, above=0.0)  # null: the squared error everywhere
+    loss_reduction: str = option("sum", choices=REDUCTIONS)
+    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
+    epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
+    epsilon_horizon_agent_steps: int = option(1_000_000, at_least=1)  # from where learning starts
+    replay: ReplayConfig = section(ReplayConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+class DQN:
+    """Act, store, learn.
+
+    Args:
+        config: of the run.
+        session: gets the counts, metrics and lag.
+    """
+
+    def __init__(self, config: Config, session: Session) -> None:
+        self.options: DQNConfig = config.algo
+        options, device = self.options, resolve_device(config.device)
+        self.device = device
+        self.session = session
+        self.measure_lag = config.lag.enabled
+        self.budget_frames = config.budget.frames
+        seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
+        self.envs = build.make_envs(config, options.n_envs, seed)
+        self.network: QNetwork = build.make_q_network(config, self.envs, device)
+        self.parameters = FlatParameters(self.network)
+        self.target_network: QNetwork = build.make_q_network(config, self.envs, device)
+        self.target_parameters = FlatParameters(self.target_network)
+        self.optimizer = build.make_optimizer(options.optimizer, self.parameters.values)
+        self.learning_rate_at = build.make_schedule(config)
+        alpha = options.priority_exponent if options.prioritized else 0.0
+        allocate: Allocate = in_memory
+        if options.replay.storage == "memmap":
+            files = session.directory / "replay"
+            n_bytes = build.replay_bytes(config, self.envs, options.n_envs)
+            check_disk(n_bytes, files, "the replay", "lower algo.replay.capacity_agent_steps")
+            allocate = mapped_files(files)
+        self.replay = build.make_replay(config, self.envs, options.n_envs, alpha, allocate)
+        self.exploring = np.random.default_rng(sequence(config.seed, Stream.ACTIONS))
+        self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY))
+        self.explorer = Explorer(self.envs, self.network, self.replay, self.exploring, options.gamma, device, session)
+        self.n_stored = 0  # agent steps that the replay has taken, or had when this attempt began
+        self.n_unused = 0  # agent steps since the last update
+
+    def step(self) -> None:
+        """One step of every environment, and the updates that fall due with it."""
+        options, counters = self.options, self.session.counters
+        period, before = options.target_period_agent_steps, counters.agent_steps
+        n_steps = self.explorer.step(self.epsilon)
+        self.n_stored += n_steps
+        if self.learns:
+            self.n_unused += n_steps
+            while self.n_unused >= options.update_period_agent_steps:
+                self.n_unused -= options.update_period_agent_steps
+                self.update()
+        if counters.agent_steps // period > before // period:
+            self.target_parameters.values.data.copy_(self.parameters.values.data)
+
+    @property
+    def epsilon(self) -> float:
+        """The probability of exploring now."""
+        options = self.options
+        position = self.session.counters.agent_steps - options.replay.learning_starts_agent_steps
+        return linear(options.epsilon_start, options.epsilon_end, position, options.epsilon_horizon_agent_steps)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the replay has been filled: at first, and anew after a stop if it does not outlive one."""
+        return self.n_stored >= self.options.replay.learning_starts_agent_steps and len(self.replay) > 0
+
+    def update(self) -> None:
+        """One update of theta."""
+        options, session, frames = self.options, self.session, self.session.counters.frames
+        beta = 0.0
+        if options.prioritized:
+            assert self.budget_frames is not None  # see check
+            beta = linear(options.importance_exponent, 1.0, frames, self.budget_frames)
+        sample = self.replay.sample(options.replay.batch_size, self.sampling, beta)
+        self.parameters.zero_gradients()
+        found = q_backward(
+            self.network,
+            self.target_network,
+            sample.to(self.device),
+            double=options.double,
+            clip=options.td_error_clip,
+            reduction=options.loss_reduction,
+        )
+        gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
+        if self.measure_lag:  # just before the update
+            session.lag.add(**sample.lag(session.stamp()))
+        learning_rate = self.learning_rate_at(frames)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        if options.prioritized:
+            priorities = found.td_errors.abs().cpu().numpy() + PRIORITY_OF_NO_ERROR
+            self.replay.update_priorities(sample.indices, priorities)
+        session.updated(found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate})
+        session.timer.lap("train")
+
+    def gauges(self) -> dict[str, float]:
+        """Columns of metrics.csv."""
+        values = value_figures(self.explorer.check.take())
+        return values | {"epsilon": self.epsilon, "replay_agent_steps": len(self.replay)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the other parts of a checkpoint do not say."""
+        kept = f"{len(self.replay)} agent steps in replay/" if self.replay.persistent else "none: it was in memory"
+        return {"replay_kept": kept, "n_unused": self.n_unused}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there; the replay has been loaded, if it outlived the stop."""
+        self.n_unused = int(state["n_unused"])
+        self.n_stored = len(self.replay)
+        if not self.learns:
+            missing = self.options.replay.learning_starts_agent_steps - self.n_stored
+            log.info("The replay holds %d agent steps: learning waits for %d more.", self.n_stored, missing)
+
+
+def train(config: Config, session: Session) -> None:
+    """Trains until the session says that the budget is spent or the run is to stop."""
+    dqn = DQN(config, session)
+    session.gauges = dqn.gauges
+    try:
+        session.restore(
+            network=dqn.network,
+            target_network=dqn.target_network,
+            optimizer=dqn.optimizer,
+            exploring=NumpyGeneratorState(dqn.exploring),
+            sampling=NumpyGeneratorState(dqn.sampling),
+            replay=dqn.replay,
+            progress=dqn,
+        )
+        while session.running():
+            dqn.step()
+    finally:
+        dqn.envs.close()
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for what cannot run."""
+    options: DQNConfig = config.algo
+    if options.prioritized and config.budget.frames is None:
+        raise ConfigError("algo.prioritized=true needs budget.frames, over which its importance weights become exact.")
+    build.check_replay(config, options.n_envs)
+
+
+def workload(config: Config) -> Workload:
+    """One environment's forward, and a batch from the replay in so many agent steps."""
+    options: DQNConfig = config.algo
+    return Workload(options.n_envs, 1, replayed_batch=options.replay.batch_size,
+                    update_period_agent_steps=options.update_period_agent_steps)  # fmt: skip
+
+
+ALGORITHM = Algorithm(DQNConfig, train, check, workload, build.make_q_network)

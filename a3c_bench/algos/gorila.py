@@ -1,0 +1,628 @@
+"""Gorila-lite: distributed deep Q-learning (Nair et al. 2015, arXiv:1507.04296) on the processes of one machine.
+
+    bundle i:  actor    s, a, r under a copy of theta that is refreshed now and then, epsilon-greedily
+                  |
+                  v
+               replay   its own, or one for all bundles
+                  |
+                  v
+               learner  theta' <- fetch;  d theta <- gradient of DQN's loss at theta';  push
+                              ^                                                           |
+    shard s:   theta_s <- theta_s - AdaGrad(d theta_s), for each gradient that comes  <---+
+               theta^-_s <- theta_s, once in target_period_updates;  drops gradients that are too old
+
+    parent:    counts, records, evaluates, saves, stops; it takes no part in learning
+
+A process with an index below n_actors has an actor, one below n_learners a learner: with as many of the one as of the
+other (the paper's mode) all are bundles. Learners send a gradient when the shards have taken their last, and never wait
+for its application by the others: by then theta has changed, and that is the staleness of the gradient. "Lite" is what
+machines of their own would add: fetch and push go through shared memory (`runtime.transport`).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from a3c_bench import build
+from a3c_bench.algos import Algorithm, Workload
+from a3c_bench.core.arrays import Allocate, in_memory
+from a3c_bench.core.networks import QNetwork
+from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
+from a3c_bench.core.q_learning import REDUCTIONS, q_backward, value_figures
+from a3c_bench.core.replay import Replay, lag_of
+from a3c_bench.core.rollout import Stamp
+from a3c_bench.core.schedules import linear
+from a3c_bench.envs import Episode, VectorEnv
+from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.clock import PhaseTimer
+from a3c_bench.runtime.explorer import Explorer
+from a3c_bench.runtime.machine import usable_cores
+from a3c_bench.runtime.seeding import Stream, sequence
+from a3c_bench.runtime.session import PHASES, Part, Session
+from a3c_bench.runtime.storage import SharedArrays, check_disk, mapped_files
+from a3c_bench.runtime.tokens import Tokens
+from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer
+from a3c_bench.runtime.workers import Link, Workers
+from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, option, section
+
+_AGENT_STEPS, _GRADIENTS = 0, 1  # columns of Shared.counts
+_SECONDS_TO_WAIT = 0.02  # for others, before looking up
+_LOSSES_BEFORE_JUDGING = 100
+
+
+@dataclass(frozen=True)
+class GorilaReplayConfig(ReplayConfig):
+    """Replays of bundles."""
+
+    kind: str = option("local", choices=("local", "global"))  # one per bundle, or one for all
+
+
+@dataclass(frozen=True)
+class GorilaConfig:
+    """Settings of Gorila; conf/algo/gorila.yaml gives their sources."""
+
+    name: str = "gorila"
+    n_learners: int | None = option(None, at_least=1)  # null: the cores this process may use
+    n_actors: int | None = option(None, at_least=1)  # null: as many as learners, all in bundles
+    n_shards: int = option(1, at_least=1)
+    envs_per_actor: int = option(1, at_least=1)
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    n_step: int = option(1, at_least=1)
+    double: bool = False
+    dueling: bool | None = None  # null: as network.dueling says
+    update_period_agent_steps: int = option(4, at_least=1)  # agent steps per gradient
+    target_period_updates: int = option(60_000, at_least=1)
+    refresh_period_agent_steps: int = option(100, at_least=1)  # of an actor's copy of theta, in its own steps
+    max_staleness_updates: int | None = option(50, at_least=0)  # older gradients are dropped; null: none
+    max_loss_deviations: float | None = option(10.0, above=0.0)  # gradients of larger losses are dropped; null: none
+    td_error_clip: float | None = option(1.0, above=0.0)
+    loss_reduction: str = option("sum", choices=REDUCTIONS)
+    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
+    epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
+    epsilon_horizon_updates: int = option(1_000_000, at_least=1)
+    replay: GorilaReplayConfig = section(GorilaReplayConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+# --- who there is -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How many there are, and who uses which replay."""
+
+    n_actors: int
+    n_learners: int
+    n_shards: int
+    envs_per_actor: int
+    one_replay: bool
+
+    @property
+    def n_bundles(self) -> int:
+        """Processes beside the shards: bundles, or what is left of them where actors and learners differ in number."""
+        return max(self.n_actors, self.n_learners)
+
+    @property
+    def n_replays(self) -> int:
+        """One per bundle that has both, or one."""
+        return 1 if self.one_replay else min(self.n_actors, self.n_learners)
+
+    def users(self, replay: int) -> list[int]:
+        """The processes that write to a replay or draw from it."""
+        return list(range(replay, self.n_bundles, self.n_replays))
+
+    def n_envs(self, replay: int) -> int:
+        """Environments whose steps a replay takes."""
+        return self.envs_per_actor * len(range(replay, self.n_actors, self.n_replays))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all processes, for messages."""
+        names = []
+        for i in range(self.n_bundles):
+            kind = "bundle" if i < min(self.n_actors, self.n_learners) else "actor" if i < self.n_actors else "learner"
+            names.append(f"{kind} {i}")
+        return names + [f"shard {i}" for i in range(self.n_shards)]
+
+
+def make_crew(options: GorilaConfig) -> Crew:
+    """With the numbers that are not said filled in."""
+    n_learners = options.n_learners or usable_cores()
+    n_actors = options.n_actors or n_learners
+    one_replay = options.replay.kind == "global"
+    return Crew(n_actors, n_learners, options.n_shards, options.envs_per_actor, one_replay)
+
+
+@dataclass
+class Shared:
+    """What all processes see at once."""
+
+    crew: Crew
+    server: SharedServer
+    statistics: list[SharedStatistics]  # of the optimiser, by shard
+    counts: Tensor  # [bundles + 1, 2] int64: agent steps, and gradients computed; a row is written by its process alone
+    waits: Tensor  # [replays] int64: agent steps of this attempt before learning from a replay begins
+    clock: Tensor  # [1], what to take from perf_counter to get training seconds
+    replays: list[SharedArrays]  # their state, and their frames if several processes use them
+    locks: list[Tokens | None]  # of each replay; None if one process alone uses it
+    files: Path | None  # the directory of replays that outlive a run
+
+    @property
+    def agent_steps(self) -> int:
+        """Of all actors so far; the last row holds those of earlier attempts."""
+        return int(self.counts.numpy()[:, _AGENT_STEPS].sum())
+
+    def n_gradients_due(self, replay: int, period: int) -> int:
+        """That learners have still to compute from a replay, for the agent steps it has taken."""
+        n_steps, n_computed = self.counts.numpy()[self.crew.users(replay)].sum(0).tolist()
+        return int(max(0, n_steps - int(self.waits[replay])) // period - n_computed)
+
+    def exclusively(self, replay: int) -> AbstractContextManager[Any]:
+        """The lock of a replay, where it needs one."""
+        return self.locks[replay] or nullcontext()
+
+
+def open_replay(config: Config, shared: Shared, index: int, envs: VectorEnv) -> Replay:
+    """A replay as a process sees it: the parent to make and save it, and each of its users."""
+    allocate: Allocate = in_memory
+    if shared.files is not None:
+        allocate = mapped_files(shared.files / str(index))
+    elif shared.locks[index] is not None:
+        allocate = shared.replays[index]
+    return build.make_replay(config, envs, shared.crew.n_envs(index), 0.0, allocate, shared.replays[index])
+
+
+@dataclass
+class Report:
+    """What a process did since its last report."""
+
+    n_agent_steps: int
+    episodes: list[Episode]
+    values: NDArray[np.float64]  # sums of the ValueCheck
+    metrics: dict[str, NDArray[np.float32]]  # per gradient computed
+    n_updates: int  # of theta, by shard 0
+    n_outliers: int  # gradients of these metrics that were not sent
+    n_pushes: int  # gradients that a shard received
+    n_stale: int  # of these, that it dropped
+    lag: dict[str, NDArray[Any]]  # per sample, by unit
+    seconds: dict[str, float]  # by phase
+
+
+@dataclass
+class Notes:
+    """What a process did, kept until it reports: the ledger of its explorer."""
+
+    shared: Shared
+    index: int
+    frame_skip: int
+    timer: PhaseTimer = field(default_factory=lambda: PhaseTimer(*PHASES))
+    version: int = 0  # of the actor's theta
+    n_agent_steps: int = 0
+    episodes: list[Episode] = field(default_factory=list)
+    values: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    metrics: list[dict[str, Tensor | float]] = field(default_factory=list)
+    n_updates: int = 0
+    n_outliers: int = 0
+    n_pushes: int = 0
+    n_stale: int = 0
+    lags: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+
+    def now(self, version: int) -> Stamp:
+        """Where the run stands, at that version."""
+        seconds = time.perf_counter() - float(self.shared.clock[0])
+        return Stamp(version, self.shared.agent_steps * self.frame_skip, seconds)
+
+    def stamp(self) -> Stamp:
+        """Now; the version is that of the actor's policy."""
+        return self.now(self.version)
+
+    def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
+        """Counts for everybody to see."""
+        self.shared.counts.numpy()[self.index, _AGENT_STEPS] += n_agent_steps
+        self.n_agent_steps += n_agent_steps
+        self.episodes.extend(episodes)
+
+    def report(self) -> Report:
+        """All of it, as arrays; and begins anew."""
+        keys = self.metrics[0] if self.metrics else ()
+        metrics = {key: np.array([float(m[key]) for m in self.metrics], dtype=np.float32) for key in keys}
+        lag = {unit: np.concatenate([lag[unit] for lag in self.lags]) for unit in (self.lags[0] if self.lags else ())}
+        numbers = (self.n_updates, self.n_outliers, self.n_pushes, self.n_stale)
+        report = Report(self.n_agent_steps, self.episodes, self.values, metrics, *numbers, lag, self.timer.take())
+        self.n_agent_steps, self.episodes, self.values, self.metrics, self.lags = 0, [], np.zeros(3), [], []
+        self.n_updates = self.n_outliers = self.n_pushes = self.n_stale = 0
+        return report
+
+
+# --- the bundles ------------------------------------------------------------------------------------------------------
+
+
+class LossWatch:
+    """Knows losses that are far above what is usual, by a running mean and deviation of all that it was shown.
+
+    Args:
+        max_deviations: k; None: no loss is too large.
+        decay: of the running moments.
+    """
+
+    def __init__(self, max_deviations: float | None, decay: float = 0.999) -> None:
+        self._max_deviations = max_deviations
+        self._decay = decay
+        self._mean = self._square = 0.0
+        self._n = 0
+
+    def is_outlier(self, loss: float) -> bool:
+        """Whether this loss lies more than k deviations above the mean of those before it; never of the first 100."""
+        weight = max(1.0 - self._decay, 1.0 / (self._n + 1))
+        deviation = max(self._square - self._mean**2, 0.0) ** 0.5
+        known = self._max_deviations is not None and self._n >= _LOSSES_BEFORE_JUDGING
+        found = known and loss > self._mean + (self._max_deviations or 0.0) * deviation
+        self._mean += weight * (loss - self._mean)
+        self._square += weight * (loss**2 - self._square)
+        self._n += 1
+        return found
+
+
+class Actor:
+    """Acts under a copy of theta.
+
+    Args:
+        config: of the run.
+        shared: theta and what goes with it.
+        index: of the process.
+        attempt: of the run; each has games of its own.
+        replay: that takes the steps.
+        envs: of this actor.
+        notes: gets counts and times.
+    """
+
+    def __init__(
+        self, config: Config, shared: Shared, index: int, attempt: int, replay: Replay, envs: VectorEnv, notes: Notes
+    ) -> None:
+        self.options: GorilaConfig = config.algo
+        self.shared = shared
+        self.notes = notes
+        device = torch.device("cpu")
+        network: QNetwork = build.make_q_network(config, envs, device)
+        self.parameters = FlatParameters(network)
+        self.transport = SharedMemoryTransport(shared.server)
+        self.explorer = Explorer(
+            envs,
+            network,
+            replay,
+            np.random.default_rng(sequence(config.seed, Stream.ACTIONS, attempt, index)),
+            self.options.gamma,
+            device,
+            notes,
+            first_env_id=index // shared.crew.n_replays * self.options.envs_per_actor,
+            exclusively=shared.exclusively(index % shared.crew.n_replays),
+        )
+        self.n_since_refresh = self.options.refresh_period_agent_steps
+
+    def step(self) -> None:
+        """One step of its environments."""
+        if self.n_since_refresh >= self.options.refresh_period_agent_steps:
+            self.n_since_refresh = 0
+            self.notes.version = int(self.transport.fetch(self.parameters.values.data)[0])
+        self.n_since_refresh += self.explorer.step(epsilon_at(self.options, int(self.shared.server.versions[0])))
+        self.notes.values += self.explorer.check.take()
+
+
+class Learner:
+    """Computes gradients and sends them.
+
+    Args:
+        config: of the run.
+        shared: theta and what goes with it.
+        index: of the process.
+        attempt: of the run.
+        replay: to draw from.
+        envs: like those that are learnt.
+        notes: gets figures and times.
+    """
+
+    def __init__(
+        self, config: Config, shared: Shared, index: int, attempt: int, replay: Replay, envs: VectorEnv, notes: Notes
+    ) -> None:
+        self.options: GorilaConfig = config.algo
+        self.shared = shared
+        self.index = index
+        self.notes = notes
+        self.replay = replay
+        self.exclusively = shared.exclusively(index % shared.crew.n_replays)
+        device = torch.device("cpu")
+        self.network: QNetwork = build.make_q_network(config, envs, device)
+        self.parameters = FlatParameters(self.network)
+        self.target_network: QNetwork = build.make_q_network(config, envs, device)
+        self.target_parameters = FlatParameters(self.target_network)
+        self.target_versions: Sequence[int] | None = None
+        self.transport = SharedMemoryTransport(shared.server, index)
+        self.learning_rate_at = build.make_schedule(config)
+        self.watch = LossWatch(self.options.max_loss_deviations)
+        self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY, attempt, index))
+
+    def learn(self) -> None:
+        """One gradient; sent, unless its loss is an outlier. There has to be room in the transport."""
+        options, notes = self.options, self.notes
+        self.shared.counts.numpy()[self.index, _GRADIENTS] += 1
+        if self.target_versions != self.transport.target_versions:
+            self.target_versions = self.transport.fetch(self.target_parameters.values.data, target=True).tolist()
+        versions = self.transport.fetch(self.parameters.values.data)
+        with self.exclusively:
+            sample = self.replay.sample(options.replay.batch_size, self.sampling)
+        self.parameters.zero_gradients()
+        found = q_backward(
+            self.network,
+            self.target_network,
+            sample,
+            double=options.double,
+            clip=options.td_error_clip,
+            reduction=options.loss_reduction,
+        )
+        gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
+        learning_rate = self.learning_rate_at(self.shared.agent_steps * notes.frame_skip)
+        notes.metrics.append({**found.figures(), "gradient_norm": gradient_norm, "learning_rate": learning_rate})
+        if self.watch.is_outlier(float(found.loss)):
+            notes.n_outliers += 1
+        else:
+            self.transport.push(self.parameters.gradients, versions, sample.origins())
+        notes.timer.lap("train")
+
+
+class Bundle:
+    """A process beside the shards: an actor, a learner, or both.
+
+    Args:
+        config: of the run.
+        shared: theta and what goes with it.
+        index: of the process.
+        attempt: of the run.
+    """
+
+    def __init__(self, config: Config, shared: Shared, index: int, attempt: int) -> None:
+        crew = shared.crew
+        self.options: GorilaConfig = config.algo
+        self.shared = shared
+        self.replay_index = index % crew.n_replays
+        self.notes = Notes(shared, index, config.env.frame_skip)
+        self.envs = build.make_envs(
+            config, crew.envs_per_actor, sequence(config.seed, Stream.ENVIRONMENTS, attempt, index), n_threads=1
+        )
+        self.replay = open_replay(config, shared, self.replay_index, self.envs)
+        parts = (config, shared, index, attempt, self.replay, self.envs, self.notes)
+        self.actor = Actor(*parts) if index < crew.n_actors else None
+        self.learner = Learner(*parts) if index < crew.n_learners else None
+        n_others = len([user for user in crew.users(self.replay_index) if user != index and user < crew.n_learners])
+        self.slack = 2 * n_others  # gradients that actors leave to other processes, so that none has to wait
+
+    def work(self) -> None:
+        """A gradient if one is due, else a step; or a wait for those who are behind."""
+        n_due = 0
+        if len(self.replay) > 0:
+            n_due = self.shared.n_gradients_due(self.replay_index, self.options.update_period_agent_steps)
+        if self.learner is not None and n_due > 0:
+            if self.learner.transport.room(_SECONDS_TO_WAIT):
+                self.notes.timer.lap("wait")
+                self.learner.learn()
+        elif self.actor is not None and n_due <= self.slack:
+            self.actor.step()
+        else:
+            time.sleep(0.001)
+            self.notes.timer.lap("wait")
+
+
+def epsilon_at(options: GorilaConfig, version: int) -> float:
+    """The probability of exploring after so many updates."""
+    return linear(options.epsilon_start, options.epsilon_end, version, options.epsilon_horizon_updates)
+
+
+# --- the parameter server ---------------------------------------------------------------------------------------------
+
+
+class Shard:
+    """Owns a part of theta and what the optimiser remembers of it; applies gradients one by one as they come.
+
+    Args:
+        config: of the run.
+        shared: theta and what goes with it.
+        index: s.
+    """
+
+    def __init__(self, config: Config, shared: Shared, index: int) -> None:
+        self.options: GorilaConfig = config.algo
+        self.server = shared.server
+        self.index = index
+        self.counts_updates = index == 0  # one of them does, and measures their lag: all get the same gradients
+        self.measures_lag = config.lag.enabled and self.counts_updates
+        self.notes = Notes(shared, shared.crew.n_bundles, config.env.frame_skip)
+        self.port = Port(shared.server, index)
+        self.part = shared.server.parts[index]
+        self.theta = nn.Parameter(shared.server.theta[self.part])
+        self.optimizer = build.make_optimizer(self.options.optimizer, self.theta)
+        shared.statistics[index].lend(self.optimizer)
+        self.learning_rate_at = build.make_schedule(config)
+
+    def serve(self) -> None:
+        """One gradient, if one comes soon."""
+        push = self.port.receive(_SECONDS_TO_WAIT)
+        self.notes.timer.lap("wait")
+        if push is None:
+            return
+        staleness = int(self.server.versions[self.index]) - push.version
+        limit = self.options.max_staleness_updates
+        self.notes.n_pushes += 1
+        if limit is not None and staleness > limit:
+            self.notes.n_stale += 1
+        else:
+            self._apply(push.gradient, staleness, push.samples)
+        self.port.done(push)
+        self.notes.timer.lap("train")
+
+    def _apply(self, gradient: Tensor, staleness: int, samples: NDArray[np.float64]) -> None:
+        server, index = self.server, self.index
+        now = self.notes.now(int(server.versions[index]))
+        self.notes.n_updates += self.counts_updates
+        if self.measures_lag:
+            lag = lag_of(samples, now) | {"gradient_staleness_updates": np.array([staleness])}
+            self.notes.lags.append(lag)
+        set_learning_rate(self.optimizer, self.learning_rate_at(now.frames))
+        self.theta.grad = gradient
+        with torch.no_grad(), server.locks[index]:
+            self.optimizer.step()
+            server.versions[index] += 1
+            if int(server.versions[index]) % self.options.target_period_updates == 0:
+                server.target[self.part].copy_(self.theta)
+                server.target_versions[index] = server.versions[index]
+
+
+def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
+    """The life of a process: of bundle i, or of shard s, which come after the bundles."""
+    torch.set_num_threads(1)
+    n_bundles = shared.crew.n_bundles
+    if index >= n_bundles:
+        shard = Shard(config, shared, index - n_bundles)
+        while link.going(shard.notes.report):
+            shard.serve()
+        return
+    bundle = Bundle(config, shared, index, attempt)
+    try:
+        while link.going(bundle.notes.report):
+            bundle.work()
+    finally:
+        bundle.envs.close()
+
+
+# --- the parent -------------------------------------------------------------------------------------------------------
+
+
+class Record:
+    """Keeps the session's record of what the processes report."""
+
+    def __init__(self, config: Config, session: Session, replays: Sequence[Replay]) -> None:
+        self.options: GorilaConfig = config.algo
+        self.session = session
+        self.replays = replays
+        self._values = np.zeros(3)
+        self._computed = self._outliers = self._pushes = self._stale = 0
+
+    def add(self, report: Report) -> None:
+        """Takes a report."""
+        session = self.session
+        session.count(report.n_agent_steps, report.episodes)
+        session.counters.updates += report.n_updates
+        session.timer.add(report.seconds)
+        if report.metrics:
+            metrics = {key: torch.from_numpy(figures) for key, figures in report.metrics.items()}
+            session.updated(metrics, n_updates=0)
+            self._computed += len(report.metrics["loss"])
+        if report.lag:
+            session.lag.add(**report.lag)
+        self._values += report.values
+        self._outliers += report.n_outliers
+        self._pushes += report.n_pushes
+        self._stale += report.n_stale
+
+    def gauges(self) -> dict[str, float]:
+        """Columns of metrics.csv."""
+        figures: dict[str, float] = value_figures(self._values)
+        figures["epsilon"] = epsilon_at(self.options, self.session.counters.updates)
+        figures["replay_agent_steps"] = sum(len(replay) for replay in self.replays)
+        if self._computed:
+            figures["discarded_outlier_share"] = self._outliers / self._computed
+        if self._pushes:
+            figures["discarded_stale_share"] = self._stale / self._pushes
+        self._values = np.zeros(3)
+        self._computed = self._outliers = self._pushes = self._stale = 0
+        return figures
+
+
+def train(config: Config, session: Session) -> None:
+    """Starts the processes and keeps the record of what they do."""
+    options: GorilaConfig = config.algo
+    crew = make_crew(options)
+    envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION), n_threads=1)
+    try:
+        network: QNetwork = build.make_q_network(config, envs, torch.device("cpu"))
+        shared = make_shared(config, crew, network, session.directory / "replay", envs)
+        replays = [open_replay(config, shared, index, envs) for index in range(crew.n_replays)]
+    finally:
+        envs.close()
+    record = Record(config, session, replays)
+    session.gauges = record.gauges
+    arguments = [(config, shared, index, session.attempt) for index in range(crew.n_bundles + crew.n_shards)]
+    with Workers(worker_main, arguments, record.add, config.worker_silence_seconds, crew.names) as workers:
+
+        @contextmanager
+        def standstill() -> Iterator[None]:
+            with workers.standstill():
+                yield
+                shared.clock[0] = time.perf_counter() - session.wall_seconds  # evaluation is outside it
+
+        with standstill():  # until all are ready
+            parts: dict[str, Part] = {f"statistics_{i}": part for i, part in enumerate(shared.statistics)}
+            parts |= {f"replay_{i}": replay for i, replay in enumerate(replays)}
+            session.restore(network=network, server=shared.server, **parts)
+            shared.counts[-1, _AGENT_STEPS] = session.counters.agent_steps
+            wanted = -(-options.replay.learning_starts_agent_steps // crew.n_replays)
+            for index, replay in enumerate(replays):
+                shared.waits[index] = max(0, wanted - len(replay))
+        while session.running(standstill):
+            workers.poll(0.1)
+
+
+def make_shared(config: Config, crew: Crew, network: QNetwork, directory: Path, envs: VectorEnv) -> Shared:
+    """What the processes are to share; theta becomes the memory of the network's parameters."""
+    options: GorilaConfig = config.algo
+    theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
+    server = SharedServer(theta, crew.n_shards, crew.n_learners, (options.replay.batch_size, 4))
+    optimizers = [build.make_optimizer(options.optimizer, nn.Parameter(theta[part])) for part in server.parts]
+    files = directory if options.replay.storage == "memmap" else None
+    if files is not None:
+        n_bytes = sum(build.replay_bytes(config, envs, crew.n_envs(i)) for i in range(crew.n_replays))
+        check_disk(n_bytes, files, "the replays", "lower algo.replay.capacity_agent_steps")
+    return Shared(
+        crew,
+        server,
+        [SharedStatistics(optimizer) for optimizer in optimizers],
+        counts=_zeros(crew.n_bundles + 1, 2),
+        waits=_zeros(crew.n_replays),
+        clock=_zeros(1).double().share_memory_(),  # type: ignore[no-untyped-call]
+        replays=[SharedArrays() for _ in range(crew.n_replays)],
+        locks=[Tokens(1) if len(crew.users(i)) > 1 else None for i in range(crew.n_replays)],
+        files=files,
+    )
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for what cannot run."""
+    if config.device != "cpu":
+        raise ConfigError(f"algo=gorila runs its bundles on CPU cores: device={config.device} is for algo=dqn.")
+    crew = make_crew(config.algo)
+    build.check_replay(config, crew.n_envs(0), crew.n_replays)
+
+
+def workload(config: Config) -> Workload:
+    """A bundle's batches."""
+    options: GorilaConfig = config.algo
+    return Workload(
+        options.envs_per_actor,
+        1,
+        make_crew(options).n_bundles,
+        replayed_batch=options.replay.batch_size,
+        update_period_agent_steps=options.update_period_agent_steps,
+    )
+
+
+ALGORITHM = Algorithm(GorilaConfig, train, check, workload, build.make_q_network)

@@ -1,0 +1,140 @@
+"""Q-learning from a replay (Mnih et al. 2015; double: van Hasselt et al. 2016), and a look at how it over-estimates."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from a3c_bench.core.networks import QNetwork
+from a3c_bench.core.replay import Sample
+
+REDUCTIONS = ("sum", "mean")
+_UNKNOWN_SHARE = 0.01  # of a discounted return, that a time limit may hide
+
+
+class QGradient(NamedTuple):
+    """What `q_backward` found besides the gradients."""
+
+    loss: Tensor  # scalar, what was differentiated
+    td_errors: Tensor  # [B], target - Q(s_t, a_t)
+
+    def figures(self) -> dict[str, Tensor]:
+        """For the record of the update."""
+        return {"loss": self.loss, "td_error": self.td_errors.abs().mean()}
+
+
+def q_targets(rewards: Tensor, discounts: Tensor, next_q: Tensor, choosing_q: Tensor | None = None) -> Tensor:
+    """y = r + discount Q^-(s', a*): the targets [B].
+
+    Args:
+        rewards: [B], of the whole stretch.
+        discounts: [B], 0 where s' is terminal.
+        next_q: [B, A], Q^-(s', .) of the target network.
+        choosing_q: [B, A], of the network that chooses a*: the online one in Double DQN; None: the target network,
+            whose maximum is then taken.
+    """
+    best = (next_q if choosing_q is None else choosing_q).argmax(-1, keepdim=True)
+    return rewards + discounts * next_q.gather(-1, best).squeeze(-1)
+
+
+def q_loss(td_errors: Tensor, weights: Tensor, clip: float | None, reduction: str) -> Tensor:
+    """reduce[ w h(y - Q) ], a scalar.
+
+    h is half the square up to `clip` and linear beyond it, so that its derivative is the error clipped to +-clip
+    ("Huber"; Mnih et al. 2015 speak of clipping the error).
+
+    Args:
+        td_errors: [B], y - Q(s_t, a_t), with the gradient of Q.
+        weights: [B], importance weights.
+        clip: None: half the square everywhere.
+        reduction: "sum" or "mean" over the batch.
+    """
+    size = td_errors.abs()
+    linear_from = torch.inf if clip is None else clip
+    inner = size.clamp(max=linear_from)
+    losses = weights * (0.5 * inner.square() + inner * (size - inner))
+    return losses.sum() if reduction == "sum" else losses.mean()
+
+
+def q_backward(
+    network: QNetwork, target_network: QNetwork, sample: Sample, *, double: bool, clip: float | None, reduction: str
+) -> QGradient:
+    """Adds the gradient of the loss over a batch to the network's gradients.
+
+    Args:
+        network: Q.
+        target_network: Q^-.
+        sample: B steps; on the networks' device.
+        double: the online network chooses the action whose value the target network gives.
+        clip: see `q_loss`.
+        reduction: see `q_loss`.
+    """
+    with torch.no_grad():
+        next_q = target_network(sample.next_observations)
+        choosing_q = network(sample.next_observations) if double else None
+        targets = q_targets(sample.rewards, sample.discounts, next_q, choosing_q)
+    q = network(sample.observations).gather(-1, sample.actions.unsqueeze(-1)).squeeze(-1)
+    td_errors = targets - q
+    loss = q_loss(td_errors, sample.weights, clip, reduction)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return QGradient(loss.detach(), td_errors.detach())
+
+
+class ValueCheck:
+    """Sets max Q at the states that were visited beside the discounted return that was really obtained from there.
+
+    If the former is larger on average over the same states, the values are over-estimated (van Hasselt et al. 2016).
+    Rewards and ends of episodes are those that are learnt from. Of a game that a time limit cut, only those states
+    count of whose return the limit can hide no more than 1%; a game that is not over counts not yet.
+
+    Args:
+        n_envs: N.
+        gamma: discount per agent step.
+    """
+
+    def __init__(self, n_envs: int, gamma: float) -> None:
+        self._gamma = gamma
+        self._values: list[list[float]] = [[] for _ in range(n_envs)]
+        self._rewards: list[list[float]] = [[] for _ in range(n_envs)]
+        self._sums = np.zeros(3)  # of max Q, of returns, of states
+
+    def add(
+        self,
+        max_q: NDArray[np.floating],
+        rewards: NDArray[np.floating],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        valid: NDArray[np.bool_],
+    ) -> None:
+        """Takes one step of all environments, [N] each; max_q is of the states before it."""
+        for env_id in np.flatnonzero(valid).tolist():
+            self._values[env_id].append(float(max_q[env_id]))
+            self._rewards[env_id].append(float(rewards[env_id]))
+        for env_id in np.flatnonzero(valid & (terminated | truncated)).tolist():
+            self._close(env_id, complete=bool(terminated[env_id]))
+
+    def _close(self, env_id: int, complete: bool) -> None:
+        values, rewards = self._values[env_id], self._rewards[env_id]
+        returns, following = [0.0] * len(rewards), 0.0
+        for t in range(len(rewards) - 1, -1, -1):
+            following = rewards[t] + self._gamma * following
+            returns[t] = following
+        n_known = len(rewards)
+        if not complete:
+            hidden = self._gamma ** np.arange(n_known, 0, -1)  # what a value at the end would weigh at each state
+            n_known = int((hidden <= _UNKNOWN_SHARE).sum())
+        self._sums += (sum(values[:n_known]), sum(returns[:n_known]), n_known)
+        self._values[env_id], self._rewards[env_id] = [], []
+
+    def take(self) -> NDArray[np.float64]:
+        """Sums of max Q, of returns and of states since the last call, [3]; of several checks they may be added up."""
+        sums, self._sums = self._sums, np.zeros(3)
+        return sums
+
+
+def value_figures(sums: NDArray[np.float64]) -> dict[str, Any]:
+    """Columns of metrics.csv from the sums of a `ValueCheck`; none if no state counts."""
+    max_q, returns, n_states = sums.tolist()
+    return {"max_q": max_q / n_states, "discounted_return": returns / n_states} if n_states else {}

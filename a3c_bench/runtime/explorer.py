@@ -1,0 +1,80 @@
+"""Exploring: an environment batch under an epsilon-greedy policy, into a replay."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from a3c_bench.core.networks import QNetwork
+from a3c_bench.core.q_learning import ValueCheck
+from a3c_bench.core.replay import Replay
+from a3c_bench.envs import VectorEnv
+from a3c_bench.runtime.actor import Ledger
+
+
+class Explorer:
+    """Steps B environments epsilon-greedily and puts what comes of it into a replay.
+
+    Args:
+        envs: B of them; closed by whoever made them.
+        network: gives Q.
+        replay: of these environments, and perhaps of others.
+        generator: decides when to explore, and how.
+        gamma: of the returns that max Q is compared with.
+        device: of the network.
+        ledger: gets counts and times.
+        first_env_id: of these environments in the replay.
+        exclusively: entered while the replay is written to.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        network: QNetwork,
+        replay: Replay,
+        generator: np.random.Generator,
+        gamma: float,
+        device: torch.device,
+        ledger: Ledger,
+        first_env_id: int = 0,
+        exclusively: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self._envs = envs
+        self._network = network
+        self._replay = replay
+        self._generator = generator
+        self._device = device
+        self._ledger = ledger
+        self._env_ids = np.arange(first_env_id, first_env_id + envs.n_envs)
+        self._exclusively = exclusively or nullcontext()
+        self._observations = envs.reset()
+        self._started = False
+        self.check = ValueCheck(envs.n_envs, gamma)
+
+    @torch.no_grad()
+    def step(self, epsilon: float) -> int:
+        """One step of every environment; gives the agent steps that it was (phantoms left out)."""
+        ledger, timer, n_envs = self._ledger, self._ledger.timer, self._envs.n_envs
+        if not self._started:  # here and not before: a checkpoint may have been loaded into the replay meanwhile
+            self._started = True
+            with self._exclusively:
+                self._replay.start(self._observations, self._env_ids)
+        stamp = ledger.stamp()
+        max_q, greedy = self._network(torch.from_numpy(self._observations).to(self._device)).max(-1)
+        explores = self._generator.random(n_envs) < epsilon
+        anything = self._generator.integers(self._envs.n_actions, size=n_envs)
+        actions = np.where(explores, anything, greedy.cpu().numpy())
+        timer.lap("predict")
+        step = self._envs.step(actions)
+        timer.lap("simulate")
+        n_valid = int(step.valid.sum())
+        ledger.count(n_valid, step.episodes)
+        outcome = (step.rewards, step.terminated, step.truncated, step.valid)
+        self.check.add(max_q.cpu().numpy(), *outcome)
+        with self._exclusively:
+            frames = ledger.stamp().frames
+            self._replay.add(self._env_ids, step.observations, actions, *outcome, stamp, frames)
+        self._observations = step.observations
+        timer.lap("predict")
+        return n_valid

@@ -1,0 +1,166 @@
+"""Between learners and the shards of a parameter server: `Transport` is the learner's end, `Port` the shard's.
+
+Here both share memory. A learner has one mailbox, with room for one gradient; each shard takes its part of it, and when
+all have done so there is room for the next. Tokens say that a gradient has come and that it was taken, so nobody polls.
+Nothing is pickled: what passes is written once and read where it stands.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from a3c_bench.runtime.tokens import Tokens
+
+
+class Transport(Protocol):
+    """What learners and actors know of the parameter server; another implementation may cross machines."""
+
+    def fetch(self, into: Tensor, target: bool = False) -> NDArray[np.int64]:
+        """Copies the parameters, or those of the target network, into a vector [P]; gives the shards' versions [S]."""
+
+    def room(self, timeout: float) -> bool:
+        """Waits until the last gradient was taken by all shards, or `timeout` seconds; says which of the two it was."""
+
+    def push(self, gradient: Tensor, versions: NDArray[np.int64], samples: NDArray[np.float64]) -> None:
+        """Sends a gradient [P], and goes on at once; there has to be `room`.
+
+        Args:
+            gradient: is copied.
+            versions: [S], that `fetch` gave with the parameters it was computed at.
+            samples: [B, K], told of the samples it was computed from.
+        """
+
+
+class Push(NamedTuple):
+    """What a shard gets of a gradient."""
+
+    learner: int
+    gradient: Tensor  # of this shard's parameters; valid until `Port.done`
+    version: int  # of this shard, that it was computed at
+    samples: NDArray[np.float64]  # [B, K]
+
+
+class SharedServer:
+    """The memory that all share. Made by the parent; workers get it as an argument.
+
+    Args:
+        theta: [P], in shared memory; shard s owns the s-th of S parts of about equal length.
+        n_shards: S.
+        n_learners: who may push.
+        samples_shape: (B, K).
+    """
+
+    def __init__(self, theta: Tensor, n_shards: int, n_learners: int, samples_shape: tuple[int, int]) -> None:
+        bounds = np.linspace(0, len(theta), n_shards + 1).astype(int).tolist()
+        self.parts = [slice(start, end) for start, end in itertools.pairwise(bounds)]
+        self.theta = theta
+        self.target = _shared(theta.clone())  # parameters of the target network
+        self.versions = _shared(torch.zeros(n_shards, dtype=torch.int64))  # gradients that each shard has applied
+        self.target_versions = _shared(torch.zeros(n_shards, dtype=torch.int64))  # when each renewed its part of target
+        self.gradients = _shared(torch.zeros(n_learners, len(theta)))
+        self.fetched = _shared(torch.zeros((n_learners, n_shards), dtype=torch.int64))
+        self.samples = _shared(torch.zeros((n_learners, *samples_shape), dtype=torch.float64))
+        self.waiting = _shared(torch.zeros((n_learners, n_shards), dtype=torch.bool))
+        self.locks = [Tokens(1) for _ in range(n_shards)]  # of a shard's part of theta and target, and versions
+        self.arrived = [Tokens(0) for _ in range(n_shards)]
+        self.taken = [Tokens(n_shards) for _ in range(n_learners)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The target network's parameters, and the versions; theta is saved as a network."""
+        return {"target": self.target, "versions": self.versions, "target_versions": self.target_versions}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on from there, in place."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+
+class SharedMemoryTransport:
+    """A learner's, or an actor's, end: a `Transport`.
+
+    Args:
+        server: shared.
+        learner: whose mailbox it is; None: it never pushes.
+    """
+
+    def __init__(self, server: SharedServer, learner: int | None = None) -> None:
+        self._server = server
+        self._learner = learner
+        self._n_taken = 0  # shards that took the last gradient
+
+    @torch.no_grad()
+    def fetch(self, into: Tensor, target: bool = False) -> NDArray[np.int64]:
+        """See `Transport`."""
+        server = self._server
+        source, versions = (server.target, server.target_versions) if target else (server.theta, server.versions)
+        fetched = np.zeros(len(server.parts), dtype=np.int64)
+        for shard, part in enumerate(server.parts):
+            with server.locks[shard]:
+                into[part].copy_(source[part])
+                fetched[shard] = int(versions[shard])
+        return fetched
+
+    @property
+    def target_versions(self) -> Sequence[int]:
+        """Of the target network that `fetch` would give; [S]."""
+        return self._server.target_versions.tolist()
+
+    def room(self, timeout: float) -> bool:
+        """See `Transport`."""
+        assert self._learner is not None
+        while self._n_taken < len(self._server.parts):
+            if not self._server.taken[self._learner].take(timeout):
+                return False
+            self._n_taken += 1
+        return True
+
+    @torch.no_grad()
+    def push(self, gradient: Tensor, versions: NDArray[np.int64], samples: NDArray[np.float64]) -> None:
+        """See `Transport`."""
+        assert self._learner is not None
+        server, learner = self._server, self._learner
+        self._n_taken = 0
+        server.gradients[learner].copy_(gradient)
+        server.fetched.numpy()[learner] = versions
+        server.samples.numpy()[learner] = samples
+        server.waiting[learner] = True
+        for arrived in server.arrived:
+            arrived.give()
+
+
+class Port:
+    """A shard's end.
+
+    Args:
+        server: shared.
+        shard: s.
+    """
+
+    def __init__(self, server: SharedServer, shard: int) -> None:
+        self._server = server
+        self._shard = shard
+        self._last = 0  # learner that was served
+
+    def receive(self, timeout: float) -> Push | None:
+        """The next gradient, of each learner in turn; None if none comes within `timeout` seconds."""
+        server, shard = self._server, self._shard
+        if not server.arrived[shard].take(timeout):
+            return None
+        waiting = np.roll(server.waiting.numpy()[:, shard], -self._last - 1)
+        learner = self._last = (int(waiting.argmax()) + self._last + 1) % len(waiting)
+        gradient = server.gradients[learner, server.parts[shard]]
+        return Push(learner, gradient, int(server.fetched[learner, shard]), server.samples.numpy()[learner])
+
+    def done(self, push: Push) -> None:
+        """Lets the learner know that this shard needs its gradient no more."""
+        self._server.waiting[push.learner, self._shard] = False
+        self._server.taken[push.learner].give()
+
+
+def _shared(tensor: Tensor) -> Any:
+    return tensor.share_memory_()  # type: ignore[no-untyped-call]

@@ -1,0 +1,611 @@
+"""Gorila: its update by hand, shards, staleness, outliers, every switch, whole runs with processes, and faults."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from a3c_bench import build
+from a3c_bench.algos import gorila
+from a3c_bench.algos.gorila import (
+    Bundle,
+    Crew,
+    GorilaConfig,
+    GorilaReplayConfig,
+    LossWatch,
+    Record,
+    Shard,
+    Shared,
+    make_crew,
+    make_shared,
+    open_replay,
+)
+from a3c_bench.core.q_learning import q_backward
+from a3c_bench.errors import ConfigError, WorkerError
+from a3c_bench.runtime.directory import read_status
+from a3c_bench.runtime.seeding import Stream, sequence
+from a3c_bench.runtime.session import Session
+from a3c_bench.runtime.workers import Link
+from a3c_bench.schema import (
+    BudgetConfig,
+    Config,
+    EnvConfig,
+    EvaluationConfig,
+    LagConfig,
+    NetworkConfig,
+    OptimizerConfig,
+)
+from a3c_bench.train import check_run, train
+
+REPLAY = GorilaReplayConfig(capacity_agent_steps=600, learning_starts_agent_steps=40, batch_size=8)
+OPTIMIZER = OptimizerConfig(kind="adagrad", lr=0.05, epsilon=1e-3, initial_square=0.1, anneal=False)
+SMALL = Config(
+    algo=GorilaConfig(
+        n_learners=2,
+        n_shards=2,
+        target_period_updates=10,
+        refresh_period_agent_steps=12,
+        epsilon_horizon_updates=50,
+        replay=REPLAY,
+        optimizer=OPTIMIZER,
+    ),
+    env=EnvConfig(id="CartPole-v1"),
+    network=NetworkConfig(hidden_sizes=(8,)),
+    budget=BudgetConfig(frames=1000),
+    evaluation=EvaluationConfig(n_games=2, n_envs=2),
+    metrics_interval_frames=250,
+    checkpoint_interval_seconds=1e-6,
+    progress=False,
+)
+
+
+def with_algo(**changes: Any) -> Config:
+    return replace(SMALL, algo=replace(SMALL.algo, **changes))
+
+
+def with_replay(**changes: Any) -> Config:
+    return with_algo(replay=replace(REPLAY, **changes))
+
+
+class Parts(NamedTuple):
+    """All of a run but its parent and its processes."""
+
+    shared: Shared
+    bundles: list[Bundle]
+    shards: list[Shard]
+
+    def serve(self) -> None:
+        """Every gradient that waits is applied."""
+        while self.shared.server.waiting.any():
+            for shard in self.shards:
+                if self.shared.server.waiting[:, shard.index].any():
+                    shard.serve()
+
+    def run(self, n_updates: int) -> None:
+        """Everybody in turn, so that one seed gives one result."""
+        for _ in range(10_000):
+            for bundle in self.bundles:
+                bundle.work()
+                self.serve()
+            if int(self.shared.server.versions[0]) >= n_updates:
+                return
+        raise AssertionError("nothing is learnt")
+
+
+def make_parts(config: Config, directory: Path = Path("nowhere")) -> Parts:
+    torch.set_num_threads(1)
+    crew = make_crew(config.algo)
+    envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
+    network = build.make_q_network(config, envs, torch.device("cpu"))
+    shared = make_shared(config, crew, network, directory, envs)
+    for index in range(crew.n_replays):
+        open_replay(config, shared, index, envs)
+        shared.waits[index] = -(-config.algo.replay.learning_starts_agent_steps // crew.n_replays)
+    bundles = [Bundle(config, shared, index, attempt=1) for index in range(crew.n_bundles)]
+    return Parts(shared, bundles, [Shard(config, shared, index) for index in range(crew.n_shards)])
+
+
+# --- one update -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+@pytest.mark.parametrize("kind", ["adagrad", "rmsprop"])
+def test_one_update_by_hand(kind: str, n_shards: int) -> None:
+    """The gradient at the learner's theta', clipped, and the shards' formula on what theta has become meanwhile."""
+    optimizer = replace(OPTIMIZER, kind=kind, decay=0.95, centered=True, max_grad_norm=0.5)
+    parts = make_parts(with_algo(n_learners=1, n_shards=n_shards, optimizer=optimizer))
+    parts.run(15)
+    (bundle,), server = parts.bundles, parts.shared.server
+    learner = bundle.learner
+    assert learner is not None
+    generator = np.random.default_rng()
+    generator.bit_generator.state = learner.sampling.bit_generator.state
+    learner.transport.fetch(learner.parameters.values.data)
+    assert torch.equal(learner.parameters.values, server.theta)
+    learner.parameters.zero_gradients()
+    sample = bundle.replay.sample(8, generator)
+    q_backward(learner.network, learner.target_network, sample, double=False, clip=1.0, reduction="sum")
+    gradient = learner.parameters.gradients.clone()
+    gradient *= min(1.0, 0.5 / float(gradient.norm()))
+    states = [shard.optimizer.state[shard.theta] for shard in parts.shards]
+    square = torch.cat([state["sum" if kind == "adagrad" else "square"] for state in states])
+    assert learner.transport.room(0.0)
+    learner.learn()
+    server.theta += 0.1  # somebody else's update
+    if kind == "adagrad":
+        step = 0.05 * gradient / ((square + gradient**2).sqrt() + 1e-3)
+    else:
+        mean = 0.95 * torch.cat([state["mean"] for state in states]) + 0.05 * gradient
+        step = 0.05 * gradient / (0.95 * square + 0.05 * gradient**2 - mean**2 + 1e-3).sqrt()
+    expected = server.theta - step
+    parts.serve()
+    torch.testing.assert_close(server.theta, expected, rtol=1e-4, atol=1e-6)
+    assert server.versions.tolist() == [16] * n_shards
+
+
+def learnt(config: Config, n_updates: int = 40) -> torch.Tensor:
+    parts = make_parts(config)
+    parts.run(n_updates)
+    return parts.shared.server.theta.clone()
+
+
+def test_into_how_many_shards_theta_is_cut_changes_nothing() -> None:
+    one = learnt(with_algo(n_shards=1))
+    for n_shards in (2, 5):
+        torch.testing.assert_close(learnt(with_algo(n_shards=n_shards)), one)
+
+
+def test_one_seed_gives_one_result_if_nothing_runs_at_once() -> None:
+    assert torch.equal(learnt(SMALL), learnt(SMALL))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_algo(n_learners=1),
+        with_algo(n_actors=3),
+        with_algo(envs_per_actor=2),
+        with_algo(gamma=0.5),
+        with_algo(n_step=2),
+        with_algo(double=True),
+        with_algo(dueling=True),
+        with_algo(update_period_agent_steps=2),
+        with_algo(target_period_updates=3),
+        with_algo(td_error_clip=0.1),
+        with_algo(loss_reduction="mean"),
+        with_algo(epsilon_start=0.5),
+        with_algo(epsilon_end=0.9),
+        with_algo(epsilon_horizon_updates=1000),
+        with_replay(kind="global"),
+        with_replay(batch_size=4),
+        with_replay(capacity_agent_steps=30),
+        with_replay(learning_starts_agent_steps=80),
+        with_algo(optimizer=replace(OPTIMIZER, kind="rmsprop")),
+        with_algo(optimizer=replace(OPTIMIZER, kind="adam")),
+        with_algo(optimizer=replace(OPTIMIZER, max_grad_norm=0.01)),
+        with_algo(optimizer=replace(OPTIMIZER, anneal=True)),
+        replace(SMALL, network=replace(SMALL.network, dueling=True)),
+        replace(SMALL, seed=1),
+    ],
+    ids=lambda config: str(config.algo) + str(config.network.dueling) + str(config.seed),
+)
+def test_every_option_changes_what_is_learnt(config: Config) -> None:
+    plain, changed = learnt(SMALL), learnt(config)
+    assert plain.shape != changed.shape or not torch.allclose(plain, changed)
+
+
+# --- who there is -----------------------------------------------------------------------------------------------------
+
+
+def test_bundles_are_the_default() -> None:
+    crew = make_crew(GorilaConfig(n_learners=3))
+    assert crew == Crew(n_actors=3, n_learners=3, n_shards=1, envs_per_actor=1, one_replay=False)
+    assert crew.names == ["bundle 0", "bundle 1", "bundle 2", "shard 0"]
+    assert [crew.users(i) for i in range(crew.n_replays)] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("crew", "names", "users", "n_envs"),
+    [
+        (Crew(3, 1, 2, 2, False), ["bundle 0", "actor 1", "actor 2", "shard 0", "shard 1"], [[0, 1, 2]], [6]),
+        (Crew(1, 3, 1, 1, False), ["bundle 0", "learner 1", "learner 2", "shard 0"], [[0, 1, 2]], [1]),
+        (Crew(5, 2, 1, 4, False), ["bundle 0", "bundle 1", "actor 2", "actor 3", "actor 4", "shard 0"],
+         [[0, 2, 4], [1, 3]], [12, 8]),
+        (Crew(2, 2, 1, 1, True), ["bundle 0", "bundle 1", "shard 0"], [[0, 1]], [2]),
+    ],
+)  # fmt: skip
+def test_numbers_are_free(crew: Crew, names: list[str], users: list[list[int]], n_envs: list[int]) -> None:
+    assert crew.names == names
+    assert [crew.users(i) for i in range(crew.n_replays)] == users
+    assert [crew.n_envs(i) for i in range(crew.n_replays)] == n_envs
+
+
+@pytest.mark.parametrize("kind", ["local", "global"])
+@pytest.mark.parametrize(("n_actors", "n_learners"), [(2, 2), (3, 1), (1, 3), (3, 2)])
+def test_gradients_keep_step_with_agent_steps(n_actors: int, n_learners: int, kind: str) -> None:
+    """One for four agent steps of a replay, but for those that are due at this moment; and every step is stored."""
+    config = with_algo(n_actors=n_actors, n_learners=n_learners, replay=replace(REPLAY, kind=kind))
+    parts = make_parts(config)
+    parts.run(60)
+    crew, counts = parts.shared.crew, parts.shared.counts.numpy()
+    for index in range(crew.n_replays):
+        users = crew.users(index)
+        n_steps, n_gradients = counts[users].sum(0)
+        due = (n_steps - -(-40 // crew.n_replays)) // 4
+        assert -n_learners < due - n_gradients <= 2 * n_learners + 1
+        assert 0 <= n_steps - len(parts.bundles[users[0]].replay) <= crew.n_envs(index)
+    assert (counts[n_actors:, 0] == 0).all()
+    assert (counts[n_learners:, 1] == 0).all()
+    assert (counts[:n_actors, 0] > 0).all()
+
+
+def test_a_shared_replay_holds_what_all_actors_did() -> None:
+    parts = make_parts(with_algo(n_actors=3, n_learners=1, envs_per_actor=2))
+    parts.run(20)
+    replay = parts.bundles[2].replay
+    sample = replay.sample(500, np.random.default_rng(0))
+    assert set((sample.indices % replay.n_envs).tolist()) == set(range(6))
+    x, v, angle, angular_velocity = sample.observations.T  # the laws of CartPole: no step leads into another game
+    torch.testing.assert_close(sample.next_observations[:, 0], x + 0.02 * v)
+    torch.testing.assert_close(sample.next_observations[:, 2], angle + 0.02 * angular_velocity)
+
+
+# --- the target network, actors' copies, and epsilon ------------------------------------------------------------------
+
+
+def test_the_target_network_is_renewed_by_the_server() -> None:
+    parts = make_parts(with_algo(n_learners=1))
+    server, (bundle,) = parts.shared.server, parts.bundles
+    assert bundle.learner is not None
+    target, theta_then = server.target.clone(), server.theta.clone()
+    for version in range(1, 31):
+        parts.run(version)
+        theta_now = server.theta.clone()
+        if version % 10 == 0:
+            assert torch.equal(server.target, theta_now)
+            assert not torch.equal(theta_now, theta_then)
+            target = theta_now
+        assert torch.equal(server.target, target)
+        if version % 10 == 1:  # the learner's next gradient uses it
+            assert torch.equal(bundle.learner.target_parameters.values, target)
+
+
+def test_actors_refresh_their_copy_now_and_then() -> None:
+    parts = make_parts(with_algo(n_learners=1))
+    (bundle,) = parts.bundles
+    actor = bundle.actor
+    assert actor is not None
+    changes, versions = [], []
+    for step in range(60):
+        before = actor.parameters.values.detach().clone()
+        parts.shared.server.theta += 0.01
+        parts.shared.server.versions += 1
+        actor.step()
+        if not torch.equal(before, actor.parameters.values):
+            changes.append(step)
+            versions.append(bundle.notes.version)
+    assert np.diff(changes).min() >= 12  # phantom steps make it a little more
+    assert np.diff(changes).max() <= 15
+    assert versions == [step + 1 for step in changes]
+
+
+def test_epsilon_falls_with_the_updates_of_the_server() -> None:
+    options = GorilaConfig(epsilon_start=1.0, epsilon_end=0.2, epsilon_horizon_updates=100)
+    assert [gorila.epsilon_at(options, n) for n in (0, 50, 100, 500)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+
+
+# --- staleness and outliers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("k", "limit", "kept"), [(0, 0, True), (1, 0, False), (3, None, True), (3, 3, True), (3, 2, False)]
+)
+def test_staleness_is_what_others_applied_meanwhile(
+    k: int, limit: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts(with_algo(max_staleness_updates=limit))
+    parts.run(10)
+    server = parts.shared.server
+    first, second = (bundle.learner for bundle in parts.bundles)
+    assert first is not None
+    assert second is not None
+    fetch = first.transport.fetch
+
+    def fetch_and_fall_behind(into: torch.Tensor, target: bool = False) -> Any:
+        versions = fetch(into, target)
+        for _ in range(0 if target else k):
+            assert second.transport.room(0.0)
+            second.learn()
+            parts.serve()
+        return versions
+
+    monkeypatch.setattr(first.transport, "fetch", fetch_and_fall_behind)
+    for shard in parts.shards:
+        shard.notes.report()
+    before, theta = server.versions.clone(), server.theta.clone()
+    assert first.transport.room(0.0)
+    first.learn()
+    if k == 0:
+        assert torch.equal(server.theta, theta)
+    theta = server.theta.clone()
+    parts.serve()
+    assert torch.equal(server.theta, theta) != kept
+    assert (server.versions - before).tolist() == [k + kept] * 2
+    reports = [shard.notes.report() for shard in parts.shards]
+    assert [report.n_pushes for report in reports] == [k + 1] * 2
+    assert [report.n_stale for report in reports] == [int(not kept)] * 2
+    assert [report.n_updates for report in reports] == [k + kept, 0]
+    staleness = reports[0].lag["gradient_staleness_updates"].tolist() if reports[0].lag else []
+    assert staleness == [0] * k + [k] * kept
+    assert first.transport.room(0.0)  # taken, whatever became of it
+
+
+def test_lag_is_measured_when_a_gradient_is_applied() -> None:
+    parts = make_parts(with_algo(n_learners=1))
+    parts.run(10)
+    (bundle,) = parts.bundles
+    assert bundle.learner is not None
+    bundle.learner.learn()
+    waiting = parts.shared.server.samples[0].numpy().copy()
+    parts.shared.counts[-1, 0] += 1000  # others went on
+    parts.shards[0].notes.report()
+    parts.serve()
+    lag = parts.shards[0].notes.report().lag
+    frames = parts.shared.agent_steps
+    np.testing.assert_array_equal(lag["lag_updates"], 10 - waiting[:, 0])
+    np.testing.assert_array_equal(lag["lag_frames"], frames - waiting[:, 1])
+    np.testing.assert_array_equal(lag["replay_age_frames"], frames - waiting[:, 3])
+    assert lag["replay_age_frames"].min() >= 1000
+    silent = make_parts(replace(SMALL, lag=LagConfig(enabled=False)))
+    silent.run(5)
+    assert silent.shards[0].notes.lags == []
+
+
+def test_losses_far_above_the_mean_are_outliers() -> None:
+    watch = LossWatch(3.0)
+    rng = np.random.default_rng(0)
+    assert not watch.is_outlier(1e6)  # nothing is known yet
+    watch = LossWatch(3.0)
+    assert not any(watch.is_outlier(float(loss)) for loss in rng.uniform(0.0, 2.0, 500))  # sd 0.58: up to 1 + 1.73
+    assert not watch.is_outlier(2.6)
+    assert watch.is_outlier(3.0)
+    assert not watch.is_outlier(-5.0)  # below the mean is no reason
+    never = LossWatch(None)
+    assert not any(never.is_outlier(loss) for loss in [1.0] * 200 + [1e9])
+
+
+def test_what_is_usual_changes() -> None:
+    watch = LossWatch(3.0, decay=0.9)
+    for _ in range(200):
+        watch.is_outlier(1.0)
+    assert watch.is_outlier(10.0)
+    for _ in range(100):
+        watch.is_outlier(10.0)
+    assert not watch.is_outlier(10.0)
+
+
+def test_a_gradient_of_an_outlier_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = make_parts(with_algo(n_learners=1))
+    parts.run(10)
+    (bundle,) = parts.bundles
+    learner = bundle.learner
+    assert learner is not None
+    bundle.notes.report()
+    losses: list[float] = []
+    monkeypatch.setattr(learner.watch, "is_outlier", lambda loss: losses.append(loss) or True)
+    assert learner.transport.room(0.0)
+    learner.learn()
+    assert not parts.shared.server.waiting.any()
+    assert learner.transport.room(0.0)
+    report = bundle.notes.report()
+    assert report.n_outliers == 1
+    assert report.metrics["loss"].tolist() == pytest.approx(losses)  # it is in the record all the same
+
+
+def test_the_record_adds_up_what_was_discarded() -> None:
+    class FakeSession:
+        counters = type("Counters", (), {"updates": 5})()
+
+    record = Record(SMALL, FakeSession(), [])  # type: ignore[arg-type]
+    record._computed, record._outliers, record._pushes, record._stale = 10, 1, 8, 2
+    record._values = np.array([6.0, 3.0, 3.0])
+    expected = {"max_q": 2.0, "discounted_return": 1.0, "epsilon": 0.91, "replay_agent_steps": 0,
+                "discarded_outlier_share": 0.1, "discarded_stale_share": 0.25}  # fmt: skip
+    assert record.gauges() == pytest.approx(expected)
+    assert set(record.gauges()) == {"epsilon", "replay_agent_steps"}
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (replace(SMALL, device="cuda"), "runs its bundles on CPU cores: device=cuda is for algo=dqn"),
+        (with_replay(capacity_agent_steps=7), "capacity_agent_steps=7 is smaller than a batch of 8"),
+        (with_replay(learning_starts_agent_steps=1000), "is not below the budget of 1000 agent steps"),
+        (with_replay(kind="both"), "algo.replay.kind=both is not known: choose one of local, global"),
+        (with_algo(target_period_updates=0), "target_period_updates=0 must be at least 1"),
+        (with_algo(max_staleness_updates=-1), "max_staleness_updates=-1 must be at least 0"),
+        (with_algo(max_loss_deviations=0.0), "max_loss_deviations=0.0 must be greater than 0"),
+        (with_algo(n_shards=0), "n_shards=0 must be at least 1"),
+        (with_algo(epsilon_end=-0.1), "epsilon_end=-0.1 must be at least 0"),
+        (
+            with_replay(capacity_agent_steps=10**12),
+            r"a replay of 1,000,000,000,000 agent steps, 2 times, needs [\d,]{15,} bytes of memory",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_run_is_refused(config: Config, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("a3c_bench.runtime.machine.resolve_device", torch.device)
+    with pytest.raises(ConfigError, match=sentence):
+        check_run(config)
+
+
+# --- whole runs, with processes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, with_algo(n_actors=1, n_learners=2, n_shards=1, replay=replace(REPLAY, kind="global"))],
+    ids=["bundles", "global"],
+)
+def test_a_run_counts_every_step_and_update(config: Config, tmp_path: Path) -> None:
+    status = train(config, tmp_path)
+    assert status["state"] == "finished"
+    assert multiprocessing.active_children() == []
+    assert status["frames"] >= 1000
+    assert 200 <= status["updates"] <= status["frames"] // 4
+    lag = pd.read_csv(tmp_path / "lag_histogram.csv").groupby("unit").samples.sum()
+    assert set(lag.index) == {
+        *("lag_updates", "lag_frames", "lag_seconds"), "replay_age_frames", "gradient_staleness_updates"
+    }  # fmt: skip
+    assert lag["lag_updates"] == lag["replay_age_frames"] == status["updates"] * 8
+    assert lag["gradient_staleness_updates"] == status["updates"]
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    wanted = ["loss", "td_error", "max_q", "discounted_return", "epsilon", "replay_agent_steps"]
+    assert metrics[[*wanted, "discarded_stale_share", "discarded_outlier_share"]].notna().all(axis=None)
+    episodes = pd.read_csv(tmp_path / "episodes.csv")
+    assert status["agent_steps"] - 2 * 500 <= episodes.episode_length.sum() <= status["agent_steps"]
+    saved = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
+    assert saved["parts"]["server"]["versions"][0] == status["updates"]
+
+
+def test_one_bundle_is_never_stale(tmp_path: Path) -> None:
+    train(replace(with_algo(n_learners=1, n_shards=1), budget=BudgetConfig(frames=800)), tmp_path)
+    lag = pd.read_csv(tmp_path / "lag.csv")
+    assert (lag.gradient_staleness_updates_max == 0).all()
+    assert (lag.replay_age_frames_max > 0).all()
+    assert (lag.lag_seconds_p50 >= 0).all()
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`stop_after(n)` sends SIGTERM to the parent when n updates have been reported."""
+    real = Record.add
+
+    def install(number: int) -> None:
+        def add(record: Record, report: Any) -> None:
+            real(record, report)
+            if record.session.counters.updates >= number:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(Record, "add", add)
+
+    return install
+
+
+@pytest.mark.timeout(300)  # two starts, of three processes each
+def test_a_run_goes_on_with_everything(
+    tmp_path: Path, stop_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters, target network, optimiser state, counters, and replays that are in files."""
+    algo = replace(SMALL.algo, n_shards=1, replay=replace(REPLAY, storage="memmap"))
+    config = replace(SMALL, algo=algo, budget=BudgetConfig(frames=2000))
+    stop_after(100)
+    assert train(config, tmp_path)["state"] == "preempted"
+    saved = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
+    assert sorted(saved["parts"]) == ["network", "replay_0", "replay_1", "server", "statistics_0"]
+    assert (tmp_path / "replay" / "1" / "frames.npy").exists()
+    restored: dict[str, Any] = {}
+    restore = Session.restore
+
+    def keep(session: Session, **parts: Any) -> None:
+        restore(session, **parts)
+        for name, part in parts.items():
+            state = part.state_dict()
+            restored[name] = {key: x.clone() if torch.is_tensor(x) else x for key, x in state.items()}
+            if name.startswith("replay"):
+                restored[f"{name}_steps"] = len(part)
+
+    monkeypatch.setattr(Session, "restore", keep)
+    stop_after(10**9)
+    status = train(config, tmp_path)
+    assert (status["state"], status["attempts"]) == ("finished", 2)
+    for name, part in saved["parts"].items():
+        for key, value in part.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(restored[name][key])), (name, key)
+    stored = restored["replay_0_steps"] + restored["replay_1_steps"]
+    assert 0 <= saved["counters"]["agent_steps"] - stored <= 2
+    assert status["updates"] > saved["counters"]["updates"]
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    assert metrics.frames.is_monotonic_increasing
+    assert metrics.replay_agent_steps.iloc[-1] > stored
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def faulty_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
+    """As worker_main, but the process that the environment names does what it says after 20 updates."""
+    name, what = os.environ["FAULT"].split(": ")
+
+    class FaultyLink:
+        def going(self, report: Callable[[], Any]) -> bool:
+            if shared.crew.names[index] == name and int(shared.server.versions[0]) >= 20:
+                if what == "raise":
+                    raise ZeroDivisionError("by hand")
+                if what == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(1000)
+            return link.going(report)
+
+    gorila.worker_main(FaultyLink(), config, shared, index, attempt)  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("bundle 0: raise", ["Bundle 0 raised ZeroDivisionError: by hand", "Traceback"]),
+        pytest.param("bundle 0: kill", ["Bundle 0 was killed by SIGKILL"], marks=pytest.mark.slow),
+        pytest.param("bundle 0: hang", ["Bundle 0 said nothing for", "in going"], marks=pytest.mark.slow),
+        ("shard 0: kill", ["Shard 0 was killed by SIGKILL"]),
+        ("shard 0: hang", ["Shard 0 said nothing for", "in going"]),
+    ],
+)
+def test_a_fault_ends_the_run_and_the_next_goes_on(
+    fault: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = with_algo(n_learners=1, n_shards=1)  # each process imports torch, for seconds
+    silence = 4.0 if "hang" in fault else 60.0
+    config = replace(few, budget=BudgetConfig(frames=3000), worker_silence_seconds=silence, metrics_interval_frames=50)
+    real = gorila.worker_main
+    monkeypatch.setenv("FAULT", fault)
+    monkeypatch.setattr(gorila, "worker_main", faulty_main)
+    with pytest.raises(WorkerError) as caught:
+        train(config, tmp_path)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert multiprocessing.active_children() == []
+    assert read_status(tmp_path)["state"] == "failed"
+    if fault == "shard 0: kill":
+        saved = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)["counters"]
+        monkeypatch.setattr(gorila, "worker_main", real)
+        status = train(config, tmp_path)
+        assert (status["state"], status["attempts"]) == ("finished", 2)
+        assert status["updates"] > saved["updates"] > 0
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("algo", ["dqn", "gorila"])
+@pytest.mark.parametrize(("env", "solved"), [("cartpole", 475.0), ("catch", 0.95)])
+def test_the_presets_solve_their_environment(env: str, solved: float, algo: str, seed: int, tmp_path: Path) -> None:
+    from a3c_bench.config import compose
+
+    config = compose([f"experiment={env}", f"algo={algo}", f"seed={seed}", "progress=false"])
+    assert train(config, tmp_path)["final"]["evaluation_mean_return"] >= solved
