@@ -57,6 +57,7 @@ def register_schemas() -> None:
         if not (config_directory() / "algo" / f"{name}.yaml").exists():
             store.store(group="algo", name=name, node=node)
     OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("pick", lambda key, values, other: values.get(key, other), replace=True)
     OmegaConf.register_new_resolver("algorithms", lambda: ",".join(algorithm_names()), replace=True)
     for file in sweeps_directory().rglob("*.yaml"):  # not by Hydra's search path, on which all beside them would lie
         group = file.parent.relative_to(sweeps_directory().parent).as_posix()

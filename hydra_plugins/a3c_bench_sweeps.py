@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from a3c_bench.config import compose_points, from_hydra, open_schema, run_directory
-from a3c_bench.launch.options import LocalOptions, SlurmOptions
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -17,6 +15,9 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+from a3c_bench.config import compose_points, from_hydra, open_schema, run_directory
+from a3c_bench.launch.options import LocalOptions, SlurmOptions
 
 ConfigStore.instance().store(group="hydra/launcher", name="local_schema", node=open_schema(LocalOptions))
 ConfigStore.instance().store(group="hydra/launcher", name="slurm_schema", node=open_schema(SlurmOptions))
@@ -37,7 +38,7 @@ class _SweepLauncher(Launcher):
     """Composes every point, then hands the sweep over."""
 
     def __init__(self, **options: Any) -> None:
-        self.options = {
+        self.options: dict[str, Any] = {
             key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for key, value in options.items()
         }

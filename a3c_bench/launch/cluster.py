@@ -49,7 +49,7 @@ def submit(directories: Sequence[Path], options: SlurmOptions, folder: Path, nam
             more = dict(options.additional_parameters) | {"dependency": f"afterany:{ids[-1]}"}
             executor.update_parameters(additional_parameters=_flags(options, more))
         try:
-            jobs = executor.map_array(job, [str(path) for path in part])
+            jobs = executor.map_array(job, [str(path.absolute()) for path in part])
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
             stderr = getattr(error.__cause__, "stderr", None)
@@ -74,13 +74,13 @@ def _executor(options: SlurmOptions, folder: Path, name: str) -> SlurmExecutor:
         "constraint": options.constraint,
         "gpus_per_node": options.gpus_per_node,
         "gres": options.gres,
-        "mem_gb": options.mem_gb,
+        "mem": f"{options.mem_gb}GB" if options.mem_gb else None,
     }
     path = python_path()
     executor.update_parameters(
         **{key: value for key, value in asked.items() if value is not None},
-        name=name,
-        timeout_min=options.timeout_min,
+        job_name=name,
+        time=options.timeout_min,
         cpus_per_task=options.cpus_per_task,
         array_parallelism=options.array_parallelism,
         signal_delay_s=options.signal_delay_s,

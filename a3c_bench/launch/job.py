@@ -57,6 +57,7 @@ class Job:
         logging.basicConfig(
             level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
         )
+        logging.getLogger("submitit").propagate = False  # it prints by itself
         with StopRequest() as stop:
             path = Path(directory)
             log.info("Run directory: %s", path)

@@ -1,6 +1,6 @@
 """Runs on this machine: so many at once, each a process of its own on cores and GPUs of its own.
 
-    python -m a3c_bench.launch.local FILE        what a detached sweep leaves behind: FILE has the options and the runs
+python -m a3c_bench.launch.local FILE        what a detached sweep leaves behind: FILE has the options and the runs
 """
 
 import json
@@ -78,8 +78,10 @@ def run_all(directories: Sequence[Path], options: LocalOptions, folder: Path, st
         stop: told by signals; after a second SIGINT the runs are killed.
     """
     free = slots(options, sorted(os.sched_getaffinity(0)), visible_gpus())
-    shares = f"{len(free[0].cores)} cores" + (f" and GPU {', '.join(free[0].gpus)}" if free[0].gpus else "")
-    log.info("%d runs at once, each with as much as the first: %s.", len(free), shares)
+    share = f"{len(free[0].cores)} core{'s' if len(free[0].cores) > 1 else ''}"
+    if free[0].gpus:
+        share += f" and GPU {', '.join(free[0].gpus)}"
+    log.info("%d at once, each with %s.", len(free), share)
     executor = _Executor(folder)
     waiting = list(directories)
     running: dict[Path, tuple[LocalJob[None], Slot]] = {}
@@ -105,7 +107,7 @@ def run_all(directories: Sequence[Path], options: LocalOptions, folder: Path, st
 
 
 def leave_behind(directories: Sequence[Path], options: LocalOptions, folder: Path) -> int:
-    """Starts a process that runs these directories and needs nobody; gives its id. Its log is local.log in the folder."""
+    """Starts a process that runs these directories and needs nobody; gives its id. Its log is folder/local.log."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"local-{os.getpid()}.json"
     content = {"options": asdict(options), "directories": [str(path) for path in directories], "folder": str(folder)}
@@ -144,7 +146,7 @@ class _Executor(LocalExecutor):
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, slot.cores)  # of this thread: the process that it starts begins with them
         try:
-            job: LocalJob[None] = self.submit(Job(on_slurm=False), str(directory))  # type: ignore[assignment]
+            job: LocalJob[None] = self.submit(Job(on_slurm=False), str(directory.absolute()))  # type: ignore[assignment]
         finally:
             os.sched_setaffinity(0, before)
         write_job(directory, read_job(directory) | {"log": str(job.paths.stdout)})

@@ -16,7 +16,7 @@ class LocalOptions:
     _target_: str = "hydra_plugins.a3c_bench_sweeps.LocalLauncher"
     runs_at_once: int = option(2, at_least=1)  # fewer where there are fewer cores
     cores_per_run: int | None = option(None, at_least=1)  # null: an equal share of the cores this process may use
-    gpus_per_run: int | None = option(None, at_least=0)  # null: an equal share; where runs outnumber GPUs, one is shared
+    gpus_per_run: int | None = option(None, at_least=0)  # null: an equal share, of one GPU if need be
     detach: bool = False  # leave the runs to a process of their own and return
 
 

@@ -1,4 +1,4 @@
-"""What a sweep is to run: each point checked, and its configuration written into its directory, before anything starts."""
+"""What a sweep is to run: each point checked, and its configuration written down, before anything starts."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -75,8 +75,9 @@ def _look(path: Path, queue: Mapping[str, slurm.Queued] | None) -> Standing:
         if entry is not None and entry.script.startswith(job["folder"]):  # else another cluster's of this number
             if not entry.waits:
                 return standing("running", True, "" if said == "running" else "starting")
-            reason = f" ({status['stop_reason']})" if said == "preempted" and "stop_reason" in status else ""
-            return standing("preempted" if said == "preempted" else "queued", True, f"{entry.reason}{reason}")
+            if said != "preempted":
+                return standing("queued", True, entry.reason)
+            return standing("preempted", True, f"{entry.reason}, after {status.get('stop_reason', 'a signal')}")
     if in_use(path):
         return standing("running", True)
     if job.get("launcher") == "local" and _is_alive(job):
@@ -84,8 +85,8 @@ def _look(path: Path, queue: Mapping[str, slurm.Queued] | None) -> Standing:
     if said == "failed":
         return standing("failed", False, str(status.get("error") or "").split("\n")[0])
     if said == "preempted":
-        reason = status.get("stop_reason")
-        return standing("preempted", False, f"{status.get('stop_signal')}{f' ({reason})' if reason else ''}, not queued")
+        because = f" ({status['stop_reason']})" if "stop_reason" in status else ""
+        return standing("preempted", False, f"{status.get('stop_signal')}{because}, not queued")
     if said == "running":
         return standing("failed", False)
     return standing("missing", False)

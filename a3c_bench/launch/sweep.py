@@ -37,8 +37,7 @@ def launch_local(points: Sequence[Point], options: LocalOptions, sweep: Path) ->
     folder = sweep / ".submitit"
     with StopRequest() as stop:
         with _alone(folder):
-            write_down(points)
-            due = _due(points)
+            due = _prepare(points)
             pid = local.leave_behind(due, options, folder) if due and options.detach else os.getpid()
             for path in due:
                 write_job(path, local_record(pid))
@@ -68,8 +67,7 @@ def launch_slurm(points: Sequence[Point], options: SlurmOptions, sweep: Path) ->
     folder = sweep / ".submitit"
     with StopRequest() as stop:
         with _alone(folder):
-            write_down(points)
-            due = _due(points)
+            due = _prepare(points)
             ids = cluster.submit(due, options, folder.absolute(), sweep.name) if due else []
         if ids:
             log.info("Submitted %d runs as job %s; scancel %s ends them.", len(due), ", ".join(ids), " ".join(ids))
@@ -79,9 +77,13 @@ def launch_slurm(points: Sequence[Point], options: SlurmOptions, sweep: Path) ->
         return _wait(points, options.poll_seconds, stop, sweep)
 
 
-def _due(points: Sequence[Point]) -> list[Path]:
-    """The runs that nobody has finished and nobody will."""
+def _prepare(points: Sequence[Point]) -> list[Path]:
+    """Writes down the configurations, and gives the runs that nobody has finished and nobody will."""
     standings = look_again([point.directory for point in points])
+    for standing in standings:
+        if standing.state == "missing":  # written down for a job that never came: it binds nobody
+            (standing.directory / "config.yaml").unlink(missing_ok=True)
+    write_down(points)
     due = [standing.directory for standing in standings if standing.is_over and standing.state != "finished"]
     log.info("%d runs: %s; %d to start.", len(standings), counted(standings), len(due))
     return due

@@ -183,7 +183,7 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def write_status(path: Path, **changes: Any) -> None:
-    """Changes these keys of a run directory's status.json; for whoever holds the directory, or knows that nobody does."""
+    """Changes these keys of a run directory's status.json, for whoever holds it, or knows that nobody does."""
     status = read_status(path) | changes | {"updated_at": timestamp()}
     replace_file(path / "status.json", json.dumps(status, indent=2) + "\n")
 
