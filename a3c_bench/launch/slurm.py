@@ -61,7 +61,7 @@ def accounting(job_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
     whole = sorted({job_id.split("_")[0] for job_id in job_ids})
     for start in range(0, len(whole), _IDS_PER_QUESTION):
         ids = ",".join(whole[start : start + _IDS_PER_QUESTION])
-        options = ("--allocations", "--array", "--noheader", "--parsable2", "--format=JobID,State,ExitCode")
+        options = ("--allocations", "--noheader", "--parsable2", "--format=JobID,State,ExitCode")
         for line in (_ask("sacct", *options, f"--jobs={ids}") or "").splitlines():
             job_id, state, exit_code = line.split("|")
             found[job_id] = (state.split(" ")[0], exit_code)  # of "CANCELLED by 0"

@@ -10,7 +10,9 @@ those of the others. Times are short: a requeued job waits 10 s, a job told to e
 lost node is noticed after 15 s to 30 s.
 """
 
+import ctypes
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -132,7 +134,7 @@ class OneNode:
         with open(self.folder / f"{name}.out", "ab") as out:
             self._daemons[name] = subprocess.Popen(
                 [name, *options], env=self._environment | environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                cwd=self.folder, start_new_session=True,
+                cwd=self.folder, start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
@@ -267,7 +269,10 @@ def _free_ports(number: int) -> list[int]:
     return ports
 
 
-def _user() -> str:
-    import pwd
+def _end_with_parent() -> None:
+    """Tests that take too long are killed; their daemons follow."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
+
+def _user() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
