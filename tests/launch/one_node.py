@@ -47,21 +47,21 @@ class OneNode:
                 del self._environment[name]
 
     @classmethod
-    def start(cls) -> "OneNode":
+    def start(cls, max_array_size: int = 5) -> "OneNode":
         """Installs what is absent if it may, starts everything, waits until the node takes jobs."""
         absent = [program for program in PROGRAMS if shutil.which(program, path=SEARCH) is None]
         if absent:
             install(absent)
         node = cls(Path(tempfile.mkdtemp(prefix="slurm-")))  # short: sockets have names of at most 107 characters
         try:
-            node._start()
+            node._start(max_array_size)
         except BaseException:
             node.stop()
             raise
         return node
 
-    def _start(self) -> None:
-        self._configure()
+    def _start(self, max_array_size: int) -> None:
+        self._configure(max_array_size)
         munge = self.folder / "munge"
         munge.mkdir(mode=0o755)
         (munge / "key").write_bytes(os.urandom(1024))
@@ -156,7 +156,7 @@ class OneNode:
                 if mark in carried and (in_job or step):
                     os.kill(int(process.name), signal.SIGKILL)
 
-    def _configure(self) -> None:
+    def _configure(self, max_array_size: int) -> None:
         host = socket.gethostname().split(".")[0]
         ports = _free_ports(3)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
@@ -197,7 +197,7 @@ SlurmdTimeout=15
 MessageTimeout=10
 InactiveLimit=0
 ReturnToService=2
-MaxArraySize=5
+MaxArraySize={max_array_size}
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={ports[2]}

@@ -122,7 +122,7 @@ def assert_one_piece(run: Path) -> None:
 
 
 def test_a_sweep_with_a_bad_day(checkout: Checkout) -> None:
-    """While runs wait, conf/ is edited, a checkpoint is damaged and a run is cancelled: the same command again is enough."""
+    """While runs wait, conf/ is edited, a checkpoint damaged, a run cancelled: the same command again is enough."""
     words = (*SMALL, "seed=0,1,2", "budget.frames=400", "hydra.launcher.array_parallelism=1")
     conf = checkout.place / "conf" / "algo" / "paac.yaml"
     as_it_was = conf.read_text()
@@ -208,3 +208,113 @@ def test_ctrl_c_leaves_the_jobs(checkout: Checkout) -> None:
     again.communicate(timeout=30)
     assert again.returncode == 1
     assert read_status(run) == {}
+
+
+# --- the longer shows: pytest -m slow tests/launch ------------------------------------------------------------------
+
+UNTIL_SECONDS = ("budget.frames=null", "algo.optimizer.anneal=false")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_three_interruptions_and_an_undisturbed_run(checkout: Checkout) -> None:
+    """Requeued by hand, preempted by an urgent job, ended by a time limit: still as long as one nobody disturbed."""
+    frames = 400_000
+    words = (*SMALL, f"budget.frames={frames}", "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=20")
+    command = checkout.start(*words, "seed=0", "name=disturbed", "checkpoint_interval_seconds=1")
+    until(lambda: bool(checkout.runs()))
+    (run,) = checkout.runs()
+    job = ""
+    for attempt, interrupt in enumerate(("requeue", "urgent", "limit"), 1):
+        until(trains(run, attempt, frames=1), 200.0)
+        before = read_status(run)["frames"]
+        job = read_job(run)["job_id"]
+        if interrupt == "requeue":
+            time.sleep(2.0)
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        elif interrupt == "urgent":
+            time.sleep(1.0)
+            urgent = ["sbatch", "--partition=urgent", "--exclusive", "--mem=100", "--wrap", "sleep 2"]
+            subprocess.run([*urgent, "--output=/dev/null"], check=True, capture_output=True)
+        else:
+            limit = "00:00:50"  # from its start; SLURM looks at limits twice a minute
+            subprocess.run(["scontrol", "update", f"jobid={job}", f"timelimit={limit}"], check=True)
+        until(lambda: read_status(run).get("state") in ("preempted", "finished"), 200.0)
+        status = read_status(run)
+        if status["state"] == "finished":
+            raise AssertionError(f"It finished before {interrupt}: {status['frames']} frames.")
+        assert status["frames"] >= before
+        expected = {"requeue": "requeued", "urgent": "preemption", "limit": "time limit"}[interrupt]
+        until(lambda expected=expected: read_status(run).get("stop_reason") == expected, 30.0)
+    out, err = command.communicate(timeout=400)
+    assert command.returncode == 0, out + err
+    status = read_status(run)
+    assert (status["state"], status["attempts"]) == ("finished", 4)
+    assert_one_piece(run)
+    accounted([run], ("COMPLETED", "0:0"))
+
+    code, said = checkout.run(*words, "seed=0", "name=undisturbed", "checkpoint_interval_seconds=1")
+    assert code == 0, said
+    (calm,) = [path for path in checkout.runs() if "undisturbed" in str(path)]
+    other = read_status(calm)
+    assert other["attempts"] == 1
+    assert abs(status["frames"] - other["frames"]) <= 10  # both end with the update that reaches the budget
+    rows = len(pd.read_csv(run / "metrics.csv"))
+    assert abs(rows - len(pd.read_csv(calm / "metrics.csv"))) <= 3  # each stop ends an interval early
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_lost_node(checkout: Checkout, cluster: OneNode) -> None:
+    """slurmd and all that it runs are killed: SLURM requeues the runs, which go on from their checkpoints."""
+    words = (*SMALL, *UNTIL_SECONDS, "budget.wall_clock_seconds=8", "seed=0,1")
+    command = checkout.start(*words)
+    until(lambda: len(checkout.runs()) == 2)
+    runs = checkout.runs()
+    for run in runs:
+        until(trains(run, frames=400), 200.0)
+    cluster.fail_node()
+    time.sleep(35.0)  # until slurmctld has noticed
+    cluster.start_node()
+    out, err = command.communicate(timeout=400)
+    assert command.returncode == 0, out + err
+    for run in runs:
+        status = read_status(run)
+        assert (status["state"], status["attempts"]) == ("finished", 2)
+        assert_one_piece(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_headline_sweep_as_an_array(checkout: Checkout) -> None:
+    """Nine runs of three algorithms end as COMPLETED, and the same command finds nothing to do."""
+    words = ("+sweeps=headline", "budget.frames=2000", *SMALL[3:], "hydra.launcher.timeout_min=10")
+    code, said = checkout.run(*words, timeout=800.0)
+    assert code == 0, said
+    runs = checkout.runs()
+    assert len(runs) == 9
+    assert {read_status(run)["state"] for run in runs} == {"finished"}
+    accounted(runs, *[("COMPLETED", "0:0")] * 9)
+    attempts = [read_status(run)["attempts"] for run in runs]
+    code, said = checkout.run(*words)
+    assert code == 0, said
+    assert "9 finished; 0 to start" in said
+    assert [read_status(run)["attempts"] for run in runs] == attempts == [1] * 9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_gpus_are_counted_and_given(checkout: Checkout) -> None:
+    """The pretended GPUs: a run that asks for one waits until one is free, and sees no other."""
+    words = tuple(word for word in SMALL if not word.startswith("hydra/launcher"))
+    code, said = checkout.run(
+        *words, "hydra/launcher=slurm_gpu", "hydra.launcher.partition=gpu", "budget.frames=400", "seed=0",
+        "hydra.launcher.setup=['echo given $CUDA_VISIBLE_DEVICES']",
+    )  # fmt: skip
+    assert code == 0, said
+    assert "1 runs get a GPU that they will not use" in said
+    (run,) = checkout.runs()
+    assert "given 0" in Path(read_job(run)["log"]).read_text()
+    code, said = checkout.run(*words, "hydra/launcher=slurm_gpu", "hydra.launcher.gpus_per_node=3", "seed=1")
+    assert code == 2
+    assert "SLURM does not take the jobs" in said
