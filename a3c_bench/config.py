@@ -3,6 +3,7 @@
 Nothing below this module (and `run.py`) ever sees a DictConfig.
 """
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -12,17 +13,23 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from a3c_bench.algos import algorithm_names, find_algorithm
 from a3c_bench.errors import ConfigError, RunDirectoryError
+from a3c_bench.runtime.directory import read_yaml
 from a3c_bench.schema import PRESENTATION_KEYS, Config, check, nearest
 
 # Parts of a command line that the path of a run directory already says, or that change nothing in it.
-_NOT_IN_PATH = ("algo", "env", "env.id", "env.game", "seed", "experiment", "hydra", *PRESENTATION_KEYS)
+_NOT_IN_PATH = ("algo", "env", "env.id", "env.game", "seed", "experiment", "sweeps", "hydra", *PRESENTATION_KEYS)
 _LONGEST_NAME = 150  # characters of a directory; file systems take 255
 
 
@@ -32,18 +39,29 @@ def config_directory() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "conf"
 
 
+def sweeps_directory() -> Path:
+    """`sweeps/`, with the named sweeps: beside this package, installed or in a checkout."""
+    return Path(__file__).parents[1] / "sweeps"
+
+
 def register_schemas() -> None:
-    """Tells Hydra the types: `config_schema`, and one schema in the group `algo` per algorithm.
+    """Tells Hydra the types: `config_schema`, and one schema in the group `algo` per algorithm; and the named sweeps.
 
     An algorithm of another package that brings no YAML can be named too: its defaults are those of its dataclass.
     """
     store = ConfigStore.instance()
-    store.store(name="config_schema", node=_open_schema(Config))
+    store.store(name="config_schema", node=open_schema(Config))
     for name in algorithm_names():
-        node = _open_schema(find_algorithm(name).config_class)
+        node = open_schema(find_algorithm(name).config_class)
         store.store(group="algo", name=f"{name}_schema", node=node)
         if not (config_directory() / "algo" / f"{name}.yaml").exists():
             store.store(group="algo", name=name, node=node)
+    OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("pick", lambda key, values, other: values.get(key, other), replace=True)
+    OmegaConf.register_new_resolver("algorithms", lambda: ",".join(algorithm_names()), replace=True)
+    for file in sweeps_directory().rglob("*.yaml"):  # not by Hydra's search path, on which all beside them would lie
+        group = file.parent.relative_to(sweeps_directory().parent).as_posix()
+        store.store(group=group, name=file.stem, node=OmegaConf.create(read_yaml(file)), package="_global_")
 
 
 def from_hydra(composed: DictConfig) -> Config:
@@ -69,6 +87,80 @@ def compose(overrides: Sequence[str]) -> Config:
         raise ConfigError(explain(error)) from error
 
 
+def compose_points(loader: ConfigLoader, master: DictConfig, points: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """What Hydra composes for each point of a sweep, without its own node `hydra`.
+
+    Points that choose the same options of groups share one composition, which takes a tenth of a second or more; the
+    values that they set beside these are set in a copy.
+
+    Args:
+        loader: Hydra's.
+        master: the configuration of the command line without the points.
+        points: overrides of each, as the sweeper gives them.
+
+    Raises:
+        HydraException, OmegaConfBaseException: Hydra's own, of the first point that cannot be composed.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    groups: dict[str, bool] = {}
+    shared: dict[tuple[str, ...], DictConfig] = {}
+
+    def only_sets_a_value(override: Override) -> bool:
+        key = override.key_or_group
+        if key not in groups:
+            groups[key] = bool(loader.get_group_options(key))
+        prefixed = override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None
+        return not (prefixed or groups[key] or key.split(".")[0] == "hydra")
+
+    def composed(point: Sequence[str]) -> DictConfig:
+        config = loader.load_sweep_config(master, list(point))
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+    def one(point: Sequence[str]) -> DictConfig:
+        overrides = parser.parse_overrides(list(point))
+        values = [override for override in overrides if only_sets_a_value(override)]
+        chosen = tuple(text for text, override in zip(point, overrides, strict=True) if override not in values)
+        try:
+            if chosen not in shared:
+                shared[chosen] = composed(chosen)
+            config = copy.deepcopy(shared[chosen])
+            for override in values:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except (HydraException, OmegaConfBaseException):
+            return composed(point)  # raises what Hydra says of the point
+        return config
+
+    return [one(point) for point in points]
+
+
+def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, list[tuple[list[str], Config]]]:
+    """A sweep's command line, without running it.
+
+    Returns:
+        Hydra's own node of the configuration, and each point: its overrides, and its configuration.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    register_schemas()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
+            single = OverridesParser.create().parse_overrides(list(overrides))
+            fixed = [o.input_line for o in single if not o.is_sweep_override() and o.input_line is not None]
+            loader = GlobalHydra.instance().config_loader()
+            master = hydra_compose("config", overrides=fixed, return_hydra_config=True)
+            params = master.hydra.sweeper.params or {}
+            words = [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
+            words += [o.input_line for o in single if o.is_sweep_override() and o.input_line is not None]
+            (points,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+            configs = compose_points(loader, master, points)
+            return master.hydra, [(p, from_hydra(config)) for p, config in zip(points, configs, strict=True)]
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(explain(error)) from error
+
+
 def load_config(run: Path) -> Config:
     """The configuration of a run directory.
 
@@ -77,12 +169,12 @@ def load_config(run: Path) -> Config:
     """
     file = run / "config.yaml"
     try:
-        content = yaml.safe_load(file.read_text())
+        content = read_yaml(file)
         algorithm = find_algorithm(content["algo"]["name"])
     except (OSError, TypeError, KeyError, UnicodeDecodeError, yaml.YAMLError):
         raise RunDirectoryError(f"{run} is no run directory: it has no readable config.yaml.") from None
-    schema = _open_schema(Config)
-    schema.algo = _open_schema(algorithm.config_class)
+    schema = open_schema(Config)
+    schema.algo = open_schema(algorithm.config_class)
     try:
         return _to_config(OmegaConf.merge(schema, content))
     except (OmegaConfBaseException, ConfigError) as error:
@@ -140,7 +232,7 @@ def _to_config(composed: DictConfig | ListConfig) -> Config:
     return config
 
 
-def _open_schema(cls: type) -> DictConfig:
+def open_schema(cls: type) -> DictConfig:
     """A structured node of a frozen dataclass whose values may still be set; OmegaConf takes frozen for read-only."""
     node = OmegaConf.structured(cls)
 

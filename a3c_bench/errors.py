@@ -15,6 +15,10 @@ class RunDirectoryError(UserError):
     """A run directory that is foreign, in use, corrupt or not writable."""
 
 
+class RunDirectoryInUseError(RunDirectoryError):
+    """Another process is running in the directory."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, corrupt or made by something else."""
 

@@ -13,11 +13,13 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from a3c_bench.config import config_directory, explain, from_hydra, register_schemas, run_directory
-from a3c_bench.errors import TrainingError, UserError
+from a3c_bench.errors import ConfigError, TrainingError, UserError
+from a3c_bench.launch.sweep import exit_statuses
 from a3c_bench.train import train
 
 log = logging.getLogger(__name__)
@@ -27,11 +29,12 @@ def main() -> None:
     """Runs one job, or each job of a sweep; a job that fails does not keep the others from running."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are, and leave as one sentence
     register_schemas()
-    exit_statuses: list[int] = []
+    exit_statuses.clear()
 
     @hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")
     def job(composed: DictConfig) -> float | None:
         try:
+            _refuse_a_launcher_without_a_sweep()
             config = from_hydra(composed)
             directory = run_directory(config, HydraConfig.get().overrides.task)
             log.info("Run directory: %s", directory)
@@ -61,6 +64,13 @@ def main() -> None:
         _say(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
         sys.exit(2)
     sys.exit(max(exit_statuses, default=0))
+
+
+def _refuse_a_launcher_without_a_sweep() -> None:
+    hydra_config = HydraConfig.get()
+    launcher = hydra_config.runtime.choices["hydra/launcher"]
+    if hydra_config.mode == RunMode.RUN and launcher != "basic":
+        raise ConfigError(f"hydra/launcher={launcher} is for sweeps: add -m, also for a single run.")
 
 
 def _say(sentence: str) -> None:

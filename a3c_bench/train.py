@@ -10,7 +10,7 @@ status = train(Config(algo=PAACConfig(), budget=BudgetConfig(frames=100_000)), P
 import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,13 @@ from a3c_bench.schema import Config, check
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, directory: Path) -> dict[str, Any]:
+def train(config: Config, directory: Path, stop: StopRequest | None = None) -> dict[str, Any]:
     """Runs, or goes on with, the run of this configuration in this directory.
 
     Args:
         config: checked here before anything is written.
         directory: made if it does not exist.
+        stop: entered by the caller, for one who must not miss a signal before training starts or after it.
 
     Returns:
         what status.json says at the end: `state` is "finished", or "preempted" if a signal asked the run to stop.
@@ -50,12 +51,12 @@ def train(config: Config, directory: Path) -> dict[str, Any]:
     check_run(config)
     held = RunDirectory(directory, asdict(config))
     try:
-        with _log_file(held.path / "a3c_bench.log"), StopRequest() as stop:
+        with _log_file(held.path / "a3c_bench.log"), nullcontext(stop) if stop else StopRequest() as told:
             status = held.read_status()
             if status.get("state") == "finished" and held.latest_checkpoint.exists():
                 log.info("%s is finished already: nothing to do.", held.path)
                 return status
-            return _train(config, held, stop)
+            return _train(config, held, told)
     except OSError as error:
         raise RunDirectoryError(f"{directory}: {error.strerror or error}; what was saved before is intact.") from error
     finally:
@@ -63,7 +64,18 @@ def train(config: Config, directory: Path) -> dict[str, Any]:
 
 
 def check_run(config: Config) -> None:
-    """Checks what can be checked before anything starts.
+    """Checks what can be checked before anything starts, on the machine that runs it.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    check_settings(config)
+    machine.resolve_device(config.device)
+    check_build(config)
+
+
+def check_settings(config: Config) -> None:
+    """The part of `check_run` that holds on any machine and takes no time.
 
     Raises:
         ConfigError: one sentence.
@@ -77,12 +89,18 @@ def check_run(config: Config) -> None:
     lr_range = config.algo.optimizer.lr_range
     if lr_range is not None and lr_range[0] > lr_range[1]:
         raise ConfigError(f"algo.optimizer.lr_range={list(lr_range)} must be [lowest, highest].")
-    machine.resolve_device(config.device)
-    algorithm = find_algorithm(config.algo.name)
-    algorithm.check(config)
+    find_algorithm(config.algo.name).check(config)
+
+
+def check_build(config: Config) -> None:
+    """Builds environment and network, as the run will.
+
+    Raises:
+        ConfigError: one sentence.
+    """
     envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION))
     try:
-        algorithm.make_network(config, envs, torch.device("cpu"))
+        find_algorithm(config.algo.name).make_network(config, envs, torch.device("cpu"))
     finally:
         envs.close()
 

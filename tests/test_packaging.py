@@ -28,6 +28,9 @@ def test_the_wheel_carries_the_whole_configuration(wheel: Path) -> None:
     }
     assert len(expected) > 25
     assert expected <= names
+    assert {"sweeps/headline.yaml", "sweeps/tiny/headline.yaml", "sweeps/plan.py"} <= names
+    assert "hydra_plugins/a3c_bench_sweeps.py" in names
+    assert "hydra_plugins/__init__.py" not in names  # other packages have plugins there too
     assert "a3c_bench/data/atari_reference_scores.csv" in names
     assert not any(name.startswith(("tests/", "runs/")) for name in names)
 
@@ -40,9 +43,17 @@ def test_an_installed_package_runs_from_anywhere(wheel: Path, tmp_path: Path) ->
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
         "import a3c_bench.config as config\n"
         "print(config.config_directory())\n"
-        "print(config.compose(['experiment=pong']).env.game)"
+        "print(config.compose(['experiment=pong']).env.game)\n"
+        "hydra, points = config.compose_sweep(['+sweeps=headline', 'hydra/launcher=local'])\n"
+        "print(len(points), hydra.launcher._target_, sys.modules['hydra_plugins.a3c_bench_sweeps'].__file__)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=elsewhere, check=True, capture_output=True, text=True, timeout=100
     )
-    assert ran.stdout.split() == [str(installed / "a3c_bench" / "conf"), "Pong"]
+    assert ran.stdout.split() == [
+        str(installed / "a3c_bench" / "conf"),
+        "Pong",
+        "9",
+        "hydra_plugins.a3c_bench_sweeps.LocalLauncher",
+        str(installed / "hydra_plugins" / "a3c_bench_sweeps.py"),
+    ]

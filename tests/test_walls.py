@@ -1,6 +1,7 @@
 """The walls between the packages, as the imports say: what may know of what."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ LAYERS = (
     ("build",),
     ("algos",),
     ("config", "evaluate", "play", "calibrate", "train"),
+    ("launch",),
     ("run",),
 )
 LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -107,7 +109,25 @@ def test_config_is_loaded_by_entry_points_only() -> None:
     at_import = {name_of(file) for file in MODULES if ("a3c_bench.config", True) in imports(file)}
     within = {name_of(file) for file in MODULES if ("a3c_bench.config", False) in imports(file)}
     assert at_import == {"a3c_bench.run"}
-    assert within <= {"a3c_bench.evaluate", "a3c_bench.play", "a3c_bench.calibrate"}
+    assert within <= {"a3c_bench.evaluate", "a3c_bench.play", "a3c_bench.calibrate", "a3c_bench.launch.job"}
+
+
+def test_submitit_stays_in_its_two_launchers() -> None:
+    assert importers("submitit") == {"a3c_bench.launch.local", "a3c_bench.launch.cluster"}
+
+
+def test_the_plugin_is_light() -> None:
+    """Hydra imports it for every application of the machine, and every job begins with launch.job."""
+    code = (
+        "import sys, hydra_plugins.a3c_bench_sweeps, a3c_bench.launch.job\n"
+        "print([name for name in ('torch', 'envpool', 'submitit', 'pandas') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+    assert ran.stdout == "[]\n"
+
+
+def test_nothing_imports_the_sweeps_tools() -> None:
+    assert importers("sweeps") == importers("sweeps", below=ROOT / "analysis") == set()
 
 
 def test_wandb_is_a_guest() -> None:

@@ -14,8 +14,13 @@ from typing import Any
 
 import yaml
 
-from a3c_bench.errors import RunDirectoryError
+from a3c_bench.errors import RunDirectoryError, RunDirectoryInUseError
 from a3c_bench.schema import PRESENTATION_KEYS
+
+# libyaml, where PyYAML has it: ten times as fast, which a sweep of a thousand runs notices.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_HOLD_ATTEMPTS, _HOLD_SECONDS = 5, 0.05  # `in_use` holds a directory for a moment
 
 
 class RunDirectory:
@@ -49,10 +54,10 @@ class RunDirectory:
         if not file.exists():
             if any(child.suffix == ".csv" for child in self.path.iterdir()):
                 raise RunDirectoryError(f"{self.path} holds results but no config.yaml: choose another name=.")
-            replace_file(file, yaml.safe_dump(_plain(config), sort_keys=False))
+            replace_file(file, yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False))
             return
         try:
-            there = yaml.safe_load(file.read_text())
+            there = read_yaml(file)
         except (yaml.YAMLError, UnicodeDecodeError):
             there = None
         if not isinstance(there, dict):
@@ -82,8 +87,7 @@ class RunDirectory:
 
     def write_status(self, **changes: Any) -> None:
         """Changes these keys of status.json and leaves the others."""
-        status = self.read_status() | changes | {"updated_at": timestamp()}
-        replace_file(self.path / "status.json", json.dumps(status, indent=2) + "\n")
+        write_status(self.path, **changes)
 
     def close(self) -> None:
         """Lets other processes have the directory."""
@@ -149,13 +153,57 @@ class CsvFile:
             raise
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process of this machine (or of another that shares its locks) is running in a run directory."""
+    try:
+        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        OSError, yaml.YAMLError, UnicodeDecodeError: it cannot be read.
+    """
+    return yaml.load(path.read_text(), Loader=_Loader)
+
+
 def read_status(path: Path) -> dict[str, Any]:
     """What a run directory's status.json says; empty if it is missing or broken."""
+    return _read_json(path / "status.json")
+
+
+def write_status(path: Path, **changes: Any) -> None:
+    """Changes these keys of a run directory's status.json, for whoever holds it, or knows that nobody does."""
+    status = read_status(path) | changes | {"updated_at": timestamp()}
+    replace_file(path / "status.json", json.dumps(status, indent=2) + "\n")
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """What a run directory's job.json says of the job that runs it or ran it last; empty if none did."""
+    return _read_json(path / "job.json")
+
+
+def write_job(path: Path, job: Mapping[str, Any]) -> None:
+    """Notes the job that is to run a run directory."""
+    replace_file(path / "job.json", json.dumps(job, indent=2) + "\n")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        status = json.loads((path / "status.json").read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return status if isinstance(status, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -195,14 +243,15 @@ def timestamp() -> str:
 
 def _hold(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunDirectoryError(
-            f"Another process is running in {path.parent}: wait for it or choose another name=."
-        ) from None
-    return descriptor
+    for _ in range(_HOLD_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_HOLD_SECONDS)
+        else:
+            return descriptor
+    os.close(descriptor)
+    raise RunDirectoryInUseError(f"Another process is running in {path.parent}: wait for it or choose another name=.")
 
 
 def _plain(value: Any) -> Any:

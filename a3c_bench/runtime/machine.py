@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,19 @@ def _keep_freed_memory() -> None:
     mallopt(m_trim_threshold, bytes_kept)
 
 
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when the one that started it ends, however that ends."""
+def die_with_parent(sent: signal.Signals = signal.SIGKILL) -> None:
+    """Asks Linux to send this process a signal when the one that started it ends, however that ends."""
     pr_set_pdeathsig = 1
     with suppress(OSError, AttributeError):  # elsewhere, workers look for their parent between updates
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, sent)
+
+
+def keep_to_cores(cores: Iterable[int]) -> None:
+    """Keeps this process, with the threads that it has and those that it will start, to some of its cores."""
+    wanted = set(cores)
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setaffinity(int(thread), wanted)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -23,6 +23,7 @@ from torch import multiprocessing as mp
 
 from a3c_bench.errors import WorkerError
 from a3c_bench.runtime.machine import die_with_parent, usable_cores
+from a3c_bench.runtime.signals import STOP_SIGNALS, held_back
 
 _RUN, _PAUSE, _STOP = 0, 1, 2
 SECONDS_BETWEEN_REPORTS = 0.1
@@ -59,8 +60,9 @@ class Link:
 
     def run(self, main: Callable[..., None], arguments: Sequence[Any]) -> None:
         """The life of a worker process."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # sent to the whole group; the parent decides
+        for number in STOP_SIGNALS:  # sent to the whole group, or by SLURM to all of a job; the parent decides
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         die_with_parent()
         self._leave_with_parent()
         faulthandler.register(signal.SIGUSR1, file=self._traces.fileno())  # the parent asks a silent worker where it is
@@ -132,7 +134,8 @@ class Workers:
                 process = context.Process(
                     target=link.run, args=(main, own_arguments), name=f"a3c_bench {name}", daemon=True
                 )
-                process.start()
+                with held_back():  # a worker that has not come so far as to ignore them would be killed
+                    process.start()
                 reports_end.close()  # so that the pipe ends with the worker
                 traces_end.close()
                 self._workers.append(_Worker(name.capitalize(), process, reports, traces))

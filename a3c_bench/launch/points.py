@@ -1,0 +1,52 @@
+"""What a sweep is to run: each point checked, and its configuration written down, before anything starts."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from a3c_bench.errors import ConfigError, RunDirectoryInUseError
+from a3c_bench.runtime.directory import RunDirectory
+from a3c_bench.runtime.machine import resolve_device
+from a3c_bench.schema import Config
+from a3c_bench.train import check_build, check_settings
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    directory: Path
+    config: Config
+
+
+def check_points(points: Sequence[Point], on_this_machine: bool) -> None:
+    """Checks a sweep; environments and networks are built once each.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    seen: set[Path] = set()
+    built: set[str] = set()
+    for point in points:
+        if point.directory in seen:
+            raise ConfigError(f"Two points of the sweep are the same run, {point.directory}: leave one out.")
+        seen.add(point.directory)
+        check_settings(point.config)
+        if on_this_machine:
+            resolve_device(point.config.device)
+        key = repr((point.config.env, point.config.network, point.config.algo.name))
+        if key not in built:
+            check_build(point.config)
+            built.add(key)
+
+
+def write_down(points: Sequence[Point]) -> None:
+    """Writes config.yaml into each directory; those that are there are compared first.
+
+    Raises:
+        RunDirectoryError: a directory holds a run with another configuration, or cannot be written.
+    """
+    for point in sorted(points, key=lambda point: not (point.directory / "config.yaml").exists()):
+        with suppress(RunDirectoryInUseError):  # it runs: its job holds it, and has its configuration
+            RunDirectory(point.directory, asdict(point.config)).close()

@@ -1,0 +1,259 @@
+"""The named sweeps and their two tools."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from a3c_bench.algos import algorithm_names
+from a3c_bench.calibrate import Calibration
+from a3c_bench.config import compose, compose_points, compose_sweep, config_directory, from_hydra, sweeps_directory
+from a3c_bench.errors import ConfigError
+from a3c_bench.launch.points import Point, check_points
+from a3c_bench.runtime.directory import read_status
+from a3c_bench.schema import Config
+from sweeps import plan, status
+
+Cli = Callable[..., Any]
+SWEEPS = sorted(file.stem for file in sweeps_directory().glob("*.yaml"))
+KNOWN = ",".join(algorithm_names())
+# How many runs the issue of each sweep is, with the algorithms that are known here.
+N_RUNS = {
+    "headline": 9,
+    "lag_vs_agents": 15,
+    "speedup_vs_workers": 15,
+    "n_envs": 15,
+    "advantages": 25,
+    "lr_sensitivity": 50,
+    "throughput": len(algorithm_names()),
+}
+FIVE = {"atari_paac_games": 5 * 12 * 3, "atari57": 5 * 57 * 5}
+
+
+def test_they_are_all_there() -> None:
+    assert set(SWEEPS) == set(N_RUNS) | set(FIVE)
+    assert {file.stem for file in (sweeps_directory() / "tiny").glob("*.yaml")} - {"settings"} == set(SWEEPS)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_first_lines_say_what_one_needs(name: str) -> None:
+    lines = (sweeps_directory() / f"{name}.yaml").read_text().splitlines()
+    head = "\n".join(lines[:8])
+    assert lines[0].startswith(f"# python -m a3c_bench.run +sweeps={name} ")
+    for word in ("# Purpose: ", "# Cost: ", "# Draw: python -m analysis."):
+        assert word in head
+    module = re.search(r"# Draw: python -m (analysis\.\w+) runs/(\w+)", head)
+    assert module is not None
+    assert module.group(2) == name
+    assert (sweeps_directory().parent / Path(*module.group(1).split("."))).with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize("name", sorted(N_RUNS))
+def test_how_many_runs(name: str) -> None:
+    hydra, points = compose_sweep([f"+sweeps={name}"])
+    assert len(points) == N_RUNS[name]
+    assert {config.name for _, config in points} == {name}
+    assert hydra.mode.name == "MULTIRUN"
+
+
+@pytest.mark.parametrize("name", sorted(FIVE))
+def test_five_algorithms_on_atari(name: str) -> None:
+    content = yaml.safe_load((sweeps_directory() / f"{name}.yaml").read_text())
+    params = content["hydra"]["sweeper"]["params"]
+    algorithms, games, seeds = (params[key].split(",") for key in ("algo", "env.game", "seed"))
+    assert algorithms == ["a3c", "dqn", "ga3c", "gorila", "paac"]
+    assert len(algorithms) * len(set(games)) * len(seeds) == FIVE[name]
+    _, points = compose_sweep([f"+sweeps={name}", "algo=a3c,paac", "seed=0"])
+    assert [config.env.game for _, config in points if config.algo.name == "paac"] == games
+    assert {(config.algo.name, config.device) for _, config in points} == {("a3c", "cpu"), ("paac", "cuda")}
+
+
+def test_the_learning_rate_grows_with_the_environments() -> None:
+    _, points = compose_sweep(["+sweeps=n_envs", "seed=0"])
+    rates = {config.algo.n_envs: config.algo.optimizer.lr for _, config in points}
+    assert rates == {n: pytest.approx(0.0007 * n) for n in (16, 32, 64, 128, 256)}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_tiny_variant_runs_to_its_end(cli: Cli, tmp_path: Path, name: str) -> None:
+    _, points = compose_sweep([f"+sweeps=tiny/{name}"])
+    ended = cli(f"+sweeps=tiny/{name}", f"root={tmp_path}")
+    assert (ended.exit_status, ended.stderr) == (0, "")
+    runs = list(tmp_path.glob(f"tiny_{name}/**/status.json"))
+    assert len(runs) == len(points) >= 2
+    assert {read_status(run.parent)["state"] for run in runs} == {"finished"}
+    assert all(read_status(run.parent)["frames"] >= 200 for run in runs)
+    if name == "throughput":
+        assert all("calibration" in read_status(run.parent) for run in runs)
+
+
+# --- composing fast -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        ["seed=3", "algo=paac"],
+        ["algo=a3c", "env=pong", "network=nips", "algo.t_max=7"],
+        ["algo.optimizer.lr=1e-3", "algo=ga3c", "budget.frames=null"],
+        ["network.hidden_sizes=[8,9]", "advantage=gae", "advantage.gae_lambda=0.5"],
+        ["experiment=pong", "algo=paac", "algo.n_envs=8"],
+        ["logger.wandb.tags=[a,b]", "+sweeps=n_envs", "algo.n_envs=16"],
+        ["env=atari", "env.game=Qbert", "~experiment"],
+    ],
+)
+def test_points_are_what_hydra_composes(point: Sequence[str]) -> None:
+    """Beside another point, so that the shared composition is not changed by the first that uses it."""
+    others = [["seed=1"], [*point, "seed=5"]]
+    compose(["seed=0"])  # registers the schemas
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
+        from hydra import compose as hydra_compose
+
+        loader = GlobalHydra.instance().config_loader()
+        master = hydra_compose("config", return_hydra_config=True)
+        found = compose_points(loader, master, [*others, point])
+        assert from_hydra(found[2]) == compose(point)
+        assert from_hydra(found[1]) == compose([*point, "seed=5"])
+
+
+def test_a_bad_point_is_told_as_ever() -> None:
+    with pytest.raises(ConfigError, match="algo.n_env is not a key of the configuration: did you mean n_envs"):
+        compose_sweep(["seed=0,1", "algo.n_env=3"])
+    with pytest.raises(ConfigError, match="algo=dqm is not known"):
+        compose_sweep(["seed=0,1", "algo=paac,dqm"])
+
+
+def test_two_points_of_one_directory_are_refused() -> None:
+    config = compose([])
+    with pytest.raises(ConfigError, match="Two points of the sweep are the same run, x: leave one out"):
+        check_points([Point(Path("x"), config), Point(Path("x"), config)], on_this_machine=True)
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+def test_progress_and_time_left() -> None:
+    half = {"frames": 500, "wall_seconds": 10.0}
+    assert status.progress(half, {"frames": 1000}) == (0.5, 10.0)
+    assert status.progress(half, {"frames": 1000, "wall_clock_seconds": 12.5}) == (0.8, 2.5)
+    assert status.progress({}, {"frames": 1000}) == (0.0, None)
+    assert status.progress(half, {"target_return": 475.0}) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59, "59 s"), (90, "2 min"), (3600, "1.0 h"), (100_000, "27.8 h"), (2e5, "2.3 d")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert status.duration(seconds) == text
+
+
+def made_up(root: Path, name: str, config: dict[str, Any] | None = None, **said: Any) -> None:
+    place = root / name
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text(yaml.safe_dump(config or {"budget": {"frames": 1000}}))
+    if said:
+        (place / "status.json").write_text(json.dumps(said))
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_up(tmp_path, "paac/seed0", state="finished", frames=1000, attempts=2, final={"evaluation_mean_return": 12.3})
+    made_up(tmp_path, "paac/seed1", state="failed", frames=250, wall_seconds=5.0, error="ValueError: by hand", attempts=1)
+    made_up(tmp_path, "paac/seed2")
+    assert status.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    rows = [re.split(r"\s*│\s*", line.strip("│ ")) for line in out.splitlines() if "seed" in line and "│" in line]
+    assert rows == [
+        ["paac/seed0", "finished", "100%", "", "12.3", "2", "", ""],
+        ["paac/seed1", "failed", "25%", "15 s", "", "1", "", "ValueError: by hand"],
+        ["paac/seed2", "missing", "", "", "", "", "", "not submitted"],
+    ]
+    assert out.splitlines()[-1] == "3 runs: 1 finished, 1 failed, 1 missing."
+    status.main([str(tmp_path), "--state", "failed"])
+    out = capsys.readouterr().out
+    assert "seed1" in out
+    assert "seed0" not in out
+
+
+def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main([str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------
+
+
+def finished_run(root: Path, name: str, speed: float, seconds: float = 100.0) -> None:
+    config = {"algo": {"name": "paac"}, "env": {"id": "CartPole-v1", "game": None}, "network": {"kind": "mlp"}}
+    made_up(
+        root, name, config | {"device": "cpu"}, state="finished", frames=int(speed * seconds), wall_seconds=seconds
+    )
+
+
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """Calibration finds 250 agent steps per second, at once; the configurations that it was asked for."""
+    asked: list[Config] = []
+
+    def calibrated(config: Config, **options: Any) -> Calibration:
+        asked.append(config)
+        return Calibration(1.0, 1.0, 1.0, 250.0, 1, 1, 1, 3, 2, "cpu")
+
+    monkeypatch.setattr(plan, "calibrate", calibrated)
+    return asked
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[list[list[str]], str]:
+    assert plan.main(words) == 0
+    out = capsys.readouterr().out
+    rows = [re.split(r"\s*│\s*", line.strip("│ ")) for line in out.splitlines() if line.startswith("│")]
+    return rows, out
+
+
+def test_plan_from_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
+    for number, speed in enumerate((100.0, 200.0, 900.0)):
+        finished_run(tmp_path, f"seed{number}", speed)
+    finished_run(tmp_path, "short", 10_000.0, seconds=1.0)
+    words = ("algo=paac", "seed=range(0,6)", "budget.frames=720000", "--launcher", "slurm_gpu", "--runs", str(tmp_path))
+    rows, out = planned(capsys, *words, "hydra.launcher.timeout_min=30", "hydra.launcher.cpus_per_task=3")
+    # 720,000 frames at the median of 200 frames/s: one hour; six of them on 3 cores and 1 GPU each
+    assert rows[0][5:12] == ["6", "720,000", "200", "1", "6", "18", "6"]
+    assert rows[0][13] == "3 finished runs"
+    assert rows[1][5:7] == ["6", "4,320,000"]
+    assert bound == []
+    assert "6 runs at once, each with 3 cores and 1 GPUs: 1.0 h if all of that is free at once." in out
+    assert "The longest run needs 2 starts of 30 min" in out
+    assert "6 runs would hold a GPU that they do not use" in out
+
+
+def test_plan_from_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
+    words = ("atari57", "algo=a3c,ga3c,paac", "--launcher", "slurm_cpu", "--runs", str(tmp_path))
+    rows, out = planned(capsys, *words)
+    assert [row[0] for row in rows] == ["a3c", "ga3c", "paac", "in all"]
+    assert len(bound) == 3  # once for each kind, whatever the game and the seed
+    assert {config.device for config in bound} == {"cpu"}
+    # 200M frames at 4 x 250 frames/s: 55.6 hours, of 57 x 5 runs
+    assert rows[2][5:10] == ["285", "200,000,000", "1,000", "55.6", "15,833"]
+    assert rows[3][6] == "171,000,000,000"
+    assert float(rows[2][12]) > 1.0  # 285 x (2 checkpoints of nips, and its tables)
+    assert "Calibrated speeds are the serial bound" in out
+
+
+def test_plan_of_a_budget_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
+    words = ("budget.wall_clock_seconds=7200", "seed=0,1", "--runs", str(tmp_path))
+    rows, _ = planned(capsys, *words)
+    assert rows[0][8:10] == ["0.556", "1.11"]  # 500,000 frames at 250 frames/s come first
+    rows, _ = planned(capsys, *words, "budget.frames=null", "algo.optimizer.anneal=false")
+    assert rows[0][8:10] == ["2", "4"]
+
+
+def test_plan_of_nonsense(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["no_such_sweep"]) == 2
+    assert "sweeps=no_such_sweep is not known" in capsys.readouterr().err
+    assert plan.main(["headline", "--launcher", "slrm"]) == 2
+    assert "hydra/launcher=slrm is not known: did you mean slurm" in capsys.readouterr().err
