@@ -4,8 +4,8 @@
     python tests/measure_sweeps.py side_by_side    two runs on a core each against one alone on a core
     python tests/measure_sweeps.py thousand        SLURM with 1,000 runs: submission, status, the same command again
 
-The last one starts a SLURM of its own (see tests/launch/one_node.py) and holds the jobs, so that nothing else runs while
-it measures; then it lets some no-op runs go, to see what the start of a run costs.
+The last one starts a SLURM of its own (see tests/launch/one_node.py) and holds the jobs, so that nothing else runs
+while it measures; then it lets some no-op runs go, to see what the start of a run costs.
 """
 
 import argparse

@@ -123,7 +123,7 @@ def test_points_are_what_hydra_composes(point: Sequence[str]) -> None:
 
 
 def test_a_bad_point_is_told_as_ever() -> None:
-    with pytest.raises(ConfigError, match="algo.n_env is not a key of the configuration: did you mean n_envs"):
+    with pytest.raises(ConfigError, match=r"algo.n_env is not a key of the configuration: did you mean n_envs"):
         compose_sweep(["seed=0,1", "algo.n_env=3"])
     with pytest.raises(ConfigError, match="algo=dqm is not known"):
         compose_sweep(["seed=0,1", "algo=paac,dqm"])
@@ -163,7 +163,9 @@ def made_up(root: Path, name: str, config: dict[str, Any] | None = None, **said:
 
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_up(tmp_path, "paac/seed0", state="finished", frames=1000, attempts=2, final={"evaluation_mean_return": 12.3})
-    made_up(tmp_path, "paac/seed1", state="failed", frames=250, wall_seconds=5.0, error="ValueError: by hand", attempts=1)
+    made_up(
+        tmp_path, "paac/seed1", state="failed", frames=250, wall_seconds=5.0, error="ValueError: by hand", attempts=1
+    )
     made_up(tmp_path, "paac/seed2")
     assert status.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -190,9 +192,7 @@ def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def finished_run(root: Path, name: str, speed: float, seconds: float = 100.0) -> None:
     config = {"algo": {"name": "paac"}, "env": {"id": "CartPole-v1", "game": None}, "network": {"kind": "mlp"}}
-    made_up(
-        root, name, config | {"device": "cpu"}, state="finished", frames=int(speed * seconds), wall_seconds=seconds
-    )
+    made_up(root, name, config | {"device": "cpu"}, state="finished", frames=int(speed * seconds), wall_seconds=seconds)
 
 
 @pytest.fixture

@@ -122,7 +122,9 @@ def test_the_plugin_is_light() -> None:
         "import sys, hydra_plugins.a3c_bench_sweeps, a3c_bench.launch.job\n"
         "print([name for name in ('torch', 'envpool', 'submitit', 'pandas') if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
+    )
     assert ran.stdout == "[]\n"
 
 
