@@ -170,7 +170,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     rows = [
-        re.split(r"\s*│\s*", line.strip().strip("│")) for line in out.splitlines() if "seed" in line and "│" in line
+        re.split(r"\s*│\s*", line.strip())[1:-1] for line in out.splitlines() if "seed" in line and "│" in line
     ]
     assert rows == [
         ["paac/seed0", "finished", "100%", "", "12.3", "2", "", ""],
@@ -213,7 +213,7 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[list[list[str]], str]:
     assert plan.main(words) == 0
     out = capsys.readouterr().out
-    rows = [re.split(r"\s*│\s*", line.strip().strip("│")) for line in out.splitlines() if line.startswith("│")]
+    rows = [re.split(r"\s*│\s*", line.strip())[1:-1] for line in out.splitlines() if line.startswith("│")]
     return rows, out
 
 
