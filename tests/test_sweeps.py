@@ -169,9 +169,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_up(tmp_path, "paac/seed2")
     assert status.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    rows = [
-        re.split(r"\s*│\s*", line.strip())[1:-1] for line in out.splitlines() if "seed" in line and "│" in line
-    ]
+    rows = [re.split(r"\s*│\s*", line.strip())[1:-1] for line in out.splitlines() if "seed" in line and "│" in line]
     assert rows == [
         ["paac/seed0", "finished", "100%", "", "12.3", "2", "", ""],
         ["paac/seed1", "failed", "25%", "15 s", "", "1", "", "ValueError: by hand"],
