@@ -20,8 +20,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m a3c_bench.run -m name=demo algo=paac seed=$(SEEDS)
+	$(BIN)/python -m a3c_bench.run -m name=demo experiment=cartpole algo=a3c,ga3c,paac seed=$(SEEDS)
 	$(BIN)/python -m analysis.curves runs/demo
+	$(BIN)/python -m analysis.lag runs/demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
