@@ -60,6 +60,7 @@ def make_network(config: Config, envs: VectorEnv, device: torch.device) -> Actor
             options.channels_last,
             options.lstm_size,
             options.bf16,
+            options.input_mean,
         ).to(device)
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
@@ -99,6 +100,7 @@ def make_q_network(config: Config, envs: VectorEnv, device: torch.device) -> QNe
             options.dueling if config.algo.dueling is None else config.algo.dueling,
             options.channels_last,
             options.bf16,
+            options.input_mean,
         ).to(device)
     except ValueError as error:
         raise ConfigError(f"{error}.") from error

@@ -15,9 +15,10 @@ IMAGE_KINDS = ("nips", "nature")
 class _Network(nn.Module):
     """What all have in common: precision, memory layout and a trunk that can be compiled."""
 
-    def __init__(self, bf16: bool) -> None:
+    def __init__(self, bf16: bool, input_mean: float) -> None:
         super().__init__()
         self._bf16 = bf16
+        self._input_mean = input_mean
         self._through = _through
         self._memory_format = torch.preserve_format
 
@@ -35,8 +36,8 @@ class _Network(nn.Module):
 
     def _inputs(self, observations: Tensor) -> Tensor:
         if observations.dtype == torch.uint8:
-            return observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
-        return observations
+            observations = observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
+        return observations - self._input_mean if self._input_mean else observations
 
 
 class ActorCritic(_Network):
@@ -58,6 +59,8 @@ class ActorCritic(_Network):
         channels_last: memory layout of the convolutions.
         lstm_size: units of an LSTM between the trunk and the heads (256 in Mnih et al. 2016); None: there is none.
         bf16: layers compute in bfloat16 (autocast); parameters, log-probabilities, values and state stay float32.
+        input_mean: subtracted from the observations, from frames after their scaling to [0, 1]. Around 0, gradients of
+            the first layer's weights do not all point one way, and its units stay alive (LeCun et al. 1998, 4.3).
 
     Raises:
         ValueError: an image kind for observations that are not images, images too small for its filters, or an LSTM on
@@ -76,8 +79,9 @@ class ActorCritic(_Network):
         channels_last: bool = False,
         lstm_size: int | None = None,
         bf16: bool = False,
+        input_mean: float = 0.0,
     ) -> None:
-        super().__init__(bf16)
+        super().__init__(bf16, input_mean)
         if lstm_size is not None and not shared_trunk:
             raise ValueError("an LSTM needs network.shared_trunk=true: it stands between the trunk and both heads")
 
@@ -180,6 +184,7 @@ class QNetwork(_Network):
         dueling: two streams.
         channels_last: memory layout of the convolutions.
         bf16: layers compute in bfloat16 (autocast); parameters and Q stay float32.
+        input_mean: subtracted from the observations, as in `ActorCritic`.
 
     Raises:
         ValueError: an image kind for observations that are not images, or images too small for its filters; a dueling
@@ -197,8 +202,9 @@ class QNetwork(_Network):
         dueling: bool = False,
         channels_last: bool = False,
         bf16: bool = False,
+        input_mean: float = 0.0,
     ) -> None:
-        super().__init__(bf16)
+        super().__init__(bf16, input_mean)
         trunk = (kind, observation_shape, hidden_sizes, activation)
         whole, n_features = _trunk(*trunk)
         layers = list(whole)

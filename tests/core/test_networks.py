@@ -103,6 +103,19 @@ def test_uint8_frames_are_scaled_to_one(channels_last: bool) -> None:
     assert torch.equal(observations, before)
 
 
+def test_the_input_mean_is_subtracted_after_scaling() -> None:
+    torch.manual_seed(0)
+    plain = ActorCritic(SMALL_FRAME, 3, "nips")
+    centred = ActorCritic(SMALL_FRAME, 3, "nips", input_mean=0.25)
+    centred.load_state_dict(plain.state_dict())
+    observations = frames(5)
+    expected = outputs(plain, observations.float() / 255.0 - 0.25)
+    for seen in (observations, observations.float() / 255.0):  # frames, and what is no frame
+        for got, hand in zip(outputs(centred, seen), expected, strict=True):
+            torch.testing.assert_close(got, hand)
+    assert not torch.allclose(outputs(plain, observations)[1], expected[1])
+
+
 def test_floats_are_not_scaled() -> None:
     net = network("mlp")
     x = torch.randn(4, 3)

@@ -81,6 +81,15 @@ def test_layout_and_precision_change_numbers_little(changes: dict[str, Any], due
         assert not torch.equal(changed(frames), plain(frames))
 
 
+def test_the_input_mean_is_subtracted_after_scaling() -> None:
+    torch.manual_seed(0)
+    frames = torch.randint(256, (2, *FRAMES), dtype=torch.uint8)
+    plain, centred = QNetwork(FRAMES, 3, "nips"), QNetwork(FRAMES, 3, "nips", input_mean=0.25)
+    centred.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(centred(frames), plain(frames.float() / 255.0 - 0.25))
+    assert not torch.allclose(centred(frames), plain(frames))
+
+
 def test_initialisations_differ() -> None:
     drawn = {}
     for kind in ("orthogonal", "fan_in"):
