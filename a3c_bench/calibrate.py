@@ -184,7 +184,7 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    print(f"{config.env.game or config.env.id}, network {config.network.kind}, device {calibration.device}, "
+    print(f"{config.env.name}, network {config.network.kind}, device {calibration.device}, "
           f"{calibration.cores} cores; medians of {calibration.repeats}")  # fmt: skip
     for key, value in asdict(calibration).items():
         if key.endswith("per_second"):

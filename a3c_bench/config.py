@@ -192,7 +192,7 @@ def run_directory(config: Config, overrides: Sequence[str]) -> Path:
     name = ",".join(others).replace("/", "_").replace(" ", "")
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    env = (config.env.game or config.env.id).replace("/", "_")
+    env = config.env.name.replace("/", "_")
     return Path(config.root) / config.name / env / config.algo.name / name / f"seed{config.seed}"
 
 

@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_status
     env = config.env
-    print(f"{env.game or env.id}, {config.algo.name}, seed {config.seed}, {chosen.checkpoint} checkpoint, "
+    print(f"{env.name}, {config.algo.name}, seed {config.seed}, {chosen.checkpoint} checkpoint, "
           f"{policy_name(config, network)} policy")  # fmt: skip
     print("returns: " + " ".join(f"{game['episode_return']:g}" for game in result.games))
     for key, value in result.summary.items():

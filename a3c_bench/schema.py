@@ -97,7 +97,14 @@ class EnvConfig:
     image_height: int = option(84, at_least=36)
     image_width: int = option(84, at_least=36)
     grayscale: bool = True
+    observed: tuple[int, ...] | None = option(None, at_least=0)  # entries of a vector that the agent sees; null: all
     n_threads: int | None = option(None, at_least=1)  # simulation threads; null: the cores this process may use
+
+    @property
+    def name(self) -> str:
+        """What the task is called in paths and figures: the game, or the environment with what is seen of it."""
+        seen = "" if self.observed is None else "-".join(["-sees", *map(str, self.observed)])
+        return (self.game or self.id) + seen
 
 
 @dataclass(frozen=True)

@@ -310,6 +310,11 @@ def test_paths_name_the_game(tiny: Config) -> None:
     assert place(slash, []) == "runs/default/phys2d_CartPole-v1/paac/seed0"
 
 
+def test_paths_tell_what_is_seen(tiny: Config) -> None:
+    config = replace(tiny, env=replace(tiny.env, observed=(0, 2)))
+    assert run_directory(config, []).parts[-3] == f"{tiny.env.id}-sees-0-2"
+
+
 def test_many_overrides_still_have_a_short_name_of_their_own(tiny: Config) -> None:
     many = [f"algo.setting_number_{i}=value{i}" for i in range(30)]
     others = [*many[:-1], "algo.setting_number_29=another"]

@@ -74,7 +74,7 @@ class VectorEnv:
         if not observations.shape:
             raise ConfigError(f"env.id={env_id} shows several things at once; only one array is supported.")
         self.n_actions = int(actions.n)
-        self.observation_shape: tuple[int, ...] = tuple(observations.shape)
+        self.observation_shape = _seen_shape(config, tuple(observations.shape))
         self.observation_dtype = observations.dtype
         self.frame_skip = config.frame_skip
         self._all_ids = np.arange(n_envs, dtype=np.int32)
@@ -119,6 +119,8 @@ class VectorEnv:
         valid, episodes = self._tracker.update(env_ids, rewards, terminated | truncated)
         if self.is_atari and self.config.life_loss_terminal:
             terminated = terminated | self._tracker.lost_life(env_ids, lives, valid)
+        if self.config.observed is not None:
+            observations = observations[:, self.config.observed]
         if self.config.reward_clip is not None:
             rewards = np.clip(rewards, -self.config.reward_clip, self.config.reward_clip)
         return Step(env_ids, observations, rewards, terminated, truncated, valid, episodes)
@@ -174,6 +176,17 @@ def is_atari(env_id: str) -> bool:
 def atari_games() -> list[str]:
     """The games there are, e.g. "Pong"."""
     return [env_id.removesuffix("-v5") for env_id in registry.specs if is_atari(env_id)]
+
+
+def _seen_shape(config: EnvConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
+    seen = config.observed
+    if seen is None:
+        return shape
+    if len(shape) != 1:
+        raise ConfigError(f"env.observed chooses from a vector; {config.name} shows arrays of shape {shape}.")
+    if not seen or len(set(seen)) < len(seen) or max(seen) >= shape[0]:
+        raise ConfigError(f"env.observed={list(seen)} must name different entries from 0 to {shape[0] - 1}.")
+    return (len(seen),)
 
 
 def _atari_options(config: EnvConfig) -> dict[str, Any]:

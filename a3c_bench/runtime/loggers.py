@@ -68,7 +68,7 @@ class WandbLogger:
         id_file.parent.mkdir(exist_ok=True)
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(4))
-        label = f"{config.env.game or config.env.id}/{config.algo.name}"
+        label = f"{config.env.name}/{config.algo.name}"
         self._run = wandb.init(
             mode=config.logger.wandb.mode,  # type: ignore[arg-type]
             project=config.logger.wandb.project,

@@ -111,7 +111,7 @@ class Session:
         self._recorder = Recorder(
             directory, make_loggers(config, directory.path, plain_config), saved["recorder"] if saved else None
         )
-        label = f"{config.env.game or config.env.id} {config.algo.name} seed {config.seed}"
+        label = f"{config.env.name} {config.algo.name} seed {config.seed}"
         self._progress = ProgressDisplay(label, config.budget.frames, config.progress)
 
     # --- what an algorithm uses ---------------------------------------------------------------------------------

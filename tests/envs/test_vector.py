@@ -209,3 +209,35 @@ def test_human_normalised_scores() -> None:
     assert human_normalised_percent("Pong", 14.6 + 35.3 / 2) == pytest.approx(150.0)
     assert human_normalised_percent("NoSuchGame", 1.0) is None
     assert human_normalised_percent(None, 1.0) is None
+
+
+# --- what is seen -----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_chosen_entries_are_seen() -> None:
+    some = EnvConfig(id="CartPole-v1", observed=(2, 0))
+    whole, seen = random_run(CARTPOLE, 40), random_run(some, 40)
+    for a, b in zip(whole, seen, strict=True):
+        np.testing.assert_array_equal(b.observations, a.observations[:, [2, 0]])
+        np.testing.assert_array_equal(b.rewards, a.rewards)
+    envs = VectorEnv(some, 2, seed(), 1)
+    assert envs.observation_shape == envs.reset().shape[1:] == (2,)
+    envs.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            EnvConfig(id="CartPole-v1", observed=(0, 4)),
+            r"env.observed=\[0, 4\] must name different entries from 0 to 3",
+        ),
+        (EnvConfig(id="CartPole-v1", observed=(1, 1)), r"env.observed=\[1, 1\] must name different entries"),
+        (EnvConfig(id="CartPole-v1", observed=()), r"env.observed=\[\] must name different entries"),
+        (replace(ATARI, game="Pong", observed=(0,)), "env.observed chooses from a vector; Pong-sees-0 shows arrays of"),
+    ],
+    ids=str,
+)
+def test_entries_that_are_not_there(config: EnvConfig, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        VectorEnv(config, 2, seed(), 1)
