@@ -1,0 +1,126 @@
+"""How fast the algorithms are beside each other and beside the machine; for a machine that does nothing else.
+
+    python tests/measure_speed.py bound      PAAC, A3C and DQN as a share of the serial bound that their run calibrates
+    python tests/measure_speed.py workers    A3C with 2 workers against 1
+    python tests/measure_speed.py ga3c       GA3C against PAAC
+    python tests/measure_speed.py lag        what it costs to measure lag: PAAC, A3C and GA3C with it and without
+    python tests/measure_speed.py bundles    Gorila's updates per second with 2 bundles against 1
+
+Pong and the nips network, if not said otherwise. The sides of a comparison take turns, `--rounds` times, so that a
+machine that slows down slows both; what counts is the median of the ratios within a round.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from measure_sweeps import statuses, sweep  # noqa: E402
+
+SHORT = ("evaluation.n_games=1", "evaluation.n_envs=1", "evaluation.max_episode_frames=400", "progress=false",
+         "env=pong", "name=speed")  # fmt: skip
+PRESET = ("experiment=pong",)
+DQN = ("algo=dqn", "network=nature", "network.initialisation=fan_in", "algo.replay.capacity_agent_steps=20_000",
+       "algo.replay.learning_starts_agent_steps=1000")  # fmt: skip
+GORILA = ("algo=gorila", "network=nips", "algo.replay.capacity_agent_steps=20_000", "n_torch_threads=1",
+          "algo.replay.learning_starts_agent_steps=1000")  # fmt: skip
+
+
+def run(words: Sequence[str]) -> Mapping[str, Any]:
+    """The status of one training run."""
+    with tempfile.TemporaryDirectory() as root:
+        sweep(Path(root), *SHORT, *words)
+        (status,) = statuses(Path(root))
+        return status
+
+
+def steps_per_second(status: Mapping[str, Any]) -> float:
+    """Agent steps per second of training."""
+    return float(status["agent_steps"]) / float(status["wall_seconds"])
+
+
+def updates_per_second(status: Mapping[str, Any]) -> float:
+    """Updates per second of training."""
+    return float(status["updates"]) / float(status["wall_seconds"])
+
+
+def compare(rounds: int, sides: Mapping[str, Sequence[str]], rate: Any = steps_per_second) -> None:
+    """The first side is what the others are compared with."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, words in sides.items():
+            rates[name].append(rate(run(words)))
+            print(f"  {name}: {rates[name][-1]:,.1f}", flush=True)
+    first, *others = rates
+    for name in others:
+        ratios = [b / a for a, b in zip(rates[first], rates[name], strict=True)]
+        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(
+            f"{name} / {first}: median {median(ratios):.3f} ({shown}); {first} {median(rates[first]):,.0f} per second"
+        )
+
+
+def bound(rounds: int) -> None:
+    """Each run calibrates first, in its own process."""
+    for name, words in {
+        "paac, n_e = 32": ("algo=paac", "budget.frames=160_000"),
+        "a3c, 2 workers of 1": ("algo=a3c", "algo.n_workers=2", "budget.frames=80_000"),
+        "a3c, the preset": (*PRESET, "algo=a3c", "budget.frames=160_000"),
+        "dqn, nature, batch 32": (*DQN, "budget.frames=40_000"),
+    }.items():
+        shares = []
+        for _ in range(rounds):
+            status = run((*words, "calibrate=true"))
+            shares.append(steps_per_second(status) / status["calibration"]["serial_bound_agent_steps_per_second"])
+            print(f"  {name}: {steps_per_second(status):,.0f} agent steps/s, {shares[-1]:.0%}", flush=True)
+        print(f"{name}: median {median(shares):.0%} of the serial bound")
+
+
+def workers(rounds: int) -> None:
+    """One environment per worker as in the paper, and the preset's eight."""
+    for preset, frames in (((), 80_000), (PRESET, 160_000)):
+        sides = {
+            f"{n} worker{'s' * (n > 1)}": (*preset, "algo=a3c", f"algo.n_workers={n}", f"budget.frames={frames}")
+            for n in (1, 2)
+        }
+        compare(rounds, sides)
+
+
+def ga3c(rounds: int) -> None:
+    """With as many environments and as large batches."""
+    algos = {"paac": (), "ga3c": (), "ga3c, 32 agents": ("algo.n_agents=32",)}
+    frames = "budget.frames=200_000"
+    compare(rounds, {name: (*PRESET, f"algo={name[:4]}", *more, frames) for name, more in algos.items()})
+
+
+def lag(rounds: int) -> None:
+    """In each algorithm's preset."""
+    for algo in ("paac", "a3c", "ga3c"):
+        words = (*PRESET, f"algo={algo}", "budget.frames=200_000")
+        compare(rounds, {f"{algo} without": (*words, "lag.enabled=false"), f"{algo} with lag": words})
+
+
+def bundles(rounds: int) -> None:
+    """With one torch thread each, until the two cores are full."""
+    sides = {f"{n} bundle{'s' * (n > 1)}": (*GORILA, f"algo.n_learners={n}", "budget.frames=60_000") for n in (1, 2)}
+    compare(rounds, sides, updates_per_second)
+
+
+def main() -> None:
+    """The command line."""
+    whats = {"bound": bound, "workers": workers, "ga3c": ga3c, "lag": lag, "bundles": bundles}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("what", choices=list(whats))
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    whats[chosen.what](chosen.rounds)
+
+
+if __name__ == "__main__":
+    main()
