@@ -99,13 +99,13 @@ class CsvFile:
 
     Args:
         path: of the file; a header is written if it is new or empty.
-        columns: in order.
+        columns: in order; a table that goes on keeps those it was begun with, by an older version perhaps.
         size: bytes to keep of what is there, as `size` told a checkpoint; 0 starts anew.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], size: int = 0) -> None:
         self.path = path
-        self.columns = tuple(columns)
+        self.columns = self._written = tuple(columns)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         there = self._file.seek(0, os.SEEK_END)
         if size > there:
@@ -116,6 +116,9 @@ class CsvFile:
         self._file.truncate(size)
         if size == 0:
             self._write((",".join(self.columns) + "\n").encode())
+        else:
+            with open(path) as before:
+                self._written = tuple(before.readline().rstrip("\n").split(","))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes rows at once; a key that is missing is an empty cell.
@@ -129,7 +132,7 @@ class CsvFile:
             unknown = row.keys() - set(self.columns)
             if unknown:
                 raise KeyError(f"{self.path.name} has no column {sorted(unknown)}")
-            lines.append(",".join(_cell(row.get(column)) for column in self.columns))
+            lines.append(",".join(_cell(row.get(column)) for column in self._written))
         if lines:
             self._write(("\n".join(lines) + "\n").encode())
 

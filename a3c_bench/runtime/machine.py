@@ -78,6 +78,37 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def memory_mib() -> float | None:
+    """What this process and all that it started hold in memory (MiB); pages that they share count once.
+
+    None where the system does not tell (it takes Linux).
+    """
+    try:
+        return sum(_proportional_kib(pid) for pid in _family(os.getpid())) / 1024.0
+    except OSError:
+        return None
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its descendants that are there now."""
+    found = [pid]
+    for parent in found:  # grows meanwhile
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):
+                found += map(int, children.read_text().split())
+    return found
+
+
+def _proportional_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        if pid == os.getpid():
+            raise OSError("the system does not tell") from error
+        return 0  # it ended meanwhile
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """CPU model, usable cores, GPU, host operating system."""
     return {

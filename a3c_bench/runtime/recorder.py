@@ -54,6 +54,7 @@ METRIC_COLUMNS = (
     "share_wait",
     "share_predictors_wait",
     "share_trainers_wait",
+    "memory_mib",
 )
 LAG_COLUMNS = (*COUNTERS, *(f"{unit}_{name}" for unit in UNITS for name in SUMMARY))
 HISTOGRAM_COLUMNS = ("unit", "lower", "upper", "samples")

@@ -24,7 +24,7 @@ from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.rollout import Stamp
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.errors import CheckpointError
-from a3c_bench.runtime import checkpoint
+from a3c_bench.runtime import checkpoint, machine
 from a3c_bench.runtime.clock import PhaseTimer, TrainingClock
 from a3c_bench.runtime.directory import RunDirectory, timestamp
 from a3c_bench.runtime.loggers import make_loggers
@@ -35,6 +35,7 @@ from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_STATUS = 5.0
+SECONDS_BETWEEN_MEMORY = 10.0
 PHASES = ("simulate", "predict", "train", "wait")  # what the time of a loop goes into
 
 
@@ -107,6 +108,7 @@ class Session:
         self._evaluation_owed = bool(saved and saved["evaluation_owed"])  # due, but the run was told to stop meanwhile
         self._last_evaluation: Mapping[str, float] = saved["last_evaluation"] if saved else {}
         self._checkpoint_at = self._status_at = 0.0
+        self._memory_at = -SECONDS_BETWEEN_MEMORY
         self._row_frames = self.counters.frames
         self._recorder = Recorder(
             directory, make_loggers(config, directory.path, plain_config), saved["recorder"] if saved else None
@@ -254,8 +256,16 @@ class Session:
 
     def _end_interval(self) -> None:
         self._row_frames = self.counters.frames
-        row = self._recorder.end_interval(self._now(), self.timer.shares() | dict(self.gauges()))
+        row = self._recorder.end_interval(self._now(), self.timer.shares() | dict(self.gauges()) | self._memory())
         self._progress.update(row)
+
+    def _memory(self) -> dict[str, float]:
+        """Measured rarely: it is read page by page."""
+        if self.wall_seconds < self._memory_at + SECONDS_BETWEEN_MEMORY:
+            return {}
+        self._memory_at = self.wall_seconds
+        in_use = machine.memory_mib()
+        return {} if in_use is None else {"memory_mib": in_use}
 
     def _evaluation_is_due(self) -> bool:
         interval = self.config.evaluation.interval_frames

@@ -37,7 +37,9 @@ SMALL = Config(
     n_torch_threads=1,
     progress=False,
 )
-TIMES = [c for c in METRIC_COLUMNS if "second" in c or c in ("pps", "tps") or c.startswith("share_")]
+TIMES = [
+    c for c in METRIC_COLUMNS if "second" in c or c in ("pps", "tps") or c.startswith("share_") or c == "memory_mib"
+]
 
 
 class FakeSession:

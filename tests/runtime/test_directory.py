@@ -64,6 +64,18 @@ def test_rows_follow_one_header(table: Path) -> None:
     assert table.read_text() == "frames,loss\n1,0.5\n2,\n3,\n"
 
 
+def test_a_table_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
+    table = tmp_path / "metrics.csv"
+    first = CsvFile(table, ["frames", "gone", "loss"])
+    first.append([{"frames": 1, "gone": 2, "loss": 3}])
+    size = first.size
+    first.close()
+    second = CsvFile(table, ["loss", "frames", "new"], size)
+    second.append([{"frames": 4, "loss": 5, "new": 6}])
+    second.close()
+    assert table.read_text() == "frames,gone,loss\n1,2,3\n4,,5\n"
+
+
 def test_reopening_drops_what_came_after_the_checkpoint(table: Path) -> None:
     first = CsvFile(table, ["frames"])
     first.append([{"frames": 1}])
