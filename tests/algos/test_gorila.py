@@ -594,18 +594,3 @@ def test_a_fault_ends_the_run_and_the_next_goes_on(
         status = train(config, tmp_path)
         assert (status["state"], status["attempts"]) == ("finished", 2)
         assert status["updates"] > saved["updates"] > 0
-
-
-# --- learning ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("algo", ["dqn", "gorila"])
-@pytest.mark.parametrize(("env", "solved"), [("cartpole", 475.0), ("catch", 0.95)])
-def test_the_presets_solve_their_environment(env: str, solved: float, algo: str, seed: int, tmp_path: Path) -> None:
-    from a3c_bench.config import compose
-
-    config = compose([f"experiment={env}", f"algo={algo}", f"seed={seed}", "progress=false"])
-    assert train(config, tmp_path)["final"]["evaluation_mean_return"] >= solved
