@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import style
-from analysis.groups import SEEDS_FOR_BAND, SeedGroup, Trace
+from analysis.aggregate import SEEDS_FOR_BAND
+from analysis.groups import SeedGroup, Trace
 from analysis.load import Run
 
 

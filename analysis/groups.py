@@ -9,13 +9,12 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from analysis import aggregate, style
-from analysis.aggregate import Floats
+from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.load import Run
 
 log = logging.getLogger(__name__)
 
 GRID_POINTS = 200
-SEEDS_FOR_BAND = 3
 
 
 class Trace(Protocol):

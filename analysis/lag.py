@@ -25,8 +25,8 @@ from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis import caption, cli, figure, style
-from analysis.aggregate import Floats
-from analysis.groups import SEEDS_FOR_BAND, Band, SeedGroup, band_at, group_traces, make_band
+from analysis.aggregate import SEEDS_FOR_BAND, Floats
+from analysis.groups import Band, SeedGroup, band_at, group_traces, make_band
 from analysis.load import Run
 
 log = logging.getLogger(__name__)
