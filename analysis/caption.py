@@ -63,7 +63,7 @@ def frames(runs: Sequence[Run]) -> str:
 
 def hardware(runs: Sequence[Run]) -> str:
     """The machines, each once."""
-    return "; ".join(dict.fromkeys(_machine(run) for run in runs))
+    return "; ".join(dict.fromkeys(machine(run) for run in runs))
 
 
 def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
@@ -95,7 +95,7 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def _machine(run: Run) -> str:
+def machine(run: Run) -> str:
     machine = run.status.get("machine") or {}
     cores = machine.get("cores")
     counted = "unknown cores" if cores is None else f"{cores} core{'' if cores == 1 else 's'}"

@@ -216,11 +216,11 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     chosen = _parser().parse_args(arguments)
     axes = list(AXES) if chosen.x == "both" else [chosen.x]
-    make = partial(_figure_and_table, axes=axes, window=chosen.window)
+    make = partial(figure_and_table, axes=axes, window=chosen.window)
     return cli.write_figure("curves", chosen.roots, chosen.out, make)
 
 
-def _figure_and_table(runs: list[Run], axes: Sequence[str], window: int) -> tuple[Figure, pd.DataFrame]:
+def figure_and_table(runs: list[Run], axes: Sequence[str], window: int) -> tuple[Figure, pd.DataFrame]:
     groups = make_groups(runs, window)
     if not groups:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has finished a training game yet.")
@@ -228,7 +228,7 @@ def _figure_and_table(runs: list[Run], axes: Sequence[str], window: int) -> tupl
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.figure_parser("python -m analysis.curves", "Draws return against frames and against wall-clock time.")
+    parser = cli.parser("python -m analysis.curves", "Draws return against frames and against wall-clock time.")
     parser.add_argument("--x", choices=(*AXES, "both"), default="both", help="horizontal axis (default both)")
     parser.add_argument(
         "--window", type=cli.positive, default=100, metavar="GAMES", help="training games in the mean (default 100)"

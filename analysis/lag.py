@@ -388,11 +388,11 @@ def make_caption(groups: Sequence[Group], units: Sequence[str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     chosen = _parser().parse_args(arguments)
-    make = partial(_figure_and_table, units=list(dict.fromkeys(chosen.unit)))
+    make = partial(figure_and_table, units=list(dict.fromkeys(chosen.unit)))
     return cli.write_figure("lag", chosen.roots, chosen.out, make)
 
 
-def _figure_and_table(runs: list[Run], units: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
+def figure_and_table(runs: list[Run], units: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
     groups = make_groups(runs, units)
     if not any(group.bands for group in groups):
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has measured {' or '.join(units)}.")
@@ -400,7 +400,7 @@ def _figure_and_table(runs: list[Run], units: Sequence[str]) -> tuple[Figure, pd
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.figure_parser("python -m analysis.lag", "Draws policy lag against frames, and its distribution.")
+    parser = cli.parser("python -m analysis.lag", "Draws policy lag against frames, and its distribution.")
     parser.add_argument(
         "--unit",
         nargs="+",

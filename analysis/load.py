@@ -19,6 +19,8 @@ import yaml
 
 log = logging.getLogger(__name__)
 
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML has it: ten times as fast
+
 EPISODE_COLUMNS = ("frames", "agent_steps", "wall_seconds", "episode_return", "episode_length")
 METRIC_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds", "frames_per_second", "pps", "tps")
 LAG_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds")
@@ -30,6 +32,7 @@ _NEVER_IN_LABEL = (
     *("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds"),
     "worker_silence_seconds",
 )
+_LONGEST_LABEL = 100  # letters, beyond which a sweep's name is the better one
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _run_directories(root: Path) -> Iterator[Path]:
 
 def _load_run(directory: Path) -> Run | None:
     try:
-        config = _mapping(yaml.safe_load((directory / "config.yaml").read_text()), "config.yaml")
+        config = _mapping(yaml.load((directory / "config.yaml").read_text(), Loader=_Loader), "config.yaml")
         status = _mapping(json.loads((directory / "status.json").read_text()), "status.json")
         env = config["env"]
         return Run(
@@ -151,7 +154,7 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
 
 
 def _labels(group: Sequence[Run]) -> dict[Path, str]:
-    settings = [_flat(run.config) for run in group]
+    settings = [printed(run.config) for run in group]
     keys = [key for key in dict.fromkeys(key for one in settings for key in one) if not _ignored(key)]
     differing = [key for key in keys if len({one.get(key, "unset") for one in settings}) > 1]
     points = [
@@ -161,21 +164,32 @@ def _labels(group: Sequence[Run]) -> dict[Path, str]:
     if len(set(points)) < len(points) and len(names) > 1:
         differing.append("name")  # the same point under two names, for instance before and after a change
     short = _short_names(differing)
-    return {
+    labels = {
         run.path: ", ".join(f"{short[key]}={one.get(key, 'unset')}" for key in differing)
         for run, one in zip(group, settings, strict=True)
     }
+    named = {run.path: f"name={one.get('name', 'unset')}" for run, one in zip(group, settings, strict=True)}
+    pairs = {(labels[path], named[path]) for path in labels}
+    too_long = max(map(len, labels.values())) > _LONGEST_LABEL
+    if too_long and len(pairs) == len({label for label, _ in pairs}) == len({name for _, name in pairs}):
+        return named  # each name is one configuration, and that says it shorter
+    return labels
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys and printed values."""
-    flat: dict[str, str] = {}
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration with dotted keys: `algo.optimizer.lr`."""
+    pairs: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            pairs |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
-    return flat
+            pairs[f"{prefix}{key}"] = value
+    return pairs
+
+
+def printed(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys, and values as one would type them."""
+    return {key: "null" if value is None else str(value) for key, value in flat(config).items()}
 
 
 def _ignored(key: str) -> bool:

@@ -162,10 +162,10 @@ def make_caption(groups: Sequence[Group]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     chosen = _parser().parse_args(arguments)
-    return cli.write_figure("overestimation", chosen.roots, chosen.out, _figure_and_table)
+    return cli.write_figure("overestimation", chosen.roots, chosen.out, figure_and_table)
 
 
-def _figure_and_table(runs: list[Run]) -> tuple[Figure, pd.DataFrame]:
+def figure_and_table(runs: list[Run]) -> tuple[Figure, pd.DataFrame]:
     groups = make_groups(runs)
     if not groups:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has estimated Q and finished a game.")
@@ -173,7 +173,7 @@ def _figure_and_table(runs: list[Run]) -> tuple[Figure, pd.DataFrame]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    return cli.figure_parser("python -m analysis.overestimation", "Draws max Q against the return really obtained.")
+    return cli.parser("python -m analysis.overestimation", "Draws max Q against the return really obtained.")
 
 
 if __name__ == "__main__":

@@ -160,10 +160,11 @@ def median_crossing(crossings: Sequence[Crossing]) -> float:
     Leaving such runs out would favour what seldom gets there, and so would taking their ends for crossings.
 
     Returns:
-        the smallest x by which at least half of the runs are there; infinite if that was not seen.
+        the smallest x by which at least half of the runs are there; infinite if that was not seen, and where fewer than
+        half of them arrived, as the estimate would then rest on who happened to train longest.
     """
     reached = [crossing.x for crossing in crossings if crossing.reached]
-    if not reached:
+    if 2 * len(reached) < len(crossings):
         return float("inf")
     censored = [crossing.x for crossing in crossings if not crossing.reached]
     missing = stats.ecdf(stats.CensoredData(uncensored=reached, right=censored)).sf

@@ -160,6 +160,7 @@ def test_first_crossing_by_hand():
         ([(10, True), (20, True), (100, False)], 20),
         ([(10, True), (100, False), (100, False)], np.inf),
         ([(5, False)], np.inf),
+        ([(5, False), (5, False), (20, True)], np.inf),  # who trained longest is no median
         # censored at 15, so only two are at risk at 20: S = 2/3, then 1/3 of it
         ([(10, True), (15, False), (20, True)], 20),
         # S(10) = 3/4, then one censored, S(30) = 3/8
