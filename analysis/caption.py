@@ -9,14 +9,14 @@ from analysis.groups import SeedGroup, Trace
 from analysis.load import Run
 
 
-def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]]) -> str:
+def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]], per: str = "curve") -> str:
     """The whole caption: what is drawn, a line per environment, the machines, and runs that are not finished."""
     runs = [run for group in groups for run in group.runs]
     lines = [how_drawn]
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env]
         trained = [run for group in here for run in group.runs]
-        lines.append(f"{env}: {_seeds(here)}, {frames(trained)}, {settings(trained)}.")
+        lines.append(f"{env}: {_seeds(here)} per {per}, {frames(trained)}, {settings(trained)}.")
     lines.append(f"Hardware: {hardware(runs)}.")
     if unfinished(runs):
         lines.append(f"Not finished: {unfinished(runs)}.")
@@ -80,7 +80,7 @@ def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
 def _seeds(groups: Sequence[SeedGroup[Trace]]) -> str:
     counts = sorted({len(group.traces) for group in groups})
     words = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{words} seed{'' if counts[-1] == 1 else 's'} per curve"
+    return f"{words} seed{'' if counts[-1] == 1 else 's'}"
 
 
 def _values(runs: Sequence[Run], key: str) -> str:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -161,16 +160,13 @@ def _fill(
 
 
 def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: style.Look) -> None:
-    line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style}
     if group.has_band:
-        band = group.bands[column]
-        panel.plot(band.x / scale, band.mean, **line)
-        panel.fill_between(band.x / scale, band.low, band.high, color=look.colour, alpha=0.18, linewidth=0.0)
+        figure.draw_band(panel, group.bands[column].x / scale, group.bands[column], look)
         points = [(group.final_evaluation(column), group.final_evaluation("mean_return"))]
     else:
         for trace in group.traces:
             alone = make_band([trace.curve(column)])
-            panel.plot(alone.x / scale, alone.mean, linewidth=figure.THIN, **line)
+            figure.draw_band(panel, alone.x / scale, alone, look, thin=True)
         known = [trace.evaluation for trace in group.traces if trace.evaluation]
         points = [(evaluation[column], evaluation["mean_return"]) for evaluation in known]
     for x_end, mean_return in points:
@@ -178,9 +174,7 @@ def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: styl
 
 
 def _handle(group: Group, look: style.Look) -> Line2D:
-    width = None if group.has_band else figure.THIN
-    marker = figure.marker(look) if any(trace.evaluation for trace in group.traces) else {"color": look.colour}
-    return Line2D([], [], linestyle=look.line_style, linewidth=width, **marker)
+    return figure.handle(look, not group.has_band, any(trace.evaluation for trace in group.traces))
 
 
 def _legend_text(group: Group) -> str:

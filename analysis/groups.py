@@ -74,10 +74,12 @@ def group_traces(traces: Iterable[AnyTrace]) -> list[SeedGroup[AnyTrace]]:
             log.warning("%s repeats %s and is not in the figure.", run.path, same[run.seed].run.path)
         else:
             same[run.seed] = trace
-    return [
-        SeedGroup(*key, [same[seed] for seed in sorted(same)])
-        for key, same in sorted(found.items(), key=lambda item: _order(*item[0]))
-    ]
+    return [SeedGroup(*key, [found[key][seed] for seed in sorted(found[key])]) for key in in_legend_order(found)]
+
+
+def in_legend_order(keys: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Environment, algorithm and label, sorted: known algorithms first, n_envs=8 before n_envs=32."""
+    return sorted(keys, key=lambda key: _order(*key))
 
 
 def make_band(curves: Sequence[tuple[Floats, Floats]]) -> Band:

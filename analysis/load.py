@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ EPISODE_COLUMNS = ("frames", "agent_steps", "wall_seconds", "episode_return", "e
 METRIC_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds", "frames_per_second", "pps", "tps")
 LAG_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds")
 HISTOGRAM_COLUMNS = ("unit", "lower", "upper", "samples")
+ADJUSTMENT_COLUMNS = ("frames", "wall_seconds", "n_agents", "n_predictors", "n_trainers", "tps")
 EVALUATION_COLUMNS = ("frames", "wall_seconds", "final", "episode_return", "episode_length")
 _DTYPES = {"final": "bool", "unit": "object"}  # of the columns that hold no numbers
 # Keys that tell no curves apart: the seed is averaged over, and the others change no result.
@@ -72,6 +73,10 @@ class Run:
         """Bins of policy lag over the whole run: samples with lower <= lag < upper, by `unit`."""
         return _read_table(self.path / "lag_histogram.csv", HISTOGRAM_COLUMNS)
 
+    def adjustments(self) -> pd.DataFrame:
+        """GA3C's dynamic adjustment, one row per window; empty if it is off."""
+        return _read_table(self.path / "adjustments.csv", ADJUSTMENT_COLUMNS)
+
     def evaluations(self) -> pd.DataFrame:
         """Evaluation games, one a row; `final` is True for those of the evaluation after training."""
         return _read_table(self.path / "eval.csv", EVALUATION_COLUMNS)
@@ -97,7 +102,7 @@ def load_runs(*roots: str | Path) -> list[Run]:
             run = _load_run(directory)
             if run is not None:
                 found.setdefault(directory.resolve(), run)
-    return _labelled(list(found.values()))
+    return labelled(list(found.values()))
 
 
 def _run_directories(root: Path) -> Iterator[Path]:
@@ -142,26 +147,37 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 
-def _labelled(runs: Sequence[Run]) -> list[Run]:
-    """The same runs; those of one algorithm and environment are told apart by the settings in which they differ."""
+def labelled(runs: Sequence[Run], explained: Callable[[Run], Any] | None = None) -> list[Run]:
+    """The same runs; those of one algorithm and environment are told apart by the settings in which they differ.
+
+    Args:
+        runs: to label.
+        explained: what tells runs apart already, for instance their place on an axis: settings that it decides, as one
+            value of it goes with one of theirs, are no part of the label.
+    """
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.env, run.algo].append(run)
     labels: dict[Path, str] = {}
     for group in groups.values():
-        labels |= _labels(group)
+        labels |= _labels(group, explained)
     return [replace(run, label=labels[run.path]) for run in runs]
 
 
-def _labels(group: Sequence[Run]) -> dict[Path, str]:
+def _labels(group: Sequence[Run], explained: Callable[[Run], Any] | None) -> dict[Path, str]:
     settings = [printed(run.config) for run in group]
     keys = [key for key in dict.fromkeys(key for one in settings for key in one) if not _ignored(key)]
     differing = [key for key in keys if len({one.get(key, "unset") for one in settings}) > 1]
+    if explained is not None:
+        places = [explained(run) for run in group]
+        differing = [key for key in differing if not _decided([one.get(key, "unset") for one in settings], places)]
+        if not differing:
+            return {run.path: "" for run in group}
     points = [
         (run.seed, *(one.get(key, "unset") for key in differing)) for run, one in zip(group, settings, strict=True)
     ]
     names = {one.get("name", "unset") for one in settings}
-    if len(set(points)) < len(points) and len(names) > 1:
+    if explained is None and len(set(points)) < len(points) and len(names) > 1:
         differing.append("name")  # the same point under two names, for instance before and after a change
     short = _short_names(differing)
     labels = {
@@ -174,6 +190,11 @@ def _labels(group: Sequence[Run]) -> dict[Path, str]:
     if too_long and len(pairs) == len({label for label, _ in pairs}) == len({name for _, name in pairs}):
         return named  # each name is one configuration, and that says it shorter
     return labels
+
+
+def _decided(values: Sequence[str], places: Sequence[Any]) -> bool:
+    """Whether all runs at one place have one value."""
+    return len(set(zip(places, values, strict=True))) == len(set(places))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -223,7 +223,7 @@ def test_analysis_imports_nothing_of_the_suite():
 
 def test_a_label_of_many_settings_gives_way_to_the_name(make_run, tmp_path):
     many = {f"a_setting_with_a_long_name_{i}": 1 for i in range(5)}
-    for name, settings in (("one", many), ("two", {key: 2 for key in many})):
+    for name, settings in (("one", many), ("two", dict.fromkeys(many, 2))):
         for seed in (0, 1):
             make_run(name=name, seed=seed, settings=settings)
     assert [run.label for run in load_runs(tmp_path)] == ["name=one"] * 2 + ["name=two"] * 2
