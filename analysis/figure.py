@@ -139,7 +139,7 @@ def marker(look: style.Look) -> dict[str, Any]:
 
 def two_lines(text: str) -> str:
     """For an upright label of a panel, which is not high."""
-    return "\n".join(textwrap.wrap(text, 30))
+    return "\n".join(textwrap.wrap(text, 24))
 
 
 def counted_seeds(count: int) -> str:

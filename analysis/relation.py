@@ -5,8 +5,8 @@
     python -m analysis.relation runs/headline --x lag_updates --y score area
     python -m analysis.relation runs/advantages --x advantage.kind --y score gradient_norm
 
-Against a setting, a line joins the means over seeds; against something measured there are points alone. --log gives
-both axes a scale that also shows 0. Writes relation.png, relation.pdf and relation.csv (a row per run).
+Against a setting, a line joins the means over seeds; against something measured there are points alone. Lag gets
+an axis that is logarithmic and shows 0. Writes relation.png, relation.pdf and relation.csv (a row per run).
 """
 
 import argparse
@@ -24,17 +24,21 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from analysis import caption, cli, figure, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, SeedGroup, in_legend_order
 from analysis.load import Run, flat, labelled
-from analysis.summary import LABELS, SHARES, summarise, value_of
+from analysis.summary import LABELS, LAG_UNITS, SHARES, summarise, value_of
 
 log = logging.getLogger(__name__)
 
 CSV_COLUMNS = ("env", "algo", "label", "seed", "state")
-_DECADES_FOR_A_LOG_AXIS = 1.2
+_DECADES_FOR_A_LOG_AXIS = 0.9
+_TICKS_AT_MOST = 8  # at the values of a setting themselves
+
+_REFERENCE: Mapping[str, Any] = {"color": "0.35", "linestyle": (0, (1.0, 1.0)), "marker": "x", "linewidth": 1.0}
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def _setting(run: Run, name: str) -> Any:
 # --- from points to a figure ------------------------------------------------------------------------------------------
 
 
-def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "", with_zero: bool = False) -> Figure:
+def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "") -> Figure:
     """The figure: per environment a panel per axis and a legend, and one caption under all.
 
     Args:
@@ -139,7 +143,6 @@ def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "", w
         x: name of the horizontal quantity.
         axes: what is drawn upwards, a panel each.
         how: more sentences for the caption.
-        with_zero: logarithmic axes that show 0 too, where there are decades to show.
     """
     groups = group_points(points)
     looks = style.looks([(group.algo, group.label) for group in groups])
@@ -148,7 +151,7 @@ def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "", w
         here = [group for group in groups if group.env == env]
         texts = [f"{group.name} ({len(group.traces)} run{'' if len(group.traces) == 1 else 's'})" for group in here]
         texts += [reference.text for axis in axes for reference in axis.references]
-        fill = partial(_fill, here=here, x=x, axes=axes, looks=looks, with_zero=with_zero)
+        fill = partial(_fill, here=here, x=x, axes=axes, looks=looks)
         sections.append(figure.Section(env, -(-len(axes) // 2), texts, fill))
     width = style.TWO_COLUMNS if len(axes) > 1 else style.ONE_COLUMN
     return figure.compose(sections, make_caption(groups, x, how), width)
@@ -156,11 +159,11 @@ def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "", w
 
 def make_caption(groups: Sequence[SeedGroup[Point]], x: str, how: str) -> str:
     """What a point is, then a line per environment, then the machines."""
-    at_each: dict[tuple[Any, ...], list[Point]] = defaultdict(list)
+    at_each: dict[tuple[str, str, str, float | str | None], list[Point]] = defaultdict(list)
     for group in groups:
         for point in group.traces:
             at_each[group.env, group.algo, group.label, None if _is_measured(x) else point.x].append(point)
-    places = [SeedGroup(*key[:3], found) for key, found in at_each.items()]
+    places = [SeedGroup(env, algo, label, found) for (env, algo, label, _), found in at_each.items()]
     sentences = [how, "A point is a run."]
     if not _is_measured(x):
         sentences.append("Line: mean over seeds.")
@@ -177,12 +180,11 @@ def _fill(
     x: str,
     axes: Sequence[Axis],
     looks: Mapping[tuple[str, str], style.Look],
-    with_zero: bool,
 ) -> list[Artist]:
     positions, words = _positions(here)
-    handles: list[Artist] = [
-        figure.handle(looks[group.algo, group.label], not group.has_band, with_marker=True) for group in here
-    ]
+    handles: list[Artist] = [figure.handle(looks[group.algo, group.label], with_marker=True) for group in here]
+    if _is_measured(x) or words:
+        handles = [Line2D([], [], linestyle="none", **figure.marker(looks[group.algo, group.label])) for group in here]
     for panel, axis in zip(figure.grid(part, len(axes), 2), axes, strict=True):
         for group in here:
             look = looks[group.algo, group.label]
@@ -197,11 +199,17 @@ def _fill(
                 panel.errorbar(band.x, band.mean, np.nan_to_num([band.mean - band.low, band.high - band.mean]),
                                fmt="_", markersize=14, color=look.colour, linewidth=1.0)  # fmt: skip
         for reference in axis.references:
-            line: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1.0, 1.0)), "marker": "x", "markersize": 4.0, "linewidth": 1.0}
+            line: dict[str, Any] = {
+                "color": "0.35",
+                "linestyle": (0, (1.0, 1.0)),
+                "marker": "x",
+                "markersize": 4.0,
+                "linewidth": 1.0,
+            }
             panel.plot(reference.x, reference.y, **line)
             handles.append(Line2D([], [], **line))
         values = [point.y[axis.name] for group in here for point in group.traces]
-        _set_axes(panel, x, axis, list(positions.values()), values, words, with_zero)
+        _set_axes(panel, x, axis, list(positions.values()), values, words)
     return handles
 
 
@@ -213,18 +221,22 @@ def _positions(groups: Sequence[SeedGroup[Point]]) -> tuple[dict[float | str, fl
 
 
 def _set_axes(
-    panel: Axes, x: str, axis: Axis, places: Sequence[float], values: Sequence[float], words: list[str], with_zero: bool
+    panel: Axes, x: str, axis: Axis, places: Sequence[float], values: Sequence[float], words: list[str]
 ) -> None:
     notes = {"x": "", "y": ""}
+    distinct = sorted(set(places))
     if words:
         panel.set_xticks(range(len(words)), words)
         panel.set_xlim(-0.5, len(words) - 0.5)
-    elif min(places) > 0.0 and np.log10(max(places) / min(places)) >= _DECADES_FOR_A_LOG_AXIS:
+    elif x in LAG_UNITS:
+        notes["x"] = figure.scale_with_zero(panel, "x", max(places), LAG_UNITS[x])
+    elif distinct[0] > 0.0 and np.log10(distinct[-1] / distinct[0]) >= _DECADES_FOR_A_LOG_AXIS:
         panel.set_xscale("log")
-    elif with_zero and min(places) >= 0.0:
-        notes["x"] = figure.scale_with_zero(panel, "x", max(places), 1.0)
-    if with_zero and np.nanmin(values) >= 0.0:
-        notes["y"] = figure.scale_with_zero(panel, "y", float(np.nanmax(values)), 1.0)
+        if len(distinct) <= _TICKS_AT_MOST:
+            panel.set_xticks(distinct, [f"{place:g}" for place in distinct])
+            panel.xaxis.set_minor_locator(NullLocator())
+    if axis.name in LAG_UNITS:
+        notes["y"] = figure.scale_with_zero(panel, "y", float(np.nanmax(values)), LAG_UNITS[axis.name])
     panel.set_xlabel(", ".join(filter(None, [LABELS.get(x, x.replace("_", " ")), notes["x"]])))
     panel.set_ylabel("\n".join(filter(None, [figure.two_lines(axis.label), notes["y"]])))
 
@@ -236,9 +248,7 @@ def _is_measured(x: str) -> bool:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def figure_and_table(
-    runs: list[Run], x: str, ys: Sequence[str], with_zero: bool = False
-) -> tuple[Figure, pd.DataFrame]:
+def figure_and_table(runs: list[Run], x: str, ys: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
     """The figure and its numbers.
 
     Raises:
@@ -249,13 +259,13 @@ def figure_and_table(
             if any(np.isfinite(point.y[name]) for point in points)]  # fmt: skip
     if not points:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has both {x} and {' or '.join(ys)}.")
-    return draw(points, x, axes, with_zero=with_zero), make_table(points, x)
+    return draw(points, x, axes), make_table(points, x)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     chosen = _parser().parse_args(arguments)
-    make = partial(figure_and_table, x=chosen.x, ys=list(dict.fromkeys(chosen.y)), with_zero=chosen.log)
+    make = partial(figure_and_table, x=chosen.x, ys=list(dict.fromkeys(chosen.y)))
     return cli.write_figure("relation", chosen.roots, chosen.out, make)
 
 
@@ -264,7 +274,6 @@ def _parser() -> argparse.ArgumentParser:
     quantities = f"{', '.join((*LABELS, *SHARES))}, or a setting such as n_envs".replace("%", "%%")
     parser.add_argument("--x", required=True, metavar="QUANTITY", help=quantities)
     parser.add_argument("--y", required=True, nargs="+", metavar="QUANTITY", help="a panel each")
-    parser.add_argument("--log", action="store_true", help="logarithmic axes that show 0 too")
     return parser
 
 

@@ -21,8 +21,8 @@ TRAINING_GAMES = 100  # of which a training score is the mean
 SHARES = ("share_simulate", "share_predict", "share_train", "share_wait")
 LABELS = {  # of columns, for axes: with unit
     "score": "final evaluation, mean return",
-    "training_score": f"training return, mean of last {TRAINING_GAMES} games",
-    "area": "training return, mean over training",
+    "training_score": f"training return, last {TRAINING_GAMES} games",
+    "area": "return, mean over training",
     "frames": "frames",
     "hours": "hours of training",
     "wall_seconds": "seconds of training",
@@ -43,7 +43,16 @@ LABELS = {  # of columns, for axes: with unit
     "gradient_staleness_updates": "mean gradient staleness in updates",
     "replay_age_frames": "mean replay age in frames",
 }
-_LAG_UNITS = [name for name in LABELS if name.startswith(("lag_", "importance", "gradient_stale", "replay_age"))]
+LAG_UNITS = {  # quantities that may be 0 and span decades, and up to where their axis is linear
+    "lag_updates": 1.0,
+    "lag_updates_p95": 1.0,
+    "lag_frames": 1.0,
+    "lag_seconds": 1e-2,
+    "lag_kl_nats": 1e-5,
+    "gradient_staleness_updates": 1.0,
+    "replay_age_frames": 1.0,
+}
+_OF_LAG = (*LAG_UNITS, "importance_ratio")
 _OF_METRICS = ("gradient_norm", "gradient_variance", "share_predictors_wait", "share_trainers_wait", *SHARES)
 
 
@@ -144,7 +153,7 @@ def _of_metrics(run: Run) -> dict[str, float]:
 def _lag(run: Run) -> dict[str, float]:
     table = run.lag()
     values = {}
-    for name in _LAG_UNITS:
+    for name in _OF_LAG:
         column = name if name.endswith("_p95") else f"{name}_mean"
         if column in table and table[column].notna().any():
             values[name] = float(table[column].mean())

@@ -306,7 +306,7 @@ def threshold_table(runs: Sequence[Run], threshold: float | None = None, window:
     lines = []
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env]
-        goal = threshold if threshold is not None else _threshold(here, window)
+        goal = threshold if threshold is not None else goal_of([run for group in here for run in group.runs], window)
         for group in here:
             crossings = {
                 column: [_crossing(trace, column, window, goal) for trace in group.traces] for column in AXES.values()
@@ -359,13 +359,26 @@ def cost_table(summary: pd.DataFrame) -> Table:
     return Table("cost", "Cost", numbers, text, notes)
 
 
-def _threshold(groups: Sequence[SeedGroup[Trace]], window: int) -> float:
-    targets = {run.config.get("budget", {}).get("target_return") for group in groups for run in group.runs} - {None}
-    if len(targets) == 1:
-        return float(targets.pop())
-    curves = [_past_start(*trace.curve("frames"), window)[1] for group in groups for trace in group.traces]
+def goal_of(runs: Sequence[Run], window: int) -> float:
+    """`budget.target_return`, where all runs have the same; else 90% of the way from the lowest start to the best end.
+
+    NaN if no run has finished a game.
+    """
+    targets = {(run.config.get("budget") or {}).get("target_return") for run in runs}
+    if len(targets) == 1 and (target := targets.pop()) is not None:
+        return float(target)
+    traces = [trace for run in runs if (trace := make_trace(run, window)) is not None]
+    if not traces:
+        return float("nan")
+    curves = [_past_start(*trace.curve("frames"), window)[1] for trace in traces]
     low, high = min(curve[0] for curve in curves), max(curve[-1] for curve in curves)
     return float(low + 0.9 * (high - low))
+
+
+def crossing(run: Run, column: str, goal: float, window: int) -> Crossing | None:
+    """When a run's mean return over `window` games first reached the goal; None if it has not finished a game."""
+    trace = make_trace(run, window)
+    return None if trace is None else _crossing(trace, column, window, goal)
 
 
 def _crossing(trace: Trace, column: str, window: int, goal: float) -> Crossing:
