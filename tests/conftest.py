@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,18 @@ def tiny() -> Config:
         n_torch_threads=1,
         progress=False,
     )
+
+
+@pytest.fixture
+def leaves_no_shared_memory() -> Iterator[None]:
+    """What lies in /dev/shm for longer than other tests beside this one need it there was left behind."""
+    place = Path("/dev/shm")
+    before = set(place.iterdir())
+    yield
+    until = time.monotonic() + 20.0
+    while set(place.iterdir()) - before and time.monotonic() < until:
+        time.sleep(0.2)
+    assert set(place.iterdir()) - before == set()
 
 
 @pytest.fixture

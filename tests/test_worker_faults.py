@@ -104,7 +104,7 @@ class Faulty(NamedTuple):
 
 
 @pytest.fixture
-def faulty(tmp_path: Path) -> Iterator[Faulty]:
+def faulty(tmp_path: Path, leaves_no_shared_memory: None) -> Iterator[Faulty]:
     (tmp_path / "faulty.py").write_text(SCRIPT)
     made = Faulty(tmp_path, [])
     yield made
@@ -114,20 +114,14 @@ def faulty(tmp_path: Path) -> Iterator[Faulty]:
         process.communicate()
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
-
-
 def fail_and_go_on(faulty: Faulty, words: tuple[str, ...], place: str, kind: str, moment: str) -> str:
     """A run that fails by such a fault, and the next start of the same command; gives what the first one said."""
-    before = shared_memory()
     process = faulty.start(*words, kind=kind, place=place, moment=moment)
     _, stderr = process.communicate(timeout=100)
     ended_at = time.time()
     assert process.returncode == 1, stderr
     assert ended_at - float(faulty.struck.read_text()) < SECONDS_TO_FAIL
     assert_nothing_is_left(process)
-    assert shared_memory() - before == set()
     status = read_status(faulty.run)
     assert status["state"] == "failed"
     assert "WorkerError" in status["error"]
@@ -138,7 +132,6 @@ def fail_and_go_on(faulty: Faulty, words: tuple[str, ...], place: str, kind: str
     assert (process.returncode, stderr) == (0, "")
     assert "Going on from frame" in stdout
     assert_nothing_is_left(process)
-    assert shared_memory() - before == set()
     again = read_status(faulty.run)
     assert (again["state"], again["attempts"], again["error"]) == ("finished", 2, None)
     assert again["frames"] >= 6000 > frames
@@ -184,7 +177,6 @@ def test_a_fault_ends_the_run_in_seconds_and_the_next_goes_on(
 @pytest.mark.parametrize("words", [A3C, pytest.param(GA3C, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_nothing_outlives_a_run_that_is_stopped(faulty: Faulty, words: tuple[str, ...], sent: signal.Signals) -> None:
-    before = shared_memory()
     process = faulty.start(*words, "budget.frames=1000000", kind="none", place="worker", moment="never")
     deadline = time.monotonic() + 60.0
     while not list(faulty.directory.rglob("episodes.csv")) or len(living(process.pid)) < (4 if words == A3C else 1):
@@ -195,6 +187,5 @@ def test_nothing_outlives_a_run_that_is_stopped(faulty: Faulty, words: tuple[str
     process.communicate(timeout=60)
     assert process.returncode == (-9 if sent is signal.SIGKILL else 143)
     assert_nothing_is_left(process)
-    assert shared_memory() - before == set()
     if sent is signal.SIGTERM:
         assert read_status(faulty.run)["state"] == "preempted"

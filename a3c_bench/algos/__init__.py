@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from a3c_bench.build import make_network
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import nearest
 
@@ -35,6 +34,12 @@ def _workload(config: Any) -> Workload:
     return Workload(config.algo.n_envs, config.algo.t_max)
 
 
+def _make_network(config: Any, envs: Any, device: Any) -> Any:
+    from a3c_bench.build import make_network  # names of algorithms are wanted where torch is not
+
+    return make_network(config, envs, device)
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """What the suite needs to know of an algorithm."""
@@ -43,7 +48,7 @@ class Algorithm:
     train: Callable[[Any, Any], None]  # (Config, Session): runs until session.running() is False
     check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError for what it cannot do
     workload: Callable[[Any], Workload] = _workload  # (Config); this one reads algo.n_envs and algo.t_max
-    make_network: Callable[[Any, Any, Any], Any] = make_network  # (Config, VectorEnv, torch.device): what is evaluated
+    make_network: Callable[[Any, Any, Any], Any] = _make_network  # (Config, VectorEnv, torch.device): what is evaluated
 
 
 def algorithm_names() -> list[str]:

@@ -249,7 +249,7 @@ def train(config: Config, session: Session) -> None:
         for _ in range(1 if options.shared_statistics else n_workers)
     ]
     counts = torch.zeros((n_workers + 1, 2), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-    shared = SharedModel(theta, statistics, counts, mp.get_context("spawn").Lock() if options.lock else None)
+    shared = SharedModel(theta, statistics, counts, mp.get_context("forkserver").Lock() if options.lock else None)
 
     def record(report: Report) -> None:
         session.count(report.n_agent_steps, report.episodes)

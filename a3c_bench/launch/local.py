@@ -104,6 +104,8 @@ def run_all(directories: Sequence[Path], options: LocalOptions, folder: Path, st
     finally:
         for job, _ in running.values():
             _signal(job, signal.SIGKILL)
+        for directory in directories:  # this process has them on its list no more
+            write_job(directory, read_job(directory) | {"pid": None})
 
 
 def leave_behind(directories: Sequence[Path], options: LocalOptions, folder: Path) -> int:

@@ -112,7 +112,9 @@ def _explained(standing: Standing, ended: Mapping[str, tuple[str, str]]) -> Stan
 
 def _is_alive(job: Mapping[str, Any]) -> bool:
     """Whether the process that has a run on its list is there; on another machine nobody can tell: it is not."""
-    return bool(job["host"] == socket.gethostname() and job["pid_started"] == _started(job["pid"]) is not None)
+    if job["pid"] is None or job["host"] != socket.gethostname():
+        return False
+    return bool(job["pid_started"] == _started(job["pid"]) is not None)
 
 
 def _started(pid: int) -> int | None:

@@ -2,9 +2,13 @@
 
 The parent's side is `Workers`, the worker's `Link`. They share one integer in shared memory (what to do) and a pipe per
 worker (what was done). There is no lock between them that a killed worker could leave locked.
+
+Workers are forked from multiprocessing's fork server: a process that has imported torch once, for all of them, and
+holds no thread or lock of this one. It ends with this process.
 """
 
 import faulthandler
+import multiprocessing
 import os
 import signal
 import time
@@ -34,9 +38,8 @@ _SECONDS_TO_DIE = 2.0
 class Link:
     """The worker's end. Made by `Workers`."""
 
-    def __init__(self, order: Tensor, parent_pid: int, reports: Connection, traces: Connection) -> None:
+    def __init__(self, order: Tensor, reports: Connection, traces: Connection) -> None:
         self._order = order
-        self._parent_pid = parent_pid
         self._reports = reports
         self._traces = traces
         self._reported_at = 0.0
@@ -55,7 +58,6 @@ class Link:
             while (order := int(self._order)) == _PAUSE:
                 self._leave_with_parent()
                 time.sleep(0.001)
-        self._leave_with_parent()
         return order == _RUN
 
     def run(self, main: Callable[..., None], arguments: Sequence[Any]) -> None:
@@ -80,8 +82,10 @@ class Link:
             os._exit(1)
         self._reported_at = time.monotonic()
 
-    def _leave_with_parent(self) -> None:
-        if os.getppid() != self._parent_pid:
+    @staticmethod
+    def _leave_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is None or not parent.is_alive():
             os._exit(1)
 
 
@@ -100,7 +104,7 @@ class _Worker:
 
 
 class Workers:
-    """N spawned processes. They start paused: set up what they need, and stand still until the first release.
+    """N processes. They start paused: set up what they need, and stand still until the first release.
 
     Args:
         main: run in each as main(link, *arguments); must be importable, and is to loop while link.going(...).
@@ -125,16 +129,17 @@ class Workers:
         self._order = torch.full((1,), _PAUSE, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers: list[_Worker] = []
         self._looked_at = time.monotonic()
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["a3c_bench.runtime.workers", "a3c_bench.build"])
         try:
             for name, own_arguments in zip(names, arguments, strict=True):
                 reports, reports_end = context.Pipe(duplex=False)
                 traces, traces_end = context.Pipe(duplex=False)
-                link = Link(self._order, os.getpid(), reports_end, traces_end)
+                link = Link(self._order, reports_end, traces_end)
                 process = context.Process(
                     target=link.run, args=(main, own_arguments), name=f"a3c_bench {name}", daemon=True
                 )
-                with held_back():  # a worker that has not come so far as to ignore them would be killed
+                with held_back():  # for ever in the fork server, and in workers until they ignore them
                     process.start()
                 reports_end.close()  # so that the pipe ends with the worker
                 traces_end.close()

@@ -67,12 +67,11 @@ def test_gpus_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sweep_with_a_failure_and_the_same_again(cli: Cli, tmp_path: Path) -> None:
     words = (*SMALL, f"root={tmp_path}", "seed=0,1", "budget.frames=400")
     run = tmp_path / "default/CartPole-v1/paac"
-    name = "algo.n_envs=2,evaluation.max_episode_frames=50,evaluation.n_envs=1,evaluation.n_games=1"
     before = os.sched_getaffinity(0)
     ended = cli(*words, "name=default")
     assert ended.exit_status == 0, ended
     assert "2 runs: 2 finished." in ended.stdout
-    runs = sorted(run.glob(f"*{name[:20]}*/seed*"))
+    runs = sorted(run.glob("*/seed*"))
     n_at_once = min(2, len(before))
     assert [read_status(path)["machine"]["cores"] for path in runs] == [len(before) // n_at_once] * 2
     assert os.sched_getaffinity(0) == before
