@@ -25,6 +25,13 @@ class Trace(Protocol):
         """Where it comes from."""
 
 
+@dataclass(frozen=True)
+class Member:
+    """A run and nothing else."""
+
+    run: Run
+
+
 AnyTrace = TypeVar("AnyTrace", bound=Trace)
 AnyTrace_co = TypeVar("AnyTrace_co", bound=Trace, covariant=True)
 

@@ -166,7 +166,7 @@ def labelled(runs: Sequence[Run], explained: Callable[[Run], Any] | None = None)
 
 def _labels(group: Sequence[Run], explained: Callable[[Run], Any] | None) -> dict[Path, str]:
     settings = [printed(run.config) for run in group]
-    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if not _ignored(key)]
+    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if not changes_nothing(key)]
     differing = [key for key in keys if len({one.get(key, "unset") for one in settings}) > 1]
     if explained is not None:
         places = [explained(run) for run in group]
@@ -213,7 +213,8 @@ def printed(config: Mapping[str, Any]) -> dict[str, str]:
     return {key: "null" if value is None else str(value) for key, value in flat(config).items()}
 
 
-def _ignored(key: str) -> bool:
+def changes_nothing(key: str) -> bool:
+    """Whether a setting has no influence on what a run computes, or is the seed."""
     return key.split(".")[0] in _NEVER_IN_LABEL
 
 

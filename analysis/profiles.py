@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 
 from analysis import caption, cli, figure, published, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
-from analysis.groups import Band, SeedGroup, in_legend_order
+from analysis.groups import Band, Member, SeedGroup, in_legend_order
 from analysis.load import Run
 from analysis.statistics import Estimate
 from analysis.summary import summarise
@@ -27,13 +27,6 @@ from analysis.table import AGGREGATES, unique_seeds
 
 N_THRESHOLDS = 101
 CSV_COLUMNS = ("algo", "label", "n_environments", "curve", "x", "value", "low", "high")
-
-
-@dataclass(frozen=True)
-class Member:
-    """A run, for the caption."""
-
-    run: Run
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Profiles:
     thresholds: Floats  # [N_THRESHOLDS]
     envs: Sequence[str]
     unit: str
-    groups: Sequence[SeedGroup[Member]]  # by environment
+    groups: Sequence[SeedGroup[Member]]  # by environment, for the caption
 
 
 def make_profiles(runs: Sequence[Run]) -> Profiles | None:

@@ -37,8 +37,11 @@ log = logging.getLogger(__name__)
 CSV_COLUMNS = ("env", "algo", "label", "seed", "state")
 _DECADES_FOR_A_LOG_AXIS = 0.9
 _TICKS_AT_MOST = 8  # at the values of a setting themselves
+_TICKS_APART = 0.08  # at least, as a share of the axis
 
-_REFERENCE: Mapping[str, Any] = {"color": "0.35", "linestyle": (0, (1.0, 1.0)), "marker": "x", "linewidth": 1.0}
+_REFERENCE: Mapping[str, Any] = {
+    "color": "0.35", "linestyle": (0, (1.0, 1.0)), "marker": "x", "markersize": 4.0, "linewidth": 1.0
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -199,15 +202,8 @@ def _fill(
                 panel.errorbar(band.x, band.mean, np.nan_to_num([band.mean - band.low, band.high - band.mean]),
                                fmt="_", markersize=14, color=look.colour, linewidth=1.0)  # fmt: skip
         for reference in axis.references:
-            line: dict[str, Any] = {
-                "color": "0.35",
-                "linestyle": (0, (1.0, 1.0)),
-                "marker": "x",
-                "markersize": 4.0,
-                "linewidth": 1.0,
-            }
-            panel.plot(reference.x, reference.y, **line)
-            handles.append(Line2D([], [], **line))
+            panel.plot(reference.x, reference.y, **_REFERENCE)
+            handles.append(Line2D([], [], **_REFERENCE))
         values = [point.y[axis.name] for group in here for point in group.traces]
         _set_axes(panel, x, axis, list(positions.values()), values, words)
     return handles
@@ -232,13 +228,18 @@ def _set_axes(
         notes["x"] = figure.scale_with_zero(panel, "x", max(places), LAG_UNITS[x])
     elif distinct[0] > 0.0 and np.log10(distinct[-1] / distinct[0]) >= _DECADES_FOR_A_LOG_AXIS:
         panel.set_xscale("log")
-        if len(distinct) <= _TICKS_AT_MOST:
+        if len(distinct) <= _TICKS_AT_MOST and _far_apart(np.log(distinct)):
             panel.set_xticks(distinct, [f"{place:g}" for place in distinct])
             panel.xaxis.set_minor_locator(NullLocator())
     if axis.name in LAG_UNITS:
         notes["y"] = figure.scale_with_zero(panel, "y", float(np.nanmax(values)), LAG_UNITS[axis.name])
     panel.set_xlabel(", ".join(filter(None, [LABELS.get(x, x.replace("_", " ")), notes["x"]])))
     panel.set_ylabel("\n".join(filter(None, [figure.two_lines(axis.label), notes["y"]])))
+
+
+def _far_apart(places: Floats) -> bool:
+    """Whether ticks at increasing places have room for their labels."""
+    return bool((np.diff(places) >= _TICKS_APART * (places[-1] - places[0])).all())
 
 
 def _is_measured(x: str) -> bool:

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis import caption, cli, course, figure, published, relation, statistics, style, table
-from analysis.groups import SeedGroup, in_legend_order
+from analysis.groups import Member, SeedGroup, in_legend_order
 from analysis.load import Run, flat, labelled
 from analysis.relation import Axis, Point, Reference
 from analysis.summary import SHARES, TRAINING_GAMES, summarise
@@ -74,7 +74,7 @@ def throughput(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
         sections.append(figure.Section(env, height * (1 + bool(bounded or shared)), legend, fill))
     by_path = {str(run.path): run for run in runs}
     groups = [
-        SeedGroup(env, algo, label, [Point(by_path[path], "", {}) for path in here["path"]])
+        SeedGroup(env, algo, label, [Member(by_path[path]) for path in here["path"]])
         for (env, algo, label), here in summary.groupby(["env", "algo", "label"])
     ]
     how = (
@@ -106,8 +106,9 @@ def _fill(
     handles: list[Artist] = [Line2D([], [], **_RUN)]
     if bounded:
         for scale, panel in ((_frames_per_step(groups), top[0]), ([1.0] * len(groups), top[1])):
-            for y, group in enumerate(groups):
-                panel.plot([scale[y] * group["bound_pps"].mean()], [y], **_BOUND)
+            bounds = [scale[y] * group["bound_pps"].mean() for y, group in enumerate(groups)]
+            panel.plot(bounds, range(len(groups)), **_BOUND)
+            panel.set_xlim(right=max(panel.get_xlim()[1], 1.08 * float(np.nanmax(bounds))))
         panel = part.add_subplot(grid[1, : 6 if not shared else 3])
         _draw_bars(panel, groups, rows, looks, "share_of_bound")
         panel.axvline(1.0, color="0.2", linewidth=0.8)

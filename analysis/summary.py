@@ -144,10 +144,17 @@ def _of_metrics(run: Run) -> dict[str, float]:
         known = np.isfinite(numbers) & (seconds > 0.0)
         if known.any():
             values[column] = float(np.average(numbers[known], weights=seconds[known]))
-    if "learning_rate" in table:
-        rates = pd.to_numeric(table["learning_rate"], errors="coerce").dropna()
-        values |= {"learning_rate": float(rates.iloc[0])} if len(rates) else {}
-    return values
+    return values | {"learning_rate": _learning_rate(run, table)}
+
+
+def _learning_rate(run: Run, table: pd.DataFrame) -> float:
+    """The one that was set; where the seed drew it (lr_range), that of the first interval, or NaN before its end."""
+    settings = flat(run.config)
+    set_rate = _number(settings.get("algo.optimizer.lr"))
+    if settings.get("algo.optimizer.lr_range") is None and np.isfinite(set_rate):
+        return set_rate
+    rates = pd.to_numeric(table.get("learning_rate", pd.Series(dtype="float64")), errors="coerce").dropna()
+    return float(rates.iloc[0]) if len(rates) else float("nan")
 
 
 def _lag(run: Run) -> dict[str, float]:

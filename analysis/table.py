@@ -351,10 +351,14 @@ def cost_table(summary: pd.DataFrame) -> Table:
             "hardware": numbers["hardware"],
         }
     )
+    machines = list(dict.fromkeys(text["hardware"]))
+    if len(machines) == 1:  # say it once
+        text = text.drop(columns="hardware")
     notes = [
         "Hours of training, without evaluation and start-up. PPS: agent steps per second; TPS: updates per second. "
         "Of the bound: PPS over the machine's serial bound, where runs were calibrated.",
-        "Speeds hold for the load that the machine had while it ran.",
+        "Speeds hold for the load that the machine had while it ran."
+        + (f" Hardware: {machines[0]}." if len(machines) == 1 else ""),
     ]
     return Table("cost", "Cost", numbers, text, notes)
 

@@ -93,7 +93,7 @@ def test_the_summary_by_hand(make_run, tmp_path):
     expected = {
         "score": 102.0, "games": 2, "training_score": 10.0, "area": 5.0, "starts": "as the environment has them",
         "frames_per_second": 100.0, "pps": 25.0, "tps": 5.0, "share_of_bound": 0.25, "hours": 2 / 3600,
-        "share_train": (0.5 * 0.2 + 1.5 * 0.6) / 2, "learning_rate": 0.1, "lag_updates": 2.0, "lag_updates_p95": 6.0,
+        "share_train": (0.5 * 0.2 + 1.5 * 0.6) / 2, "learning_rate": 0.01, "lag_updates": 2.0, "lag_updates_p95": 6.0,
         "name": "PAAC", "seed": 2, "hardware": "Imaginary CPU 9000, 2 cores, no GPU",
     }  # fmt: skip
     for key, value in expected.items():
