@@ -30,7 +30,9 @@ def differences(groups: Sequence[SeedGroup[Member]]) -> Differences:
     """Compares the configurations of groups, at least one; what changes no result is left out, and so is the seed."""
     of_group = [_values(group) for group in groups]
     keys = [key for key in dict.fromkeys(key for one in of_group for key in one) if not changes_nothing(key)]
-    shared, differing, partial = {}, {}, {}
+    shared: dict[str, str] = {}
+    differing: dict[str, Sequence[str]] = {}
+    partial: dict[str, Sequence[str]] = {}
     several = len({group.env for group in groups}) > 1
     columns = [f"{group.env}: {group.name}" if several else group.name for group in groups]
     in_columns = len(groups) <= _COLUMNS_AT_MOST

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.aggregate import Floats
 from analysis.statistics import human_normalised
 
+FAMILIES = ("DQN", "Gorila", "A3C", "GA3C", "PAAC")  # whose published scores stand beside ours unless all are asked for
 _HERE = Path(__file__).parent
 _REFERENCES = _HERE.parent / "a3c_bench" / "data" / "atari_reference_scores.csv"  # the only copy: training uses it too
 _GAMES_OF_NATURE = 49  # of Mnih et al. 2015
@@ -22,6 +23,23 @@ def scores() -> pd.DataFrame:
     table = _read(_HERE / "data" / "published_scores.csv").copy()
     table["checked"] = table.pop("status") == "checked"
     return table
+
+
+def of_the_families(method: str) -> bool:
+    """Whether a published method is one of those that this suite has."""
+    return family(method) in FAMILIES
+
+
+def family(method: str) -> str:
+    """A3C of "A3C FF, 1 day"."""
+    return method.split()[0]
+
+
+def references(game: str | None, starts: str) -> pd.DataFrame:
+    """Published scores of the families for one game and kind of starts, the lowest first; empty beside Atari."""
+    table = scores()
+    here = (table["game"] == game) & (table["starts"] == starts) & table["method"].map(of_the_families)
+    return table[here].sort_values("score", kind="stable")
 
 
 def speeds() -> pd.DataFrame:

@@ -35,7 +35,7 @@ from analysis.summary import LABELS, LAG_UNITS, SHARES, summarise, value_of
 log = logging.getLogger(__name__)
 
 CSV_COLUMNS = ("env", "algo", "label", "seed", "state")
-_DECADES_FOR_A_LOG_AXIS = 0.9
+_RATIO_FOR_A_LOG_AXIS = 4.0
 _TICKS_AT_MOST = 8  # at the values of a setting themselves
 _TICKS_APART = 0.08  # at least, as a share of the axis
 
@@ -169,11 +169,13 @@ def make_caption(groups: Sequence[SeedGroup[Point]], x: str, how: str) -> str:
     places = [SeedGroup(env, algo, label, found) for (env, algo, label, _), found in at_each.items()]
     sentences = [how, "A point is a run."]
     if not _is_measured(x):
-        sentences.append("Line: mean over seeds.")
+        words = any(isinstance(point.x, str) for group in groups for point in group.traces)
+        line, band = ("Dash", "Bar") if words else ("Line", "Band")
+        sentences.append(f"{line}: mean over seeds.")
         if any(place.has_band for place in places):
-            sentences.append("Band: 95% percentile bootstrap over seeds, too narrow when they are few.")
+            sentences.append(f"{band}: 95% percentile bootstrap over seeds, too narrow when they are few.")
         if not all(place.has_band for place in places):
-            sentences.append(f"No band where there are fewer than {SEEDS_FOR_BAND} seeds.")
+            sentences.append(f"No {band.lower()} where there are fewer than {SEEDS_FOR_BAND} seeds.")
     return caption.complete(" ".join(filter(None, sentences)), places, "group" if _is_measured(x) else "point")
 
 
@@ -226,15 +228,23 @@ def _set_axes(
         panel.set_xlim(-0.5, len(words) - 0.5)
     elif x in LAG_UNITS:
         notes["x"] = figure.scale_with_zero(panel, "x", max(places), LAG_UNITS[x])
-    elif distinct[0] > 0.0 and np.log10(distinct[-1] / distinct[0]) >= _DECADES_FOR_A_LOG_AXIS:
-        panel.set_xscale("log")
-        if len(distinct) <= _TICKS_AT_MOST and _far_apart(np.log(distinct)):
-            panel.set_xticks(distinct, [f"{place:g}" for place in distinct])
-            panel.xaxis.set_minor_locator(NullLocator())
+    else:
+        _set_numbers(panel, distinct)
     if axis.name in LAG_UNITS:
         notes["y"] = figure.scale_with_zero(panel, "y", float(np.nanmax(values)), LAG_UNITS[axis.name])
     panel.set_xlabel(", ".join(filter(None, [LABELS.get(x, x.replace("_", " ")), notes["x"]])))
     panel.set_ylabel("\n".join(filter(None, [figure.two_lines(axis.label), notes["y"]])))
+
+
+def _set_numbers(panel: Axes, distinct: Sequence[float]) -> None:
+    """A logarithmic axis for values that span much; ticks at the values themselves where they are few."""
+    logarithmic = distinct[0] > 0.0 and distinct[-1] / distinct[0] >= _RATIO_FOR_A_LOG_AXIS
+    if logarithmic:
+        panel.set_xscale("log")
+    places = np.log(distinct) if logarithmic else np.array(distinct)
+    if len(distinct) <= _TICKS_AT_MOST and _far_apart(places):
+        panel.set_xticks(distinct, [f"{place:g}" for place in distinct])
+        panel.xaxis.set_minor_locator(NullLocator())
 
 
 def _far_apart(places: Floats) -> bool:

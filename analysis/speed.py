@@ -211,9 +211,11 @@ def speed_up(
     ]
     axes = [axis for axis in axes if any(np.isfinite(point.y[axis.name]) for point in points)]
     goals = ", ".join(f"{goal:.4g} in {env}" for env, goal in threshold_used.items())
+    score = f"mean return of the last {window} training games, {goals}"
     how = (
-        "Against the median run (censored ones counted) with the fewest workers. Score: mean return of the last "
-        f"{window} training games, {goals}; {_censored(points)}."
+        f"Against the median run (censored ones counted) with the fewest workers. Score: {score}; {_censored(points)}."
+        if len(axes) > 1
+        else f"Against the median run with the fewest workers. Half of those never reached the score: {score}."
     )
     return relation.draw(points, "workers", axes, how), relation.make_table(points, "workers")
 

@@ -122,12 +122,12 @@ def _scores(run: Run) -> dict[str, Any]:
     games = run.evaluations()
     final = games[games["final"]]
     if len(final):
-        scores |= {"score": final["episode_return"].mean(), "games": len(final), "starts": _starts(run, final)}
+        scores |= {"score": final["episode_return"].mean(), "games": len(final), "starts": starts_of(run, final)}
     return scores
 
 
-def _starts(run: Run, games: pd.DataFrame) -> str:
-    """How the games of an evaluation began: a score means little without it."""
+def starts_of(run: Run, games: pd.DataFrame) -> str:
+    """How the games of an evaluation began: a score means little without it. Without games: how they will."""
     if run.config["env"].get("game") is None:
         return "as the environment has them"
     of_games = pd.to_numeric(games.get("noop_max", pd.Series(dtype="float64")), errors="coerce").dropna()

@@ -28,7 +28,6 @@ from analysis.summary import TRAINING_GAMES, summarise
 
 log = logging.getLogger(__name__)
 
-FAMILIES = ("DQN", "Gorila", "A3C", "GA3C", "PAAC")  # published methods that are shown unless all are asked for
 AGGREGATES = {"mean": statistics.mean, "median": statistics.median, "iqm": statistics.iqm}
 SCORE_COLUMNS = (
     *("starts", "env", "game", "method", "ours", "algo", "label", "score", "low", "high", "human_normalised_percent"),
@@ -455,7 +454,7 @@ def _escaped(text: str) -> str:
 def make_tables(runs: Sequence[Run], threshold: float | None = None, every_published: bool = False) -> list[Table]:
     """All tables that these runs allow."""
     summary = summarise(runs)
-    rows = score_rows(summary, (lambda method: True) if every_published else _of_the_families)
+    rows = score_rows(summary, (lambda method: True) if every_published else published.of_the_families)
     found = [
         *score_tables(rows),
         aggregate_table(summary, rows),
@@ -464,10 +463,6 @@ def make_tables(runs: Sequence[Run], threshold: float | None = None, every_publi
         cost_table(summary),
     ]
     return [table for table in found if table is not None]
-
-
-def _of_the_families(method: str) -> bool:
-    return method.split()[0] in FAMILIES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -486,7 +481,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, metavar="RETURN", help="for frames and time to a score")
     parser.add_argument(
         "--published", choices=("families", "all"), default="families",
-        help=f"published methods: those of {', '.join(FAMILIES)} (default), or all",
+        help=f"published methods: those of {', '.join(published.FAMILIES)} (default), or all",
     )  # fmt: skip
     return parser
 
