@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.load import Run, load_runs
+from analysis.wandb_runs import PREFIX, WandbError
 
 
 class NothingToDrawError(Exception):
@@ -20,7 +21,13 @@ class NothingToDrawError(Exception):
 def parser(prog: str, description: str, folder: str = "figures") -> argparse.ArgumentParser:
     """A parser with the roots and --out; `folder` is where the files go by default."""
     made = argparse.ArgumentParser(prog=prog, description=description)
-    made.add_argument("roots", nargs="+", type=Path, metavar="ROOT", help="holds runs, for instance runs/demo")
+    made.add_argument(
+        "roots",
+        nargs="+",
+        type=Path,
+        metavar="ROOT",
+        help="holds runs, for instance runs/demo; or wandb:entity/project",
+    )
     made.add_argument("--out", type=Path, metavar="DIR", help=f"default: {folder}/ in the first root")
     return made
 
@@ -70,10 +77,10 @@ def write_files(
         write: takes the runs and the folder and gives the files; may raise NothingToDrawError.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    folder = out or roots[0] / kind
+    folder = out or (Path(kind) if str(roots[0]).startswith(PREFIX) else roots[0] / kind)
     try:
         files = write(_load(roots), folder)
-    except (NothingToDrawError, FileNotFoundError) as error:
+    except (NothingToDrawError, FileNotFoundError, WandbError) as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:

@@ -72,14 +72,13 @@ class Reference:
 
 def make_trace(run: Run, window: int) -> Trace | None:
     """The learning curve of one run; None if it has not finished a training game."""
-    episodes = run.episodes()
-    if episodes.empty:
+    table = run.training_returns(window)
+    if table.empty:
         return None
-    returns = episodes["episode_return"].to_numpy(dtype=np.float64)
     return Trace(
         run=run,
-        x={column: np.maximum.accumulate(episodes[column].to_numpy(dtype=np.float64)) for column in AXES.values()},
-        returns=aggregate.rolling_mean(returns, window),
+        x={column: np.maximum.accumulate(table[column].to_numpy(dtype=np.float64)) for column in AXES.values()},
+        returns=table["mean_return"].to_numpy(dtype=np.float64),
         evaluation=_final_evaluation(run.evaluations()),
     )
 

@@ -17,6 +17,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from analysis import aggregate
+
 log = logging.getLogger(__name__)
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML has it: ten times as fast
@@ -60,6 +62,12 @@ class Run:
         """Finished training games, one a row, by `frames` (several may share a value)."""
         return _read_table(self.path / "episodes.csv", EPISODE_COLUMNS).sort_values("frames", kind="stable")
 
+    def training_returns(self, window: int) -> pd.DataFrame:
+        """At the end of each training game: frames and wall_seconds, and mean_return of the last `window` games."""
+        episodes = self.episodes()
+        means = aggregate.rolling_mean(episodes["episode_return"].to_numpy(dtype="float64"), window)
+        return episodes[["frames", "wall_seconds"]].assign(mean_return=means)
+
     def metrics(self) -> pd.DataFrame:
         """One row per interval of training."""
         return _read_table(self.path / "metrics.csv", METRIC_COLUMNS)
@@ -86,27 +94,39 @@ def load_runs(*roots: str | Path) -> list[Run]:
     """Finds the runs below some directories, each once, in the order of their paths.
 
     Args:
-        roots: directories at any height: `runs`, `runs/demo` or a single run directory.
+        roots: directories at any height: `runs`, `runs/demo` or a single run directory; also those in which wandb keeps
+            offline runs, where there is no run directory around them, and `wandb:entity/project`.
 
     Returns:
         the runs; empty if there are none. Broken ones are named by a warning and left out.
 
     Raises:
         FileNotFoundError: a root is not a directory.
+        wandb_runs.WandbError: an online project cannot be read.
     """
+    from analysis import wandb_runs  # which needs Run
+
     found: dict[Path, Run] = {}
-    for root in map(Path, roots):
-        if not root.is_dir():
+    for root in roots:
+        if str(root).startswith(wandb_runs.PREFIX):
+            found |= {run.path: run for run in wandb_runs.read_online(str(root))}
+            continue
+        if not Path(root).is_dir():
             raise FileNotFoundError(f"{root} is not a directory: give one that holds runs, for instance runs/demo.")
-        for directory in _run_directories(root):
+        offline: list[Path] = []
+        for directory in _run_directories(Path(root), offline):
             run = _load_run(directory)
             if run is not None:
                 found.setdefault(directory.resolve(), run)
+        for run in wandb_runs.read_offline(offline):
+            found.setdefault(run.path.resolve(), run)
     return labelled(list(found.values()))
 
 
-def _run_directories(root: Path) -> Iterator[Path]:
+def _run_directories(root: Path, offline: list[Path]) -> Iterator[Path]:
+    """The run directories, and into `offline` the files of wandb that lie in none."""
     for directory, children, files in os.walk(root):
+        offline += [Path(directory) / file for file in sorted(files) if file.endswith(".wandb")]
         children.sort()
         if "status.json" in files and "config.yaml" in files:
             children.clear()  # runs do not nest; their wandb/ and video/ hold many files
@@ -121,21 +141,19 @@ def _load_run(directory: Path) -> Run | None:
     try:
         config = _mapping(yaml.load((directory / "config.yaml").read_text(), Loader=_Loader), "config.yaml")
         status = _mapping(json.loads((directory / "status.json").read_text()), "status.json")
-        env = config["env"]
-        return Run(
-            path=directory,
-            config=config,
-            status=status,
-            algo=str(config["algo"]["name"]),
-            env=str(env.get("game") or env["id"]),
-            seed=int(config["seed"]),
-        )
+        return Run(directory, config, status, *identity(config))
     except KeyError as error:
         reason = f"config.yaml has no key {error}"
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
     log.warning("%s is left out: %s.", directory, reason)
     return None
+
+
+def identity(config: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Algorithm, environment and seed; raises KeyError, TypeError, ValueError or AttributeError without them."""
+    env = config["env"]
+    return str(config["algo"]["name"]), str(env.get("game") or env["id"]), int(config["seed"])
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

@@ -114,10 +114,10 @@ def _counters(run: Run) -> dict[str, float]:
 
 def _scores(run: Run) -> dict[str, Any]:
     scores: dict[str, Any] = {"starts": "training"}
-    episodes = run.episodes()
-    if len(episodes):
-        returns = aggregate.rolling_mean(episodes["episode_return"].to_numpy(dtype=np.float64), TRAINING_GAMES)
-        curve = aggregate.last_of_each(episodes["frames"].to_numpy(dtype=np.float64), returns)
+    table = run.training_returns(TRAINING_GAMES)
+    if len(table):
+        frames, returns = table[["frames", "mean_return"]].to_numpy(dtype=np.float64).T
+        curve = aggregate.last_of_each(frames, returns)
         scores |= {"training_score": returns[-1], "area": area_under_curve(*curve)}
     games = run.evaluations()
     final = games[games["final"]]
