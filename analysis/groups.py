@@ -84,6 +84,11 @@ def group_traces(traces: Iterable[AnyTrace]) -> list[SeedGroup[AnyTrace]]:
     return [SeedGroup(*key, [found[key][seed] for seed in sorted(found[key])]) for key in in_legend_order(found)]
 
 
+def group_runs(runs: Iterable[Run]) -> list[SeedGroup[Member]]:
+    """Runs that differ in their seed alone, together; repeated seeds are named and left out."""
+    return group_traces(Member(run) for run in runs)
+
+
 def in_legend_order(keys: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """Environment, algorithm and label, sorted: known algorithms first, n_envs=8 before n_envs=32."""
     return sorted(keys, key=lambda key: _order(*key))

@@ -22,7 +22,7 @@ import pandas as pd
 from analysis import caption, cli, gallery, page, table
 from analysis.configurations import commands, differences
 from analysis.gallery import Kind
-from analysis.groups import Member, SeedGroup, group_traces
+from analysis.groups import Member, SeedGroup, group_runs
 from analysis.load import Run
 from analysis.page import Chapter
 from analysis.summary import summarise
@@ -65,23 +65,41 @@ class Report:
         return [page.points([f"{what}: {why}" for what, why in self.missing], 99)] if self.missing else []
 
 
-def write_report(runs: list[Run], folder: Path, heard: list[str], title: str, threshold: float | None) -> list[Path]:
+def write_report(
+    runs: Sequence[Run],
+    folder: str | Path,
+    title: str = "Report",
+    threshold: float | None = None,
+    heard: Sequence[str] = (),
+) -> list[Path]:
     """Writes all files of the report, and gives their paths, the page first.
 
     Args:
         runs: at least one.
-        folder: for the files.
-        heard: warnings so far, which is where those of the figures arrive too.
+        folder: for the files; made if need be.
         title: of the page.
         threshold: return to be reached, for the tables; chosen if None.
+        heard: warnings of loading, for the page.
+
+    Raises:
+        ValueError: there is no run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if not runs:
+        raise ValueError("A report needs at least one run.")
     broken = list(dict.fromkeys(heard))
+    with listening() as warnings:
+        return _write(list(runs), Path(folder), title, threshold, broken, warnings)
+
+
+def _write(
+    runs: list[Run], folder: Path, title: str, threshold: float | None, broken: list[str], warnings: list[str]
+) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
     report = Report(folder)
-    groups = group_traces(Member(run) for run in runs)
-    headline = [part for kind in gallery.HEADLINE for part in report.draw(kind, runs, heard)]
+    groups = group_runs(runs)
+    headline = [part for kind in gallery.HEADLINE for part in report.draw(kind, runs, warnings)]
     tables = _tables(runs, report, threshold)
-    others = [part for kind in gallery.OTHERS for part in report.draw(kind, runs, heard)]
+    others = [part for kind in gallery.OTHERS for part in report.draw(kind, runs, warnings)]
     script = folder / "reproduce.sh"
     script.write_text(commands(groups), encoding="utf-8")
     chapters = [
@@ -93,7 +111,7 @@ def write_report(runs: list[Run], folder: Path, heard: list[str], title: str, th
         Chapter("Runs that failed or are not finished", _troubles(runs, broken)),
         Chapter("How to reproduce", _how_to_reproduce(runs, folder)),
         Chapter("Hardware and versions", _hardware(runs)),
-    ]  # fmt: skip
+    ]
     page.write(folder / "index.html", title, _lead(runs, groups), chapters)
     return [folder / "index.html", *report.files, script]
 
@@ -228,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     title = chosen.title or ", ".join(root.resolve().name for root in chosen.roots)
     with listening() as heard:
-        write = partial(write_report, heard=heard, title=title, threshold=chosen.threshold)
+        write = partial(write_report, title=title, threshold=chosen.threshold, heard=heard)
         return cli.write_files("report", chosen.roots, chosen.out, write)
 
 
