@@ -33,8 +33,9 @@ _DTYPES = {"final": "bool", "unit": "object"}  # of the columns that hold no num
 # Keys that tell no curves apart: the seed is averaged over, and the others change no result.
 _NEVER_IN_LABEL = (
     *("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds"),
-    "worker_silence_seconds",
+    *("worker_silence_seconds", "metrics_interval_frames"),
 )
+_SAY_LITTLE = ("kind", "enabled", "mode", "frames")  # without the word before them
 _LONGEST_LABEL = 100  # letters, beyond which a sweep's name is the better one
 
 
@@ -243,7 +244,8 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 def _shortest_ending(key: str, others: Sequence[str]) -> str:
     parts = key.split(".")
-    endings = (".".join(parts[start:]) for start in reversed(range(len(parts))))
+    shortest = 2 if parts[-1] in _SAY_LITTLE else 1
+    endings = (".".join(parts[start:]) for start in reversed(range(len(parts) - shortest + 1)))
     return next((end for end in endings if not any(other.endswith(f".{end}") for other in others)), key)
 
 

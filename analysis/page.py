@@ -15,6 +15,9 @@ from analysis import style
 
 _CSS_PIXELS = 130 / style.PNG_DPI  # per pixel of a PNG: all figures in one scale, two columns as wide as the text
 
+_WORDS = ("environment", "method", "hardware")  # columns without numbers
+_SHORT = 24  # letters that stay on one line of a table
+
 _CSS = """
 :root { color-scheme: light; }
 body { margin: 0; background: #fff; color: #1a1a1a; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
@@ -38,7 +41,9 @@ th, td { padding: .28rem .7rem; text-align: right; vertical-align: top; border-b
 th { border-bottom: 1.5px solid #555; font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .words td, .words th { text-align: left; }
-.words td { min-width: 4rem; max-width: 30rem; }
+.words td { max-width: 30rem; }
+td.left, th.left { text-align: left; }
+.short { white-space: nowrap; }
 pre { background: #f5f5f5; padding: .8rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.45; }
 code { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .92em; }
 details { margin: .7rem 0; }
@@ -109,12 +114,23 @@ def picture(png: Path, description: str) -> str:
 
 def table(text: pd.DataFrame, words: bool = False) -> str:
     """A table of strings; `words` are aligned left."""
-    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in text.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in text.to_numpy().tolist()
+    left = [column in _WORDS for column in text.columns]
+    head = "".join(
+        f"<th{_kind(first)}>{escape(str(cell))}</th>" for cell, first in zip(text.columns, left, strict=True)
     )
+    rows = "".join("<tr>" + "".join(map(_cell, row, left)) + "</tr>" for row in text.to_numpy().tolist())
     kind = ' class="words"' if words else ""
     return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _cell(cell: object, left: bool) -> str:
+    text = str(cell)
+    return f"<td{_kind(left, len(text) <= _SHORT)}>{escape(text)}</td>"
+
+
+def _kind(left: bool, short: bool = False) -> str:
+    names = " ".join(name for name, holds in (("left", left), ("short", short)) if holds)
+    return f' class="{names}"' if names else ""
 
 
 def settings(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:

@@ -144,7 +144,7 @@ def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "") -
     Args:
         points: what to draw; not empty.
         x: name of the horizontal quantity.
-        axes: what is drawn upwards, a panel each.
+        axes: what is drawn upwards, a panel each in the environments that have it.
         how: more sentences for the caption.
     """
     groups = group_points(points)
@@ -152,10 +152,12 @@ def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "") -
     sections = []
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env]
+        points = [point for group in here for point in group.traces]
+        known = [axis for axis in axes if np.isfinite([point.y[axis.name] for point in points]).any()]
         texts = [f"{group.name} ({len(group.traces)} run{'' if len(group.traces) == 1 else 's'})" for group in here]
-        texts += [reference.text for axis in axes for reference in axis.references]
-        fill = partial(_fill, here=here, x=x, axes=axes, looks=looks)
-        sections.append(figure.Section(env, -(-len(axes) // 2), texts, fill))
+        texts += [reference.text for axis in known for reference in axis.references]
+        fill = partial(_fill, here=here, x=x, axes=known, looks=looks)
+        sections.append(figure.Section(env, -(-len(known) // 2), texts, fill))
     width = style.TWO_COLUMNS if len(axes) > 1 else style.ONE_COLUMN
     return figure.compose(sections, make_caption(groups, x, how), width)
 
@@ -268,6 +270,8 @@ def figure_and_table(runs: list[Run], x: str, ys: Sequence[str]) -> tuple[Figure
     points = make_points(runs, x, ys)
     axes = [Axis(name, LABELS.get(name, name.replace("_", " "))) for name in ys
             if any(np.isfinite(point.y[name]) for point in points)]  # fmt: skip
+    for name in sorted({*ys} - {axis.name for axis in axes}) if points else []:
+        log.warning("No run has recorded %s: there is no panel for it.", name)
     if not points:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has both {x} and {' or '.join(ys)}.")
     return draw(points, x, axes), make_table(points, x)

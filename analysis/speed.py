@@ -10,6 +10,7 @@ number of workers, beside table 2 of Mnih et al. (2016); adjustments, where GA3C
 import argparse
 import logging
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,8 @@ def throughput(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
         legend = ["a run"] + (["serial bound of the machine"] if bounded else [])
         legend += [name for name, _, _ in SHARE_LOOKS.values()] if shared else []
         fill = partial(_fill, here=here, rows=rows, looks=looks, bounded=bounded, shared=shared)
-        height = max(1.0, 0.35 + 0.13 * len(rows))
+        n_lines = max(_row_name(name).count("\n") + 1 for name in here["name"])
+        height = max(1.0, 0.35 + max(0.13, 0.04 + 0.058 * n_lines) * len(rows))
         sections.append(figure.Section(env, height * (1 + bool(bounded or shared)), legend, fill))
     by_path = {str(run.path): run for run in runs}
     groups = [
@@ -118,10 +120,8 @@ def _fill(
     if shared:
         panel = part.add_subplot(grid[1, 3 if bounded else 0 :])
         _draw_shares(panel, groups)
-        if not bounded:
-            _name_rows(panel, groups)
-        else:
-            panel.tick_params(labelleft=False)
+        _name_rows(panel, groups)
+        panel.tick_params(labelleft=not bounded)
         handles += [Patch(facecolor=grey, hatch=hatch, edgecolor="0.2") for _, grey, hatch in SHARE_LOOKS.values()]
     _name_rows(first, groups)
     for panel in top[1:]:
@@ -163,8 +163,12 @@ def _draw_shares(panel: Axes, groups: Sequence[pd.DataFrame]) -> None:
 
 
 def _name_rows(panel: Axes, groups: Sequence[pd.DataFrame]) -> None:
-    panel.set_yticks(range(len(groups)), [figure.two_lines(group["name"].iloc[0]) for group in groups])
+    panel.set_yticks(range(len(groups)), [_row_name(group["name"].iloc[0]) for group in groups])
     panel.set_ylim(len(groups) - 0.4, -0.6)
+
+
+def _row_name(name: str) -> str:
+    return "\n".join(textwrap.wrap(name, 28))
 
 
 def _frames_per_step(groups: Sequence[pd.DataFrame]) -> list[float]:

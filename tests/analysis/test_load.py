@@ -229,3 +229,9 @@ def test_a_label_of_many_settings_gives_way_to_the_name(make_run, tmp_path):
     assert [run.label for run in load_runs(tmp_path)] == ["name=one"] * 2 + ["name=two"] * 2
     make_run(name="two", seed=2, settings=many)  # the name alone would mix two configurations
     assert "a_setting_with_a_long_name_0=1" in load_runs(tmp_path)[-1].label
+
+
+def test_a_word_that_says_little_keeps_the_one_before_it(make_run, tmp_path):
+    for kind in ("adam", "rmsprop"):
+        make_run(overrides=kind, settings={"optimizer": {"kind": kind}})
+    assert {run.label for run in load_runs(tmp_path)} == {"optimizer.kind=adam", "optimizer.kind=rmsprop"}

@@ -95,6 +95,13 @@ def test_runs_without_the_quantity_are_named(agents, make_run, caplog, capsys):
     assert main([str(other), "--x", "n_envs", "--y", "nonsense"]) == 2
 
 
+def test_what_no_run_recorded_is_named(agents, caplog):
+    with caplog.at_level(logging.WARNING):
+        figure, _ = figure_and_table(load_runs(agents), "n_agents", ["lag_updates", "gradient_variance"])
+    assert "No run has recorded gradient_variance" in caplog.text
+    assert len(figure.subfigs[0].axes) == 1
+
+
 def test_the_command_writes_figure_and_numbers(agents, tmp_path):
     assert main([str(agents), "--x", "n_agents", "--y", "lag_updates", "score", "--out", str(tmp_path / "out")]) == 0
     assert imread(tmp_path / "out" / "relation.png")[..., :3].std() > 0.02
@@ -113,3 +120,13 @@ def test_course_draws_any_column(make_run, tmp_path, capsys):
     assert table.loc["pps", "value"] == 1.0
     assert course_main([str(tmp_path / "runs"), "--columns", "nonsense"]) == 2
     assert "has nonsense in its metrics.csv" in capsys.readouterr().err
+
+
+def test_an_environment_has_no_panel_for_what_it_lacks(make_run, tmp_path):
+    for seed in range(3):
+        write_lag(make_run(seed=seed), 1.0)
+        other = make_run(seed=seed, env="Catch")
+        write_lag(other, 1.0)
+        (other / "eval.csv").unlink()
+    figure, _ = figure_and_table(load_runs(tmp_path), "lag_updates", ["score", "area"])
+    assert [len(part.axes) for part in figure.subfigs[:2]] == [2, 1]

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,19 @@ def test_bars_are_the_speeds(make_run, tmp_path, bound, shares, n_panels):
             assert panel.get_xlim()[1] > place  # beyond all bars, and still there
     if shares:
         np.testing.assert_allclose(widths(panels[4]), np.repeat(list(SHARES.values()), 2))
+        assert panels[4].get_ylim() == panels[3].get_ylim() == frames.get_ylim()  # a method has its row everywhere
     assert ("Serial bound" in figure.subfigs[-1].texts[0].get_text()) is bool(bound)
+
+
+def test_names_of_rows_do_not_overlap(make_run, tmp_path):
+    for n in (1, 2, 3):
+        long = {f"a_long_setting_number_{i}": n for i in range(4)}
+        write_speed(make_run(overrides=str(n), settings=long), 1000, 10.0)
+    figure, _ = throughput(load_runs(tmp_path))
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.subfigs[0].axes[0].get_yticklabels()]
+    assert len(boxes) == 3
+    assert all(upper.y0 > lower.y1 for upper, lower in pairwise(boxes))
 
 
 def test_speed_up_by_hand(make_run, tmp_path):
