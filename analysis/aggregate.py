@@ -7,6 +7,7 @@ Floats = NDArray[np.float64]
 
 N_RESAMPLES = 5_000
 CONFIDENCE = 0.95
+SEEDS_FOR_BAND = 3  # fewer say nothing of chance: runs are drawn, not a band
 
 
 def rolling_mean(values: Floats, window: int) -> Floats:

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import style
-from analysis.groups import SEEDS_FOR_BAND, SeedGroup, Trace
+from analysis.aggregate import SEEDS_FOR_BAND
+from analysis.groups import SeedGroup, Trace
 from analysis.load import Run
 
 
-def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]]) -> str:
+def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]], per: str = "curve") -> str:
     """The whole caption: what is drawn, a line per environment, the machines, and runs that are not finished."""
     runs = [run for group in groups for run in group.runs]
     lines = [how_drawn]
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env]
         trained = [run for group in here for run in group.runs]
-        lines.append(f"{env}: {_seeds(here)}, {frames(trained)}, {settings(trained)}.")
+        lines.append(f"{env}: {_seeds(here)} per {per}, {frames(trained)}, {settings(trained)}.")
     lines.append(f"Hardware: {hardware(runs)}.")
     if unfinished(runs):
         lines.append(f"Not finished: {unfinished(runs)}.")
@@ -62,7 +63,7 @@ def frames(runs: Sequence[Run]) -> str:
 
 def hardware(runs: Sequence[Run]) -> str:
     """The machines, each once."""
-    return "; ".join(dict.fromkeys(_machine(run) for run in runs))
+    return "; ".join(dict.fromkeys(machine(run) for run in runs))
 
 
 def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
@@ -79,7 +80,7 @@ def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
 def _seeds(groups: Sequence[SeedGroup[Trace]]) -> str:
     counts = sorted({len(group.traces) for group in groups})
     words = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{words} seed{'' if counts[-1] == 1 else 's'} per curve"
+    return f"{words} seed{'' if counts[-1] == 1 else 's'}"
 
 
 def _values(runs: Sequence[Run], key: str) -> str:
@@ -94,7 +95,7 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def _machine(run: Run) -> str:
+def machine(run: Run) -> str:
     machine = run.status.get("machine") or {}
     cores = machine.get("cores")
     counted = "unknown cores" if cores is None else f"{cores} core{'' if cores == 1 else 's'}"

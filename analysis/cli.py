@@ -11,18 +11,25 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.load import Run, load_runs
+from analysis.wandb_runs import PREFIX, WandbError
 
 
 class NothingToDrawError(Exception):
     """There is no curve; the message says why in one sentence."""
 
 
-def figure_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the roots and --out."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("roots", nargs="+", type=Path, metavar="ROOT", help="holds runs, for instance runs/demo")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: figures/ in the first root")
-    return parser
+def parser(prog: str, description: str, folder: str = "figures") -> argparse.ArgumentParser:
+    """A parser with the roots and --out; `folder` is where the files go by default."""
+    made = argparse.ArgumentParser(prog=prog, description=description)
+    made.add_argument(
+        "roots",
+        nargs="+",
+        type=Path,
+        metavar="ROOT",
+        help="holds runs, for instance runs/demo; or wandb:entity/project",
+    )
+    made.add_argument("--out", type=Path, metavar="DIR", help=f"default: {folder}/ in the first root")
+    return made
 
 
 def positive(text: str) -> int:
@@ -44,18 +51,40 @@ def write_figure(
         out: the folder for the files; figures/ in the first root if None.
         make: from the runs to the figure and its numbers; may raise NothingToDrawError.
     """
+
+    def write(runs: list[Run], folder: Path) -> list[Path]:
+        return save(name, *make(runs), folder)
+
+    return write_files("figures", roots, out, write)
+
+
+def save(name: str, figure: Figure, table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Writes a figure as PNG and PDF and its numbers as CSV, and gives the three paths."""
+    files = style.save(figure, folder / f"{name}.png")
+    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    return [*files, folder / f"{name}.csv"]
+
+
+def write_files(
+    kind: str, roots: Sequence[Path], out: Path | None, write: Callable[[list[Run], Path], list[Path]]
+) -> int:
+    """Has files written from the runs of some directories, says where they are, and gives the exit status.
+
+    Args:
+        kind: the folder in the first root for the files if `out` is None.
+        roots: directories that hold runs, each at least one.
+        out: the folder for the files.
+        write: takes the runs and the folder and gives the files; may raise NothingToDrawError.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    folder = out or roots[0] / "figures"
+    folder = out or (Path(kind) if str(roots[0]).startswith(PREFIX) else roots[0] / kind)
     try:
-        figure, table = make(_load(roots))
-        files = style.save(figure, folder / f"{name}.png")
-        files.append(folder / f"{name}.csv")
-        table.to_csv(files[-1], index=False, float_format="%.6g")
-    except (NothingToDrawError, FileNotFoundError) as error:
+        files = write(_load(roots), folder)
+    except (NothingToDrawError, FileNotFoundError, WandbError) as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"The figures cannot be written to {folder}: {error.strerror}.", file=sys.stderr)
+        print(f"The {kind} cannot be written to {folder}: {error.strerror}.", file=sys.stderr)
         return 2
     print("\n".join(map(str, files)))
     return 0

@@ -20,10 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from analysis import aggregate, caption, cli, figure, style
+from analysis import aggregate, caption, cli, figure, published, style
 from analysis.aggregate import Floats
 from analysis.groups import Band, SeedGroup, group_traces, make_band
 from analysis.load import Run
+from analysis.summary import starts_of
 
 log = logging.getLogger(__name__)
 
@@ -57,19 +58,27 @@ class Group(SeedGroup[Trace]):
         return float(np.mean(known)) if known else float("nan")
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A published score of the same game, from the same kind of starts as our evaluations."""
+
+    family: str
+    score: float
+    text: str
+
+
 # --- from runs to curves ----------------------------------------------------------------------------------------------
 
 
 def make_trace(run: Run, window: int) -> Trace | None:
     """The learning curve of one run; None if it has not finished a training game."""
-    episodes = run.episodes()
-    if episodes.empty:
+    table = run.training_returns(window)
+    if table.empty:
         return None
-    returns = episodes["episode_return"].to_numpy(dtype=np.float64)
     return Trace(
         run=run,
-        x={column: np.maximum.accumulate(episodes[column].to_numpy(dtype=np.float64)) for column in AXES.values()},
-        returns=aggregate.rolling_mean(returns, window),
+        x={column: np.maximum.accumulate(table[column].to_numpy(dtype=np.float64)) for column in AXES.values()},
+        returns=table["mean_return"].to_numpy(dtype=np.float64),
         evaluation=_final_evaluation(run.evaluations()),
     )
 
@@ -108,6 +117,25 @@ def make_table(groups: Sequence[Group], axes: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
 
 
+def find_references(groups: Sequence[Group]) -> list[Reference]:
+    """Published scores for an environment's groups; none beside Atari, or where runs start games in several ways."""
+    runs = [run for group in groups for run in group.runs]
+    starts = {starts_of(run, run.evaluations()) for run in runs}
+    if len(starts) > 1:
+        return []
+    rows = published.references(runs[0].config["env"].get("game"), starts.pop())
+    return [
+        Reference(
+            published.family(row.method), row.score, f"published: {row.method}, {row.score:g}{_doubt(row.checked)}"
+        )
+        for row in rows.itertuples()
+    ]
+
+
+def _doubt(checked: bool) -> str:
+    return "" if checked else " ?"
+
+
 def _final_evaluation(games: pd.DataFrame) -> dict[str, float]:
     final = games[games["final"]]
     if final.empty:
@@ -135,8 +163,10 @@ def draw(groups: Sequence[Group], axes: Sequence[str], window: int) -> Figure:
     sections = []
     for env in dict.fromkeys(group.env for group in groups):
         row = [group for group in groups if group.env == env]
-        fill = partial(_fill, row=row, axes=axes, window=window, looks=looks)
-        sections.append(figure.Section(env, n_rows=1, legend=[_legend_text(group) for group in row], fill=fill))
+        references = find_references(row)
+        fill = partial(_fill, row=row, references=references, axes=axes, window=window, looks=looks)
+        legend = [*(_legend_text(group) for group in row), *(reference.text for reference in references)]
+        sections.append(figure.Section(env, n_rows=1, legend=legend, fill=fill))
     width = style.TWO_COLUMNS if len(axes) > 1 else style.ONE_COLUMN
     return figure.compose(sections, make_caption(groups, axes, window), width)
 
@@ -144,33 +174,41 @@ def draw(groups: Sequence[Group], axes: Sequence[str], window: int) -> Figure:
 def _fill(
     part: SubFigure,
     row: Sequence[Group],
+    references: Sequence[Reference],
     axes: Sequence[str],
     window: int,
     looks: Mapping[tuple[str, str], style.Look],
 ) -> list[Line2D]:
     panels = part.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    lines = [_look_of_reference(reference) for reference in references]
     for panel, axis in zip(panels, axes, strict=True):
         unit, scale = figure.axis_unit(AXES[axis], _largest_x(row, AXES[axis]))
         for group in row:
             _draw_group(panel, group, AXES[axis], scale, looks[group.algo, group.label])
+        for reference, line in zip(references, lines, strict=True):
+            panel.axhline(reference.score, **line)
         panel.set_xlabel(unit)
         panel.set_xlim(left=0.0)
         panel.margins(y=0.08)
     panels[0].set_ylabel(f"training return,\nmean of last {window} games" if window > 1 else "training return")
-    return [_handle(group, looks[group.algo, group.label]) for group in row]
+    return [_handle(group, looks[group.algo, group.label]) for group in row] + [
+        Line2D([], [], **line) for line in lines
+    ]
+
+
+def _look_of_reference(reference: Reference) -> dict[str, Any]:
+    look = style.looks([(reference.family.lower(), "")])[reference.family.lower(), ""]
+    return {"color": look.colour, "linestyle": (0, (1.0, 2.5)), "linewidth": 1.0, "zorder": 1}
 
 
 def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: style.Look) -> None:
-    line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style}
     if group.has_band:
-        band = group.bands[column]
-        panel.plot(band.x / scale, band.mean, **line)
-        panel.fill_between(band.x / scale, band.low, band.high, color=look.colour, alpha=0.18, linewidth=0.0)
+        figure.draw_band(panel, group.bands[column].x / scale, group.bands[column], look)
         points = [(group.final_evaluation(column), group.final_evaluation("mean_return"))]
     else:
         for trace in group.traces:
             alone = make_band([trace.curve(column)])
-            panel.plot(alone.x / scale, alone.mean, linewidth=figure.THIN, **line)
+            figure.draw_band(panel, alone.x / scale, alone, look, thin=True)
         known = [trace.evaluation for trace in group.traces if trace.evaluation]
         points = [(evaluation[column], evaluation["mean_return"]) for evaluation in known]
     for x_end, mean_return in points:
@@ -178,9 +216,7 @@ def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: styl
 
 
 def _handle(group: Group, look: style.Look) -> Line2D:
-    width = None if group.has_band else figure.THIN
-    marker = figure.marker(look) if any(trace.evaluation for trace in group.traces) else {"color": look.colour}
-    return Line2D([], [], linestyle=look.line_style, linewidth=width, **marker)
+    return figure.handle(look, not group.has_band, any(trace.evaluation for trace in group.traces))
 
 
 def _legend_text(group: Group) -> str:
@@ -207,6 +243,12 @@ def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int) -> s
     if games:
         counts = " or ".join(f"{count:.0f}" for count in games)
         sentences.append(f"Marker: final evaluation, mean of {counts} games per run.")
+    envs = {group.env for group in groups}
+    if any(find_references([group for group in groups if group.env == env]) for env in envs):
+        sentences.append(
+            "Wide dots: published evaluation scores from no-op starts, after the training that their papers had; "
+            "? : from memory, not checked against its source."
+        )
     if "wall_clock" in axes:
         sentences.append("Time is training time, without evaluation.")
     return caption.complete(" ".join(sentences), groups)
@@ -216,11 +258,11 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     chosen = _parser().parse_args(arguments)
     axes = list(AXES) if chosen.x == "both" else [chosen.x]
-    make = partial(_figure_and_table, axes=axes, window=chosen.window)
+    make = partial(figure_and_table, axes=axes, window=chosen.window)
     return cli.write_figure("curves", chosen.roots, chosen.out, make)
 
 
-def _figure_and_table(runs: list[Run], axes: Sequence[str], window: int) -> tuple[Figure, pd.DataFrame]:
+def figure_and_table(runs: list[Run], axes: Sequence[str], window: int) -> tuple[Figure, pd.DataFrame]:
     groups = make_groups(runs, window)
     if not groups:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has finished a training game yet.")
@@ -228,7 +270,7 @@ def _figure_and_table(runs: list[Run], axes: Sequence[str], window: int) -> tupl
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.figure_parser("python -m analysis.curves", "Draws return against frames and against wall-clock time.")
+    parser = cli.parser("python -m analysis.curves", "Draws return against frames and against wall-clock time.")
     parser.add_argument("--x", choices=(*AXES, "both"), default="both", help="horizontal axis (default both)")
     parser.add_argument(
         "--window", type=cli.positive, default=100, metavar="GAMES", help="training games in the mean (default 100)"

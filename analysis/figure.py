@@ -3,15 +3,24 @@
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.scale import SymmetricalLogScale
+from matplotlib.ticker import FuncFormatter
 
 from analysis import style
+from analysis.aggregate import Floats
+from analysis.groups import Band
 
 PANEL_HEIGHT = 2.15  # inches, of one row of panels
 THIN = 0.7  # points, of the line of a single run
+SHADE = 0.18  # opacity of a band
+_SPAN_OF_A_LINEAR_AXIS = 20.0  # times `linear_below`
 _CAPTION_POINTS = 6.5
 _LEGEND_POINTS = 7.0
 _LEGEND_HANDLE = 0.65  # inches, with the gaps around it
@@ -22,9 +31,9 @@ class Section:
     """One environment: rows of panels, and a legend below them."""
 
     title: str
-    n_rows: int
-    legend: Sequence[str]  # a text per curve
-    fill: Callable[[SubFigure], Sequence[Line2D]]  # draws the panels and gives a handle for each text of the legend
+    n_rows: float  # in heights of a panel
+    legend: Sequence[str]  # a text per curve; may be empty
+    fill: Callable[[SubFigure], Sequence[Artist]]  # draws the panels and gives a handle for each text of the legend
 
 
 def compose(sections: Sequence[Section], caption: str, width: float) -> Figure:
@@ -43,9 +52,78 @@ def compose(sections: Sequence[Section], caption: str, width: float) -> Figure:
         for part, section, texts, n_columns in zip(parts, sections, legends, columns, strict=True):
             handles = section.fill(part)
             part.suptitle(section.title, fontsize=9.0, fontweight="bold")
-            part.legend(handles, texts, loc="outside lower center", ncols=n_columns, handlelength=3.2)
+            if texts:
+                part.legend(handles, texts, loc="outside lower center", ncols=n_columns, handlelength=3.2)
         foot.text(0.012, 0.95, text, fontsize=_CAPTION_POINTS, va="top", linespacing=1.3, color="0.25")
     return figure
+
+
+def grid(part: SubFigure, n_panels: int, n_columns: int) -> list[Axes]:
+    """So many panels in rows, at most `n_columns` each; what the last row has too many is not there."""
+    n_columns = min(n_columns, n_panels)
+    panels = list(part.subplots(-(-n_panels // n_columns), n_columns, squeeze=False).flat)
+    for panel in panels[n_panels:]:
+        panel.remove()
+    return panels[:n_panels]
+
+
+def draw_band(
+    panel: Axes,
+    x: Floats,
+    band: Band,
+    look: style.Look,
+    opacity: float = 1.0,
+    thin: bool = False,
+    staircase: bool = False,
+    **line: Any,
+) -> None:
+    """A curve with its band; where the band is NaN, the curve alone.
+
+    Args:
+        panel: to draw in.
+        x: [G], in the unit of the axis.
+        band: the values at x.
+        look: of the curve.
+        opacity: of the curve; the band is fainter.
+        thin: whether this is a single run.
+        staircase: whether y changes at each x, from what it was up to there; else it is linear in between.
+        line: more arguments of `plot`.
+    """
+    alone = look.marker if len(band.x) == 1 else None  # a single point makes no line
+    shape: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style, "linewidth": THIN if thin else None}
+    shape |= {"drawstyle": "steps-pre"} if staircase else {}
+    panel.plot(x, band.mean, **{**shape, "alpha": opacity, "marker": alone, **line})
+    step: Literal["pre"] | None = "pre" if staircase else None
+    panel.fill_between(x, band.low, band.high, color=look.colour, alpha=SHADE * opacity, linewidth=0.0, step=step)
+
+
+def scale_with_zero(panel: Axes, which: Literal["x", "y"], largest: float, linear_below: float) -> str:
+    """Scale and limits of an axis from 0 to `largest`; gives what its label must say beside the quantity.
+
+    A value of exactly 0 may be the very point of the figure: it lies inside the axis, a little off its end. The axis is
+    linear where that shows everything; over more decades it is linear up to `linear_below`, and logarithmic from there.
+    """
+    largest = max(largest, linear_below)
+    if largest <= _SPAN_OF_A_LINEAR_AXIS * linear_below:
+        panel.set(**{f"{which}lim": (-0.04 * largest, 1.08 * largest)})
+        return ""
+    axis = panel.xaxis if which == "x" else panel.yaxis
+    panel.set(**{f"{which}scale": SymmetricalLogScale(axis, linthresh=linear_below, subs=(2, 5))})
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _decade(value)))
+    panel.set(**{f"{which}lim": (-0.2 * linear_below, 1.5 * largest)})
+    return f"log above {_decade(linear_below)}"
+
+
+def _decade(value: float) -> str:
+    if value == 0.0 or 1e-3 <= value <= 1e4:
+        return f"{value:g}"
+    return f"$10^{{{np.log10(value):.0f}}}$"
+
+
+def handle(look: style.Look, thin: bool = False, with_marker: bool = False) -> Line2D:
+    """For a legend."""
+    shape = marker(look) if with_marker else {"color": look.colour}
+    return Line2D([], [], linestyle=look.line_style, linewidth=THIN if thin else None, **shape)
 
 
 def marker(look: style.Look) -> dict[str, Any]:
@@ -57,6 +135,11 @@ def marker(look: style.Look) -> dict[str, Any]:
         "markeredgecolor": "white",
         "markeredgewidth": 0.6,
     }
+
+
+def two_lines(text: str) -> str:
+    """For an upright label of a panel, which is not high."""
+    return "\n".join(textwrap.wrap(text, 24))
 
 
 def counted_seeds(count: int) -> str:
@@ -75,6 +158,8 @@ def axis_unit(column: str, largest: float) -> tuple[str, float]:
 
 def _legend_columns(texts: Sequence[str], width: float) -> int:
     """As many as fit beside each other; `width` in inches."""
+    if not texts:
+        return 1
     longest = max(len(line) for text in texts for line in text.splitlines())
     return max(1, min(len(texts), int(width / (longest * _letter_width(_LEGEND_POINTS) + _LEGEND_HANDLE))))
 

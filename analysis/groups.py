@@ -9,13 +9,12 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from analysis import aggregate, style
-from analysis.aggregate import Floats
+from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.load import Run
 
 log = logging.getLogger(__name__)
 
 GRID_POINTS = 200
-SEEDS_FOR_BAND = 3
 
 
 class Trace(Protocol):
@@ -24,6 +23,13 @@ class Trace(Protocol):
     @property
     def run(self) -> Run:
         """Where it comes from."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run and nothing else."""
+
+    run: Run
 
 
 AnyTrace = TypeVar("AnyTrace", bound=Trace)
@@ -75,10 +81,17 @@ def group_traces(traces: Iterable[AnyTrace]) -> list[SeedGroup[AnyTrace]]:
             log.warning("%s repeats %s and is not in the figure.", run.path, same[run.seed].run.path)
         else:
             same[run.seed] = trace
-    return [
-        SeedGroup(*key, [same[seed] for seed in sorted(same)])
-        for key, same in sorted(found.items(), key=lambda item: _order(*item[0]))
-    ]
+    return [SeedGroup(*key, [found[key][seed] for seed in sorted(found[key])]) for key in in_legend_order(found)]
+
+
+def group_runs(runs: Iterable[Run]) -> list[SeedGroup[Member]]:
+    """Runs that differ in their seed alone, together; repeated seeds are named and left out."""
+    return group_traces(Member(run) for run in runs)
+
+
+def in_legend_order(keys: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Environment, algorithm and label, sorted: known algorithms first, n_envs=8 before n_envs=32."""
+    return sorted(keys, key=lambda key: _order(*key))
 
 
 def make_band(curves: Sequence[tuple[Floats, Floats]]) -> Band:

@@ -14,19 +14,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis import caption, cli, figure, style
-from analysis.aggregate import Floats
-from analysis.groups import SEEDS_FOR_BAND, Band, SeedGroup, band_at, group_traces, make_band
+from analysis.aggregate import SEEDS_FOR_BAND, Floats
+from analysis.groups import Band, SeedGroup, band_at, group_traces, make_band
 from analysis.load import Run
 
 log = logging.getLogger(__name__)
@@ -81,7 +80,6 @@ UNITS = {
 }
 CSV_COLUMNS = ("env", "algo", "label", "n_seeds", "unit", "curve", "x_axis", "x", "value", "low", "high")
 _DECADES_OF_SHARES = (3, 5)  # shown at least and at most, below 100%
-_SPAN_OF_A_LINEAR_AXIS = 20.0  # times `linear_below`
 _FAINT = 0.45  # opacity
 
 
@@ -277,48 +275,43 @@ def _fill(
         lags = [lag for group in row for lag in group.lags(unit)]
         frames, scale = figure.axis_unit("frames", max(lag.frames[-1] for lag in lags))
         for group in row:
-            for bands, width in _curves(group, unit):
+            for bands, thin in _curves(group, unit):
                 look = looks[group.algo, group.label]
-                _draw_course(left, bands, scale, look, width)
-                _draw_distribution(right, bands, look, width, UNITS[unit].whole)
+                _draw_course(left, bands, scale, look, thin)
+                _draw_distribution(right, bands, look, thin, UNITS[unit].whole)
         left.set(xlabel=frames, xlim=(0.0, None))
         _set_lag_axis(left, "y", UNITS[unit], max(max(lag.p95.max(), lag.mean.max()) for lag in lags))
         _finish_distribution(right, UNITS[unit], lags)
     panels[0, 0].set_title("mean (strong) and 95th percentile (faint)", fontsize=7.5)
     panels[0, 1].set_title("share of samples with at least this much", fontsize=7.5)
-    return [_handle(group, looks[group.algo, group.label]) for group in groups]
+    return [
+        figure.handle(looks[group.algo, group.label], thin=not group.has_band, with_marker=True) for group in groups
+    ]
 
 
-def _curves(group: Group, unit: str) -> Iterator[tuple[Mapping[str, Band], float | None]]:
-    """What is drawn, with the width of its lines: the mean over seeds, or each seed alone where they are few."""
+def _curves(group: Group, unit: str) -> Iterator[tuple[Mapping[str, Band], bool]]:
+    """What is drawn, and whether it is a single run: the mean over seeds, or each seed alone where they are few."""
     lags = group.lags(unit)
     if len(lags) >= SEEDS_FOR_BAND:
-        yield group.bands[unit], None
+        yield group.bands[unit], False
     else:
         for lag in lags:
-            yield make_bands([lag]), figure.THIN
+            yield make_bands([lag]), True
 
 
-def _draw_course(panel: Axes, bands: Mapping[str, Band], scale: float, look: style.Look, width: float | None) -> None:
-    for band, opacity, line_width in ((bands["p95"], _FAINT, width or 1.0), (bands["mean"], 1.0, width)):
-        line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style, "linewidth": line_width}
-        alone = look.marker if len(band.x) == 1 else None  # one interval makes no line
-        panel.plot(band.x / scale, band.mean, alpha=opacity, marker=alone, **line)
-        panel.fill_between(band.x / scale, band.low, band.high, color=look.colour, alpha=0.18 * opacity, linewidth=0.0)
+def _draw_course(panel: Axes, bands: Mapping[str, Band], scale: float, look: style.Look, thin: bool) -> None:
+    width = figure.THIN if thin else 1.0
+    figure.draw_band(panel, bands["p95"].x / scale, bands["p95"], look, _FAINT, thin, linewidth=width)
+    figure.draw_band(panel, bands["mean"].x / scale, bands["mean"], look, thin=thin)
     end = bands["mean"].x[-1:] / scale, bands["mean"].mean[-1:]
     panel.plot(*end, **figure.marker(look), clip_on=False, zorder=5)
 
 
-def _draw_distribution(
-    panel: Axes, bands: Mapping[str, Band], look: style.Look, width: float | None, whole: bool
-) -> None:
+def _draw_distribution(panel: Axes, bands: Mapping[str, Band], look: style.Look, thin: bool, whole: bool) -> None:
     if "share" not in bands:
         return
     band = bands["share"]
-    line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style, "linewidth": width}
-    panel.plot(band.x, band.mean, drawstyle="steps-pre" if whole else "default", **line)
-    step: Literal["pre"] | None = "pre" if whole else None
-    panel.fill_between(band.x, band.low, band.high, color=look.colour, alpha=0.18, linewidth=0.0, step=step)
+    figure.draw_band(panel, band.x, band, look, thin=thin, staircase=whole)
     median = np.flatnonzero(band.mean >= 0.5)[-1]
     panel.plot(band.x[median], band.mean[median], **figure.marker(look), clip_on=False, zorder=5)
 
@@ -337,36 +330,11 @@ def _finish_distribution(panel: Axes, unit: Unit, lags: Sequence[Lag]) -> None:
 
 
 def _set_lag_axis(panel: Axes, which: Literal["x", "y"], unit: Unit, largest: float) -> None:
-    """Scale, limits and label of an axis from 0 to `largest`.
-
-    A lag of exactly 0 may be the very point of the figure: it lies inside the axis, a little off its end. The axis is
-    linear where that shows everything; over more decades it is linear up to `linear_below`, and logarithmic from there.
-    """
-    largest, note = max(largest, unit.linear_below), ""
-    limits = (-0.04 * largest, 1.08 * largest)
-    if largest > _SPAN_OF_A_LINEAR_AXIS * unit.linear_below:
-        axis = panel.xaxis if which == "x" else panel.yaxis
-        scale = SymmetricalLogScale(axis, linthresh=unit.linear_below, subs=(2, 5))
-        panel.set(**{f"{which}scale": scale})
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _decade(value)))
-        limits = (-0.2 * unit.linear_below, 1.5 * largest)
-        note = f"log above {_decade(unit.linear_below)}"
-    panel.set(**{f"{which}lim": limits})
+    note = figure.scale_with_zero(panel, which, largest, unit.linear_below)
     if which == "x":
         panel.set_xlabel(", ".join(filter(None, [unit.label, note])))
     else:
         panel.set_ylabel("\n".join([*textwrap.wrap(unit.label, 20), note]).strip())
-
-
-def _decade(value: float) -> str:
-    if value == 0.0 or 1e-3 <= value <= 1e4:
-        return f"{value:g}"
-    return f"$10^{{{np.log10(value):.0f}}}$"
-
-
-def _handle(group: Group, look: style.Look) -> Line2D:
-    width = None if group.has_band else figure.THIN
-    return Line2D([], [], linestyle=look.line_style, linewidth=width, **figure.marker(look))
 
 
 # --- the caption and the command line ---------------------------------------------------------------------------------
@@ -388,11 +356,11 @@ def make_caption(groups: Sequence[Group], units: Sequence[str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     chosen = _parser().parse_args(arguments)
-    make = partial(_figure_and_table, units=list(dict.fromkeys(chosen.unit)))
+    make = partial(figure_and_table, units=list(dict.fromkeys(chosen.unit)))
     return cli.write_figure("lag", chosen.roots, chosen.out, make)
 
 
-def _figure_and_table(runs: list[Run], units: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
+def figure_and_table(runs: list[Run], units: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
     groups = make_groups(runs, units)
     if not any(group.bands for group in groups):
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has measured {' or '.join(units)}.")
@@ -400,7 +368,7 @@ def _figure_and_table(runs: list[Run], units: Sequence[str]) -> tuple[Figure, pd
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.figure_parser("python -m analysis.lag", "Draws policy lag against frames, and its distribution.")
+    parser = cli.parser("python -m analysis.lag", "Draws policy lag against frames, and its distribution.")
     parser.add_argument(
         "--unit",
         nargs="+",

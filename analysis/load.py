@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,26 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from analysis import aggregate
+
 log = logging.getLogger(__name__)
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML has it: ten times as fast
 
 EPISODE_COLUMNS = ("frames", "agent_steps", "wall_seconds", "episode_return", "episode_length")
 METRIC_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds", "frames_per_second", "pps", "tps")
 LAG_COLUMNS = ("frames", "agent_steps", "updates", "wall_seconds")
 HISTOGRAM_COLUMNS = ("unit", "lower", "upper", "samples")
+ADJUSTMENT_COLUMNS = ("frames", "wall_seconds", "n_agents", "n_predictors", "n_trainers", "tps")
 EVALUATION_COLUMNS = ("frames", "wall_seconds", "final", "episode_return", "episode_length")
 _DTYPES = {"final": "bool", "unit": "object"}  # of the columns that hold no numbers
 # Keys that tell no curves apart: the seed is averaged over, and the others change no result.
 _NEVER_IN_LABEL = (
     *("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds"),
-    "worker_silence_seconds",
+    *("worker_silence_seconds", "metrics_interval_frames"),
 )
+_SAY_LITTLE = ("kind", "enabled", "mode", "frames")  # without the word before them
+_LONGEST_LABEL = 100  # letters, beyond which a sweep's name is the better one
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,12 @@ class Run:
         """Finished training games, one a row, by `frames` (several may share a value)."""
         return _read_table(self.path / "episodes.csv", EPISODE_COLUMNS).sort_values("frames", kind="stable")
 
+    def training_returns(self, window: int) -> pd.DataFrame:
+        """At the end of each training game: frames and wall_seconds, and mean_return of the last `window` games."""
+        episodes = self.episodes()
+        means = aggregate.rolling_mean(episodes["episode_return"].to_numpy(dtype="float64"), window)
+        return episodes[["frames", "wall_seconds"]].assign(mean_return=means)
+
     def metrics(self) -> pd.DataFrame:
         """One row per interval of training."""
         return _read_table(self.path / "metrics.csv", METRIC_COLUMNS)
@@ -69,6 +82,10 @@ class Run:
         """Bins of policy lag over the whole run: samples with lower <= lag < upper, by `unit`."""
         return _read_table(self.path / "lag_histogram.csv", HISTOGRAM_COLUMNS)
 
+    def adjustments(self) -> pd.DataFrame:
+        """GA3C's dynamic adjustment, one row per window; empty if it is off."""
+        return _read_table(self.path / "adjustments.csv", ADJUSTMENT_COLUMNS)
+
     def evaluations(self) -> pd.DataFrame:
         """Evaluation games, one a row; `final` is True for those of the evaluation after training."""
         return _read_table(self.path / "eval.csv", EVALUATION_COLUMNS)
@@ -78,27 +95,39 @@ def load_runs(*roots: str | Path) -> list[Run]:
     """Finds the runs below some directories, each once, in the order of their paths.
 
     Args:
-        roots: directories at any height: `runs`, `runs/demo` or a single run directory.
+        roots: directories at any height: `runs`, `runs/demo` or a single run directory; also those in which wandb keeps
+            offline runs, where there is no run directory around them, and `wandb:entity/project`.
 
     Returns:
         the runs; empty if there are none. Broken ones are named by a warning and left out.
 
     Raises:
         FileNotFoundError: a root is not a directory.
+        wandb_runs.WandbError: an online project cannot be read.
     """
+    from analysis import wandb_runs  # which needs Run
+
     found: dict[Path, Run] = {}
-    for root in map(Path, roots):
-        if not root.is_dir():
+    for root in roots:
+        if str(root).startswith(wandb_runs.PREFIX):
+            found |= {run.path: run for run in wandb_runs.read_online(str(root))}
+            continue
+        if not Path(root).is_dir():
             raise FileNotFoundError(f"{root} is not a directory: give one that holds runs, for instance runs/demo.")
-        for directory in _run_directories(root):
+        offline: list[Path] = []
+        for directory in _run_directories(Path(root), offline):
             run = _load_run(directory)
             if run is not None:
                 found.setdefault(directory.resolve(), run)
-    return _labelled(list(found.values()))
+        for run in wandb_runs.read_offline(offline):
+            found.setdefault(run.path.resolve(), run)
+    return labelled(list(found.values()))
 
 
-def _run_directories(root: Path) -> Iterator[Path]:
+def _run_directories(root: Path, offline: list[Path]) -> Iterator[Path]:
+    """The run directories, and into `offline` the files of wandb that lie in none."""
     for directory, children, files in os.walk(root):
+        offline += [Path(directory) / file for file in sorted(files) if file.endswith(".wandb")]
         children.sort()
         if "status.json" in files and "config.yaml" in files:
             children.clear()  # runs do not nest; their wandb/ and video/ hold many files
@@ -111,23 +140,21 @@ def _run_directories(root: Path) -> Iterator[Path]:
 
 def _load_run(directory: Path) -> Run | None:
     try:
-        config = _mapping(yaml.safe_load((directory / "config.yaml").read_text()), "config.yaml")
+        config = _mapping(yaml.load((directory / "config.yaml").read_text(), Loader=_Loader), "config.yaml")
         status = _mapping(json.loads((directory / "status.json").read_text()), "status.json")
-        env = config["env"]
-        return Run(
-            path=directory,
-            config=config,
-            status=status,
-            algo=str(config["algo"]["name"]),
-            env=str(env.get("game") or env["id"]),
-            seed=int(config["seed"]),
-        )
+        return Run(directory, config, status, *identity(config))
     except KeyError as error:
         reason = f"config.yaml has no key {error}"
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
     log.warning("%s is left out: %s.", directory, reason)
     return None
+
+
+def identity(config: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Algorithm, environment and seed; raises KeyError, TypeError, ValueError or AttributeError without them."""
+    env = config["env"]
+    return str(config["algo"]["name"]), str(env.get("game") or env["id"]), int(config["seed"])
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -139,46 +166,74 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 
-def _labelled(runs: Sequence[Run]) -> list[Run]:
-    """The same runs; those of one algorithm and environment are told apart by the settings in which they differ."""
+def labelled(runs: Sequence[Run], explained: Callable[[Run], Any] | None = None) -> list[Run]:
+    """The same runs; those of one algorithm and environment are told apart by the settings in which they differ.
+
+    Args:
+        runs: to label.
+        explained: what tells runs apart already, for instance their place on an axis: settings that it decides, as one
+            value of it goes with one of theirs, are no part of the label.
+    """
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.env, run.algo].append(run)
     labels: dict[Path, str] = {}
     for group in groups.values():
-        labels |= _labels(group)
+        labels |= _labels(group, explained)
     return [replace(run, label=labels[run.path]) for run in runs]
 
 
-def _labels(group: Sequence[Run]) -> dict[Path, str]:
-    settings = [_flat(run.config) for run in group]
-    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if not _ignored(key)]
+def _labels(group: Sequence[Run], explained: Callable[[Run], Any] | None) -> dict[Path, str]:
+    settings = [printed(run.config) for run in group]
+    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if not changes_nothing(key)]
     differing = [key for key in keys if len({one.get(key, "unset") for one in settings}) > 1]
+    if explained is not None:
+        places = [explained(run) for run in group]
+        differing = [key for key in differing if not _decided([one.get(key, "unset") for one in settings], places)]
+        if not differing:
+            return {run.path: "" for run in group}
     points = [
         (run.seed, *(one.get(key, "unset") for key in differing)) for run, one in zip(group, settings, strict=True)
     ]
     names = {one.get("name", "unset") for one in settings}
-    if len(set(points)) < len(points) and len(names) > 1:
+    if explained is None and len(set(points)) < len(points) and len(names) > 1:
         differing.append("name")  # the same point under two names, for instance before and after a change
     short = _short_names(differing)
-    return {
+    labels = {
         run.path: ", ".join(f"{short[key]}={one.get(key, 'unset')}" for key in differing)
         for run, one in zip(group, settings, strict=True)
     }
+    named = {run.path: f"name={one.get('name', 'unset')}" for run, one in zip(group, settings, strict=True)}
+    pairs = {(labels[path], named[path]) for path in labels}
+    too_long = max(map(len, labels.values())) > _LONGEST_LABEL
+    if too_long and len(pairs) == len({label for label, _ in pairs}) == len({name for _, name in pairs}):
+        return named  # each name is one configuration, and that says it shorter
+    return labels
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys and printed values."""
-    flat: dict[str, str] = {}
+def _decided(values: Sequence[str], places: Sequence[Any]) -> bool:
+    """Whether all runs at one place have one value."""
+    return len(set(zip(places, values, strict=True))) == len(set(places))
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration with dotted keys: `algo.optimizer.lr`."""
+    pairs: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            pairs |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
-    return flat
+            pairs[f"{prefix}{key}"] = value
+    return pairs
 
 
-def _ignored(key: str) -> bool:
+def printed(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys, and values as one would type them."""
+    return {key: "null" if value is None else str(value) for key, value in flat(config).items()}
+
+
+def changes_nothing(key: str) -> bool:
+    """Whether a setting has no influence on what a run computes, or is the seed."""
     return key.split(".")[0] in _NEVER_IN_LABEL
 
 
@@ -189,7 +244,8 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 def _shortest_ending(key: str, others: Sequence[str]) -> str:
     parts = key.split(".")
-    endings = (".".join(parts[start:]) for start in reversed(range(len(parts))))
+    shortest = 2 if parts[-1] in _SAY_LITTLE else 1
+    endings = (".".join(parts[start:]) for start in reversed(range(len(parts) - shortest + 1)))
     return next((end for end in endings if not any(other.endswith(f".{end}") for other in others)), key)
 
 

@@ -8,172 +8,66 @@ Writes overestimation.png, overestimation.pdf and overestimation.csv (the same c
 """
 
 import argparse
-import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure
 
-from analysis import caption, cli, figure, style
-from analysis.aggregate import Floats
-from analysis.groups import Band, SeedGroup, group_traces, make_band
+from analysis import cli, course
+from analysis.course import Curve, Group, Panel
 from analysis.load import Run
 
-log = logging.getLogger(__name__)
-
 COLUMNS = ("max_q", "discounted_return")  # of metrics.csv
-CURVES = (*COLUMNS, "over_estimation")  # their difference
-CSV_COLUMNS = ("env", "algo", "label", "n_seeds", "curve", "frames", "value", "low", "high")
+PANELS = (
+    Panel("max Q (strong) and what was obtained (faint)", "discounted return", COLUMNS),
+    Panel("max Q minus what was obtained", "difference", ["over_estimation"], zero_line=True),
+)
+HOW = (
+    "Max Q: mean over the states of the training games that ended in an interval, when they were visited. What was "
+    "obtained: the discounted return from the same states to the end, exploration and clipped rewards included. "
+    "States whose return a time limit may hide by more than 1% are left out."
+)
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What one run estimated, and what it got."""
-
-    run: Run
-    frames: Floats  # where each interval in which a game ended does so, [N]
-    curves: Mapping[str, Floats]  # by name in CURVES: means over the states of these games, [N]
-
-
-@dataclass(frozen=True)
-class Group(SeedGroup[Trace]):
-    """The seeds of one algorithm with one configuration in one environment."""
-
-    bands: Mapping[str, Band]  # by name in CURVES
-
-
-# --- from runs to curves ----------------------------------------------------------------------------------------------
-
-
-def make_trace(run: Run) -> Trace | None:
-    """The values of one run; None if it has none."""
+def read(run: Run) -> dict[str, Curve]:
+    """What one run estimated, what it got, and the difference; empty if it has no interval with both."""
     table = run.metrics()
     if not set(COLUMNS) <= set(table):
-        return None
+        return {}
     known = table[["frames", *COLUMNS]].apply(pd.to_numeric, errors="coerce").dropna()
     frames, max_q, obtained = known.to_numpy(dtype=np.float64).T
     if not len(frames):
-        return None
+        return {}
     curves = {"max_q": max_q, "discounted_return": obtained, "over_estimation": max_q - obtained}
-    return Trace(run, frames, curves)
+    return {name: (frames, values) for name, values in curves.items()}
 
 
-def make_groups(runs: Iterable[Run]) -> list[Group]:
+def make_groups(runs: list[Run]) -> list[Group]:
     """Groups runs that differ in their seed alone; runs without values and repeated seeds are named and left out."""
-    traces = []
-    for run in runs:
-        trace = make_trace(run)
-        if trace is None:
-            log.warning("%s estimates no Q, or no game of it has ended: it is not in the figure.", run.path)
-        else:
-            traces.append(trace)
-    return [_with_bands(group) for group in group_traces(traces)]
+    return course.make_groups(runs, read, "estimates no Q, or no game of it has ended")
 
 
-def _with_bands(group: SeedGroup[Trace]) -> Group:
-    bands = {name: make_band([(trace.frames, trace.curves[name]) for trace in group.traces]) for name in CURVES}
-    if not len(bands["max_q"].x):
-        log.warning("%s in %s has no mean curve: its seeds have no frames in common.", group.name, group.env)
-    return Group(group.env, group.algo, group.label, group.traces, bands)
+def figure_and_table(runs: list[Run]) -> tuple[Figure, pd.DataFrame]:
+    """The figure and its numbers.
 
-
-def make_table(groups: Sequence[Group]) -> pd.DataFrame:
-    """The mean curves as numbers, one row per grid point."""
-    parts = []
-    for group in groups:
-        fixed = {"env": group.env, "algo": group.algo, "label": group.label, "n_seeds": len(group.traces)}
-        for name, band in group.bands.items():
-            part = pd.DataFrame({"frames": band.x, "value": band.mean, "low": band.low, "high": band.high})
-            parts.append(part.assign(**fixed, curve=name))
-    return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
-
-
-# --- from curves to a figure ------------------------------------------------------------------------------------------
-
-
-def draw(groups: Sequence[Group]) -> Figure:
-    """The figure: per environment a row of two panels and a legend, and one caption under all."""
-    looks = style.looks([(group.algo, group.label) for group in groups])
-    sections = []
-    for env in dict.fromkeys(group.env for group in groups):
-        row = [group for group in groups if group.env == env]
-        legend = [f"{group.name} ({figure.counted_seeds(len(group.traces))})" for group in row]
-        sections.append(figure.Section(env, 1, legend, partial(_fill, row=row, looks=looks)))
-    return figure.compose(sections, make_caption(groups), style.TWO_COLUMNS)
-
-
-def _fill(part: SubFigure, row: Sequence[Group], looks: Mapping[tuple[str, str], style.Look]) -> list[Line2D]:
-    left, right = part.subplots(1, 2)
-    unit, scale = figure.axis_unit("frames", max(trace.frames[-1] for group in row for trace in group.traces))
-    for group in row:
-        look = looks[group.algo, group.label]
-        _draw(left, group, "max_q", scale, look, faint=False)
-        _draw(left, group, "discounted_return", scale, look, faint=True)
-        _draw(right, group, "over_estimation", scale, look, faint=False)
-    right.axhline(0.0, color="0.4", linewidth=0.7)
-    left.set_ylabel("discounted return")
-    right.set_ylabel("difference")
-    left.set_title("max Q (strong) and what was obtained (faint)", fontsize=7.5)
-    right.set_title("max Q minus what was obtained", fontsize=7.5)
-    for panel in (left, right):
-        panel.set(xlabel=unit, xlim=(0.0, None))
-        panel.margins(y=0.08)
-    return [_handle(group, looks[group.algo, group.label]) for group in row]
-
-
-def _draw(panel: Axes, group: Group, name: str, scale: float, look: style.Look, faint: bool) -> None:
-    line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style, "alpha": 0.45 if faint else 1.0}
-    if group.has_band:
-        band = group.bands[name]
-        panel.plot(band.x / scale, band.mean, **line)
-        shade = 0.08 if faint else 0.18
-        panel.fill_between(band.x / scale, band.low, band.high, color=look.colour, alpha=shade, linewidth=0.0)
-    else:
-        for trace in group.traces:
-            panel.plot(trace.frames / scale, trace.curves[name], linewidth=figure.THIN, **line)
-
-
-def _handle(group: Group, look: style.Look) -> Line2D:
-    width = None if group.has_band else figure.THIN
-    return Line2D([], [], color=look.colour, linestyle=look.line_style, linewidth=width)
-
-
-# --- the caption and the command line ---------------------------------------------------------------------------------
-
-
-def make_caption(groups: Sequence[Group]) -> str:
-    """How the figure was made: what is compared, then a line per environment, then the machines."""
-    how = [
-        "Max Q: mean over the states of the training games that ended in an interval, when they were visited. What was "
-        "obtained: the discounted return from the same states to the end, exploration and clipped rewards included. "
-        "States whose return a time limit may hide by more than 1% are left out.",
-        *caption.averaging(groups),
-    ]
-    return caption.complete(" ".join(how), groups)
+    Raises:
+        NothingToDrawError: no run estimates Q.
+    """
+    groups = make_groups(runs)
+    if not groups:
+        raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has estimated Q and finished a game.")
+    return course.draw(groups, PANELS, "frames", HOW), course.make_table(groups, "frames")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     chosen = _parser().parse_args(arguments)
-    return cli.write_figure("overestimation", chosen.roots, chosen.out, _figure_and_table)
-
-
-def _figure_and_table(runs: list[Run]) -> tuple[Figure, pd.DataFrame]:
-    groups = make_groups(runs)
-    if not groups:
-        raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has estimated Q and finished a game.")
-    return draw(groups), make_table(groups)
+    return cli.write_figure("overestimation", chosen.roots, chosen.out, figure_and_table)
 
 
 def _parser() -> argparse.ArgumentParser:
-    return cli.figure_parser("python -m analysis.overestimation", "Draws max Q against the return really obtained.")
+    return cli.parser("python -m analysis.overestimation", "Draws max Q against the return really obtained.")
 
 
 if __name__ == "__main__":

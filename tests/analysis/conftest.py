@@ -23,6 +23,12 @@ def make_run(tmp_path: Path) -> MakeRun:
     return make
 
 
+@pytest.fixture(scope="session")
+def run_writer() -> MakeRun:
+    """`write_run`, for what several tests share."""
+    return write_run
+
+
 def write_run(
     root: Path,
     algo: str = "paac",

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from analysis import load_runs, style
-from analysis.curves import draw, main, make_caption, make_groups, make_table
+from analysis.curves import draw, find_references, main, make_caption, make_groups, make_table
 
 BOTH = ("frames", "wall_clock")
 HEADER = "frames,agent_steps,wall_seconds,episode_return,episode_length\n"
@@ -242,3 +242,31 @@ def test_a_window_of_no_games_is_refused(tmp_path, capsys):
         main([str(tmp_path), "--window", "0"])
     assert stopped.value.code == 2
     assert "0 must be at least 1" in capsys.readouterr().err
+
+
+def test_published_scores_from_the_same_starts_are_lines_beside_atari_alone(make_run, tmp_path):
+    for seed in range(3):
+        make_run(game="Pong", env="Pong", seed=seed, best_return=20.0)
+        make_run(seed=seed)
+    groups = make_groups(load_runs(tmp_path), 100)
+    figure = draw(groups, ["frames", "wall_clock"], 100)
+    cartpole, pong, caption = figure.subfigs
+    known = {"DQN": 18.9, "Gorila": 18.3, "PAAC nature": 20.9, "PAAC nips": 20.6}  # from no-op starts
+    for panel in pong.axes:
+        heights = [line.get_ydata()[0] for line in panel.lines if list(line.get_xdata()) == [0, 1]]
+        assert set(known.values()) <= set(heights)
+        assert 16.2 not in heights  # DQN from human starts
+        assert max(heights) < panel.get_ylim()[1]
+    texts = [text.get_text() for text in pong.legends[0].get_texts()]
+    assert "published: DQN, 18.9" in texts
+    assert "published: PAAC nature, 20.9 ?" in texts  # not checked
+    assert len(texts) == len(set(texts))
+    assert "published" not in " ".join(text.get_text() for text in cartpole.legends[0].get_texts())
+    assert "from no-op starts" in " ".join(caption.texts[0].get_text().split())
+
+
+def test_scores_from_other_starts_are_no_lines(make_run, tmp_path):
+    run = make_run(game="Pong", env="Pong")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("noop_max: 30", "noop_max: 0"))
+    (group,) = make_groups(load_runs(tmp_path), 100)
+    assert find_references([group]) == []

@@ -219,3 +219,19 @@ def test_analysis_imports_nothing_of_the_suite():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.split(".")[0] == "a3c_bench"], file
+
+
+def test_a_label_of_many_settings_gives_way_to_the_name(make_run, tmp_path):
+    many = {f"a_setting_with_a_long_name_{i}": 1 for i in range(5)}
+    for name, settings in (("one", many), ("two", dict.fromkeys(many, 2))):
+        for seed in (0, 1):
+            make_run(name=name, seed=seed, settings=settings)
+    assert [run.label for run in load_runs(tmp_path)] == ["name=one"] * 2 + ["name=two"] * 2
+    make_run(name="two", seed=2, settings=many)  # the name alone would mix two configurations
+    assert "a_setting_with_a_long_name_0=1" in load_runs(tmp_path)[-1].label
+
+
+def test_a_word_that_says_little_keeps_the_one_before_it(make_run, tmp_path):
+    for kind in ("adam", "rmsprop"):
+        make_run(overrides=kind, settings={"optimizer": {"kind": kind}})
+    assert {run.label for run in load_runs(tmp_path)} == {"optimizer.kind=adam", "optimizer.kind=rmsprop"}

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.image import imread
 
 from analysis import load_runs
-from analysis.overestimation import main, make_groups, make_table
+from analysis.course import make_table
+from analysis.overestimation import main, make_groups
 
 
 def write_metrics(run: Path, max_q: Sequence[float | None], obtained: Sequence[float | None]) -> None:
@@ -41,7 +42,7 @@ def test_over_estimation_by_hand(make_run):
         np.testing.assert_allclose(band.low, bias)
         np.testing.assert_allclose(band.high, bias + 2.0)
         np.testing.assert_allclose(group.bands["discounted_return"].mean, np.linspace(0.0, 2.0, 200))
-    table = make_table([plain, double])
+    table = make_table([plain, double], "frames")
     assert set(table["curve"]) == {"max_q", "discounted_return", "over_estimation"}
     assert set(table["n_seeds"]) == {3}
 
@@ -50,8 +51,9 @@ def test_intervals_in_which_no_game_ended_are_bridged(make_run):
     run = make_run(algo="dqn")
     write_metrics(run, [1.0, None, 3.0], [0.0, None, 0.0])
     (group,) = make_groups(load_runs(run))
-    assert group.traces[0].frames.tolist() == [100, 300]
-    assert group.traces[0].curves["over_estimation"].tolist() == [1.0, 3.0]
+    frames, difference = group.traces[0].curves["over_estimation"]
+    assert frames.tolist() == [100, 300]
+    assert difference.tolist() == [1.0, 3.0]
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])

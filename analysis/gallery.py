@@ -1,0 +1,117 @@
+"""Every kind of figure, and when a set of runs allows it: what the report draws.
+
+A setting that a figure is about must vary within an algorithm and environment; else there is a sentence instead.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import course, curves, lag, overestimation, profiles, relation, speed
+from analysis.cli import NothingToDrawError
+from analysis.load import Run, flat
+from analysis.summary import TRAINING_GAMES, summarise
+
+RATES_FOR_SCATTER = 3
+PARALLEL = ("n_envs", "envs_per_worker", "n_workers", "n_learners", "n_agents")  # settings: how much is parallel
+Drawn = tuple[Figure, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure."""
+
+    name: str  # of its files
+    title: str
+    make: Callable[[list[Run]], Drawn]  # may raise NothingToDrawError
+
+
+def varying(runs: Sequence[Run], value: Callable[[Run], Hashable], what: str, at_least: int = 2) -> list[Run]:
+    """The runs of those algorithms and environments in which something takes several values.
+
+    Args:
+        runs: to choose from.
+        value: of a run; None where it has none.
+        what: its name, for the message.
+        at_least: how many values.
+
+    Raises:
+        NothingToDrawError: there are none.
+    """
+    found: dict[tuple[str, str], set[Hashable]] = defaultdict(set)
+    for run in runs:
+        found[run.env, run.algo].add(value(run))
+    chosen = [run for run in runs if len(found[run.env, run.algo] - {None}) >= at_least and value(run) is not None]
+    if not chosen:
+        raise NothingToDrawError(f"No algorithm was run with {at_least} or more values of {what} in one environment.")
+    return chosen
+
+
+def setting(name: str) -> Callable[[Run], Hashable]:
+    """A setting of a run by the end of its dotted key; None if it has none."""
+
+    def value(run: Run) -> Hashable:
+        return next((str(v) for key, v in flat(run.config).items() if f".{key}".endswith(f".{name}")), None)
+
+    return value
+
+
+def _score_against_lag(runs: list[Run]) -> Drawn:
+    return relation.figure_and_table(runs, "lag_updates", _scores(runs))
+
+
+def _against_setting(runs: list[Run], name: str, ys: Sequence[str]) -> Drawn:
+    chosen = varying(runs, setting(name), name)
+    return relation.figure_and_table(chosen, name, ys)
+
+
+def _learning_rates(runs: list[Run]) -> Drawn:
+    rates = dict(zip((run.path for run in runs), summarise(runs)["learning_rate"], strict=True))
+
+    def rate(run: Run) -> Hashable:
+        return rates[run.path] if rates[run.path] > 0.0 else None
+
+    chosen = varying(runs, rate, "the learning rate", RATES_FOR_SCATTER)
+    return relation.figure_and_table(chosen, "learning_rate", _scores(chosen))
+
+
+def _advantages(runs: list[Run]) -> Drawn:
+    chosen = varying(runs, setting("advantage.kind"), "advantage.kind (psi)")
+    return relation.figure_and_table(chosen, "advantage.kind", [*_scores(chosen), "gradient_norm", "gradient_variance"])
+
+
+def _scores(runs: Sequence[Run]) -> list[str]:
+    """Final evaluations where there are any, else training returns; and the mean over training."""
+    evaluated = any(run.evaluations()["final"].any() for run in runs)
+    return ["score" if evaluated else "training_score", "area"]
+
+
+HEADLINE = (
+    Kind("curves", "Return against frames and wall-clock time",
+         partial(curves.figure_and_table, axes=list(curves.AXES), window=TRAINING_GAMES)),
+    Kind("lag", "Policy lag", partial(lag.figure_and_table, units=["lag_updates"])),
+    Kind("throughput", "Speed", speed.throughput),
+)  # fmt: skip
+OTHERS = (
+    Kind("score_against_lag", "Score against policy lag", _score_against_lag),
+    *(
+        Kind(f"lag_against_{name}", f"Policy lag against {name}",
+             partial(_against_setting, name=name, ys=["lag_updates", "lag_frames"]))
+        for name in PARALLEL
+    ),
+    Kind("lag_units", "Policy lag in its other units",
+         partial(lag.figure_and_table, units=[unit for unit in lag.UNITS if unit != "lag_updates"])),
+    Kind("speed_up", "Speed-up by workers", speed.speed_up),
+    Kind("adjustments", "GA3C's adjustments of its own sizes", speed.adjustments),
+    Kind("learning_rates", "Sensitivity to the learning rate", _learning_rates),
+    Kind("advantages", "Estimators of the advantage", _advantages),
+    Kind("overestimation", "Over-estimation of Q", overestimation.figure_and_table),
+    Kind("profiles", "Performance profiles and aggregate scores", profiles.figure_and_table),
+    Kind("training", "Inside training",
+         partial(course.figure_and_table, columns=["entropy_nats", "explained_variance", "gradient_norm", "loss_value"],
+                 x_column="frames")),
+)  # fmt: skip

@@ -1,0 +1,176 @@
+"""Performance profiles, and aggregate scores with intervals, over the environments that all methods share.
+
+    python -m analysis.profiles runs/atari_paac_games
+
+Writes profiles.png, profiles.pdf and profiles.csv. After Agarwal et al. (2021). Atari scores are human-normalised;
+scores of one other environment stay as they are, and several are scaled by their lowest and highest run.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+
+from analysis import caption, cli, figure, published, statistics, style
+from analysis.aggregate import SEEDS_FOR_BAND, Floats
+from analysis.groups import Band, Member, SeedGroup, in_legend_order
+from analysis.load import Run
+from analysis.statistics import Estimate
+from analysis.summary import summarise
+from analysis.table import AGGREGATES, unique_seeds
+
+N_THRESHOLDS = 101
+CSV_COLUMNS = ("algo", "label", "n_environments", "curve", "x", "value", "low", "high")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One algorithm with one configuration, over all environments."""
+
+    algo: str
+    label: str
+    name: str
+    tasks: Sequence[Floats]  # scores of its seeds by environment, [S] each
+    profile: Estimate  # share of runs above each threshold, [N_THRESHOLDS]
+    aggregates: Mapping[str, Estimate]  # by name in AGGREGATES
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """What is compared, and in what unit."""
+
+    methods: Sequence[Method]
+    thresholds: Floats  # [N_THRESHOLDS]
+    envs: Sequence[str]
+    unit: str
+    groups: Sequence[SeedGroup[Member]]  # by environment, for the caption
+
+
+def make_profiles(runs: Sequence[Run]) -> Profiles | None:
+    """Scores of all methods on the environments that all of them have; None if there are none.
+
+    Final evaluations count; if a run has none, training returns of all are taken.
+    """
+    summary = unique_seeds(summarise(runs)).reset_index(drop=True)
+    evaluated = summary["score"].notna().all()
+    summary["used"] = summary["score"] if evaluated else summary["training_score"]
+    summary = summary.dropna(subset=["used"])
+    methods = list(dict.fromkeys(zip(summary["algo"], summary["label"], strict=True)))
+    of_method = {key: set(own["env"]) for key, own in summary.groupby(["algo", "label"])}
+    envs = sorted(set.intersection(*of_method.values())) if of_method else []
+    summary = summary[summary["env"].isin(envs)].reset_index(drop=True)
+    if summary.empty:
+        return None
+    values, unit = _scaled(summary, evaluated)
+    thresholds = np.linspace(min(0.0, values.min()), values.max(), N_THRESHOLDS)
+    found = []
+    for _, algo, label in in_legend_order(("", *key) for key in methods):
+        own = (summary["algo"] == algo) & (summary["label"] == label)
+        tasks = [values[own & (summary["env"] == env)] for env in envs]
+        profile = statistics.bootstrap(partial(statistics.performance_profile, thresholds=thresholds), tasks)
+        aggregates = {name: statistics.bootstrap(statistic, tasks) for name, statistic in AGGREGATES.items()}
+        found.append(Method(algo, label, summary[own]["name"].iloc[0], tasks, profile, aggregates))
+    by_path = {str(run.path): run for run in runs}
+    groups = [
+        SeedGroup(env, algo, label, [Member(by_path[path]) for path in own["path"]])
+        for (env, algo, label), own in summary.groupby(["env", "algo", "label"])
+    ]
+    return Profiles(found, thresholds, envs, unit, groups)
+
+
+def make_table(profiles: Profiles) -> pd.DataFrame:
+    """Profiles and aggregates as numbers; x is the threshold, and empty for an aggregate."""
+    parts = []
+    for method in profiles.methods:
+        curves = {"profile": (profiles.thresholds, method.profile)}
+        curves |= {name: (np.array([np.nan]), estimate) for name, estimate in method.aggregates.items()}
+        for curve, (x, estimate) in curves.items():
+            part = pd.DataFrame({"x": x, "value": estimate.value, "low": estimate.low, "high": estimate.high})
+            fixed = {"algo": method.algo, "label": method.label, "n_environments": len(profiles.envs), "curve": curve}
+            parts.append(part.assign(**fixed))
+    return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
+
+
+def draw(profiles: Profiles) -> Figure:
+    """The figure: profiles left, aggregates right."""
+    looks = style.looks([(method.algo, method.label) for method in profiles.methods])
+    seeds = [figure.counted_seeds(min(map(len, method.tasks))) for method in profiles.methods]
+    texts = [f"{method.name} ({count})" for method, count in zip(profiles.methods, seeds, strict=True)]
+    title = profiles.envs[0] if len(profiles.envs) == 1 else f"{len(profiles.envs)} environments"
+    section = figure.Section(title, 1, texts, partial(_fill, profiles=profiles, looks=looks))
+    bands = [method for method in profiles.methods if np.isfinite(method.profile.low).all()]
+    how = "Left: share of runs with a score above each value, every environment counting alike. " + (
+        "Right: over all runs of all environments; IQM: mean of the middle half of them."
+    )
+    if bands:
+        how += " Bands and bars: 95% stratified bootstrap over seeds, too narrow when they are few."
+    if len(bands) < len(profiles.methods):
+        how += f" No interval where there are fewer than {SEEDS_FOR_BAND} seeds."
+    return figure.compose([section], caption.complete(how, profiles.groups), style.TWO_COLUMNS)
+
+
+def _fill(part: SubFigure, profiles: Profiles, looks: Mapping[tuple[str, str], style.Look]) -> list[Line2D]:
+    left, right = part.subplots(1, 2)
+    n = len(profiles.methods)
+    for i, method in enumerate(profiles.methods):
+        look, profile = looks[method.algo, method.label], method.profile
+        band = Band(profiles.thresholds, profile.value, profile.low, profile.high)
+        figure.draw_band(left, profiles.thresholds, band, look, staircase=True)
+        for row, estimate in enumerate(method.aggregates.values()):
+            y = row + 0.6 * ((i + 0.5) / n - 0.5)
+            right.plot([estimate.low, estimate.high], [y, y], color=look.colour, linewidth=2.0, alpha=0.6)
+            right.plot([estimate.value], [y], **figure.marker(look))
+    left.set(xlabel=profiles.unit, ylabel="share of runs above", ylim=(-0.02, 1.02))
+    right.set_yticks(range(len(AGGREGATES)), ["IQM" if name == "iqm" else name for name in AGGREGATES])
+    right.set(ylim=(len(AGGREGATES) - 0.5, -0.5), xlabel=profiles.unit)
+    return [figure.handle(looks[method.algo, method.label], with_marker=True) for method in profiles.methods]
+
+
+def _scaled(summary: pd.DataFrame, evaluated: bool) -> tuple[Floats, str]:
+    """Scores on one scale, and its name."""
+    scores = summary["used"].to_numpy(dtype=np.float64)
+    percent = published.normalise(summary.assign(method=summary["name"], score=scores)).to_numpy(dtype=np.float64)
+    if evaluated and np.isfinite(percent).all():
+        return percent, "human-normalised score, %"
+    kind = "final evaluation return" if evaluated else "training return"
+    if summary["env"].nunique() == 1:
+        return scores, kind
+    of_env = summary.groupby("env")["used"]
+    low, span = of_env.transform("min"), of_env.transform("max") - of_env.transform("min")
+    shares = (summary["used"] - low) / span.where(span > 0, 1.0)
+    return shares.to_numpy(dtype=np.float64), f"{kind}, from 0 (lowest run) to 1 (highest)"
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def figure_and_table(runs: list[Run]) -> tuple[Figure, pd.DataFrame]:
+    """The figure and its numbers.
+
+    Raises:
+        NothingToDrawError: no environment was scored for all methods.
+    """
+    profiles = make_profiles(runs)
+    if profiles is None:
+        raise cli.NothingToDrawError(f"Among the {len(runs)} runs found no environment has scores of every method.")
+    return draw(profiles), make_table(profiles)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit status."""
+    chosen = _parser().parse_args(arguments)
+    return cli.write_figure("profiles", chosen.roots, chosen.out, figure_and_table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    return cli.parser("python -m analysis.profiles", "Draws performance profiles and aggregate scores.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Speed: what runs reach of what the machine could do, what they spend their time on, and what more workers bring.
+
+    python -m analysis.speed runs/throughput
+    python -m analysis.speed runs/speedup_vs_workers --threshold 475
+
+Writes, each as PNG, PDF and CSV, what the runs allow: throughput; speed_up, where runs of one algorithm differ in their
+number of workers, beside table 2 of Mnih et al. (2016); adjustments, where GA3C changed its own sizes.
+"""
+
+import argparse
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis import caption, cli, course, figure, published, relation, statistics, style, table
+from analysis.groups import Member, SeedGroup, in_legend_order
+from analysis.load import Run, flat, labelled
+from analysis.relation import Axis, Point, Reference
+from analysis.summary import SHARES, TRAINING_GAMES, summarise
+
+log = logging.getLogger(__name__)
+
+WORKERS = ("algo.n_workers", "algo.n_learners", "algo.n_agents")  # the setting that means it, by algorithm
+BARS = {"frames_per_second": "frames/s", "pps": "PPS, agent steps/s", "tps": "TPS, updates/s"}
+# Grey levels that differ in print, with a hatch each: colours belong to algorithms.
+SHARE_LOOKS = {
+    "share_simulate": ("simulate", "0.85", ""),
+    "share_predict": ("predict", "0.65", "//"),
+    "share_train": ("train", "0.4", ""),
+    "share_wait": ("wait", "1.0", "...."),
+}
+ADJUSTMENTS = (
+    course.Panel("agents", "agents", ["n_agents"]),
+    course.Panel("predictors (strong) and trainers (faint)", "threads", ["n_predictors", "n_trainers"]),
+    course.Panel("updates per second in a window", "TPS, updates/s", ["tps"]),
+)
+
+
+# --- throughput -------------------------------------------------------------------------------------------------------
+
+
+def throughput(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
+    """Frames, predictions and trainings per second, share of the machine's bound, and shares of time.
+
+    Raises:
+        NothingToDrawError: no run has trained for a measurable time.
+    """
+    summary = table.unique_seeds(summarise(runs))
+    summary = summary[np.isfinite(summary["frames_per_second"]) & (summary["frames_per_second"] > 0)]
+    if summary.empty:
+        raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has trained for a measurable time.")
+    keys = in_legend_order(set(zip(summary["env"], summary["algo"], summary["label"], strict=True)))
+    looks = style.looks([key[1:] for key in keys])
+    sections = []
+    for env in dict.fromkeys(key[0] for key in keys):
+        here = summary[summary["env"] == env]
+        rows = [key[1:] for key in keys if key[0] == env]
+        bounded, shared = here["bound_pps"].notna().any(), here[list(SHARES)].notna().any(axis=None)
+        legend = ["a run"] + (["serial bound of the machine"] if bounded else [])
+        legend += [name for name, _, _ in SHARE_LOOKS.values()] if shared else []
+        fill = partial(_fill, here=here, rows=rows, looks=looks, bounded=bounded, shared=shared)
+        n_lines = max(_row_name(name).count("\n") + 1 for name in here["name"])
+        height = max(1.0, 0.35 + max(0.13, 0.04 + 0.058 * n_lines) * len(rows))
+        sections.append(figure.Section(env, height * (1 + bool(bounded or shared)), legend, fill))
+    by_path = {str(run.path): run for run in runs}
+    groups = [
+        SeedGroup(env, algo, label, [Member(by_path[path]) for path in here["path"]])
+        for (env, algo, label), here in summary.groupby(["env", "algo", "label"])
+    ]
+    how = (
+        "Bars: means over the runs of a method, whole run, checkpoints included. PPS: agent steps acted on per second; "
+        "TPS: updates per second, of samples that differ in number. Shares: of the loop's time, summed over workers or "
+        "threads. "
+        + (_BOUND_MEANS if summary["bound_pps"].notna().any() else "")
+        + "Speeds hold for the load that the machine had."
+    )
+    columns = ["env", "algo", "label", "seed", "state", *BARS, "bound_pps", "share_of_bound", *SHARES, "hardware"]
+    return figure.compose(sections, caption.complete(how, groups, "bar"), style.TWO_COLUMNS), summary[columns]
+
+
+def _fill(
+    part: SubFigure,
+    here: pd.DataFrame,
+    rows: Sequence[tuple[str, str]],
+    looks: Mapping[tuple[str, str], style.Look],
+    bounded: bool,
+    shared: bool,
+) -> list[Artist]:
+    groups = [here[(here["algo"] == algo) & (here["label"] == label)] for algo, label in rows]
+    grid = part.add_gridspec(1 + bool(bounded or shared), 6)
+    first = part.add_subplot(grid[0, :2])
+    top = [first, *(part.add_subplot(grid[0, 2 * i : 2 * i + 2], sharey=first) for i in (1, 2))]
+    for panel, (column, label) in zip(top, BARS.items(), strict=True):
+        _draw_bars(panel, groups, rows, looks, column)
+        panel.set_xlabel(label)
+    handles: list[Artist] = [Line2D([], [], **_RUN)]
+    if bounded:
+        for scale, panel in ((_frames_per_step(groups), top[0]), ([1.0] * len(groups), top[1])):
+            bounds = [scale[y] * group["bound_pps"].mean() for y, group in enumerate(groups)]
+            panel.plot(bounds, range(len(groups)), **_BOUND)
+            panel.set_xlim(right=max(panel.get_xlim()[1], 1.08 * float(np.nanmax(bounds))))
+        panel = part.add_subplot(grid[1, : 6 if not shared else 3])
+        _draw_bars(panel, groups, rows, looks, "share_of_bound")
+        panel.axvline(1.0, color="0.2", linewidth=0.8)
+        panel.set_xlabel("PPS as a share of the serial bound")
+        _name_rows(panel, groups)
+        handles.append(Line2D([], [], **_BOUND))
+    if shared:
+        panel = part.add_subplot(grid[1, 3 if bounded else 0 :])
+        _draw_shares(panel, groups)
+        _name_rows(panel, groups)
+        panel.tick_params(labelleft=not bounded)
+        handles += [Patch(facecolor=grey, hatch=hatch, edgecolor="0.2") for _, grey, hatch in SHARE_LOOKS.values()]
+    _name_rows(first, groups)
+    for panel in top[1:]:
+        panel.tick_params(labelleft=False)
+    return handles
+
+
+_BOUND_MEANS = "Serial bound: what simulation, forward and backward would reach, done one after the other. "
+_RUN: Mapping[str, Any] = {
+    "marker": "o", "markersize": 3.0, "color": "white", "markeredgecolor": "0.1", "linestyle": "none"
+}  # fmt: skip
+_BOUND: Mapping[str, Any] = {"marker": "|", "markersize": 11.0, "color": "0.1", "linestyle": "none"}
+
+
+def _draw_bars(
+    panel: Axes,
+    groups: Sequence[pd.DataFrame],
+    rows: Sequence[tuple[str, str]],
+    looks: Mapping[tuple[str, str], style.Look],
+    column: str,
+) -> None:
+    colours = [looks[row].colour for row in rows]
+    panel.barh(range(len(groups)), [group[column].mean() for group in groups], color=colours, height=0.65)
+    for y, group in enumerate(groups):
+        panel.plot(group[column], [y] * len(group), **_RUN)
+    panel.set_xlim(left=0.0)
+    panel.grid(axis="y", visible=False)
+    panel.margins(x=0.08)
+
+
+def _draw_shares(panel: Axes, groups: Sequence[pd.DataFrame]) -> None:
+    left = np.zeros(len(groups))
+    for column, (_, grey, hatch) in SHARE_LOOKS.items():
+        widths = np.nan_to_num([group[column].mean() for group in groups])
+        panel.barh(range(len(groups)), widths, left=left, color=grey, hatch=hatch, edgecolor="0.2", height=0.65, lw=0.5)
+        left += widths
+    panel.set(xlim=(0.0, 1.0), xlabel="share of the loop's time")
+    panel.grid(axis="y", visible=False)
+
+
+def _name_rows(panel: Axes, groups: Sequence[pd.DataFrame]) -> None:
+    panel.set_yticks(range(len(groups)), [_row_name(group["name"].iloc[0]) for group in groups])
+    panel.set_ylim(len(groups) - 0.4, -0.6)
+
+
+def _row_name(name: str) -> str:
+    return "\n".join(textwrap.wrap(name, 28))
+
+
+def _frames_per_step(groups: Sequence[pd.DataFrame]) -> list[float]:
+    return [float((group["frames"] / group["agent_steps"]).mean()) for group in groups]
+
+
+# --- speed-up by workers ----------------------------------------------------------------------------------------------
+
+
+def workers(run: Run) -> float:
+    """How many workers (bundles, agents) a run has; NaN for an algorithm without."""
+    settings = flat(run.config)
+    known = [settings[key] for key in WORKERS if isinstance(settings.get(key), int)]
+    return float(known[0]) if known else float("nan")
+
+
+def speed_up(
+    runs: Sequence[Run], threshold: float | None = None, window: int = TRAINING_GAMES
+) -> tuple[Figure, pd.DataFrame]:
+    """How many times as fast more workers are than the fewest: to a score, and in predictions per second.
+
+    A run that never reached the score has no point there; the medians behind the ratios count it as censored.
+
+    Raises:
+        NothingToDrawError: no algorithm was run with different numbers of workers.
+    """
+    able = labelled([run for run in runs if np.isfinite(workers(run))], workers)
+    points, threshold_used = [], {}
+    for key in dict.fromkeys((run.env, run.algo, run.label) for run in able):
+        group = [run for run in able if (run.env, run.algo, run.label) == key]
+        if len({workers(run) for run in group}) > 1:
+            goal = threshold if threshold is not None else table.goal_of(group, window)
+            points += _speed_up_points(group, goal, window)
+            threshold_used[key[0]] = goal
+    if not points:
+        raise cli.NothingToDrawError(f"None of the {len(runs)} runs found differ in their number of workers alone.")
+    at, ratios = published.speed_ups("A3C")
+    ours = {point.x for point in points}
+    inside = at <= max(x for x in ours if isinstance(x, float))
+    theirs = Reference("A3C on Atari, Mnih et al. 2016, table 2", at[inside], ratios[inside])
+    axes = [
+        Axis("to_score", "times as fast to the score", [theirs]),
+        Axis("throughput", "times the predictions per second"),
+    ]
+    axes = [axis for axis in axes if any(np.isfinite(point.y[axis.name]) for point in points)]
+    goals = ", ".join(f"{goal:.4g} in {env}" for env, goal in threshold_used.items())
+    score = f"mean return of the last {window} training games, {goals}"
+    how = (
+        f"Against the median run (censored ones counted) with the fewest workers. Score: {score}; {_censored(points)}."
+        if len(axes) > 1
+        else f"Against the median run with the fewest workers. Half of those never reached the score: {score}."
+    )
+    return relation.draw(points, "workers", axes, how), relation.make_table(points, "workers")
+
+
+def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[Point]:
+    """Ratios to the fewest workers, of one algorithm in one environment."""
+    fewest = min(map(workers, runs))
+    crossings = {run.path: table.crossing(run, "wall_seconds", goal, window) for run in runs}
+    speeds = dict(zip([run.path for run in runs], summarise(runs)["pps"], strict=True))
+    base = [run.path for run in runs if workers(run) == fewest]
+    known = [crossing for path in base if (crossing := crossings[path]) is not None]
+    seconds = statistics.median_crossing(known) if known else float("inf")
+    speed = float(np.nanmedian([speeds[path] for path in base]))
+    points = []
+    for run in runs:
+        crossing = crossings[run.path]
+        reached = crossing is not None and crossing.reached and np.isfinite(seconds) and crossing.x > 0.0
+        to_score = seconds / crossing.x if reached and crossing is not None else float("nan")
+        points.append(Point(run, workers(run), {"to_score": to_score, "throughput": speeds[run.path] / speed}))
+    return points
+
+
+def _censored(points: Sequence[Point]) -> str:
+    never = sum(not np.isfinite(point.y["to_score"]) for point in points)
+    return f"{never} of {len(points)} runs have no point there: they, or the median compared to, never reached it"
+
+
+# --- GA3C's adjustments -----------------------------------------------------------------------------------------------
+
+
+def adjustments(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
+    """The sizes of GA3C over time, as its random walk changed them, and what they brought.
+
+    Raises:
+        NothingToDrawError: no run adjusted itself.
+    """
+    columns = [name for panel in ADJUSTMENTS for name in panel.curves]
+    own = [run for run in runs if len(run.adjustments())]
+    if not own:
+        raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has adjusted its own sizes.")
+    groups = course.make_groups(
+        own, lambda run: course.read_columns(run.adjustments(), "wall_seconds", columns), "has no adjustments"
+    )
+    how = "Each window of the random walk, at its end (tried sizes, those given up again included)."
+    return course.draw(groups, ADJUSTMENTS, "wall_seconds", how), course.make_table(groups, "wall_seconds")
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit status."""
+    chosen = _parser().parse_args(arguments)
+    return cli.write_files("figures", chosen.roots, chosen.out, partial(_write, threshold=chosen.threshold))
+
+
+def _write(runs: list[Run], folder: Path, threshold: float | None) -> list[Path]:
+    files = cli.save("throughput", *throughput(runs), folder)
+    more: dict[str, Callable[[list[Run]], tuple[Figure, pd.DataFrame]]] = {
+        "speed_up": partial(speed_up, threshold=threshold),
+        "adjustments": adjustments,
+    }
+    for name, make in more.items():
+        try:
+            files += cli.save(name, *make(runs), folder)
+        except cli.NothingToDrawError as nothing:
+            log.info("%s", nothing)
+    return files
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("python -m analysis.speed", "Draws throughput, speed-up by workers and GA3C's adjustments.")
+    parser.add_argument("--threshold", type=float, metavar="RETURN", help="the score for speed-up (default: chosen)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

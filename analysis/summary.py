@@ -1,0 +1,171 @@
+"""One row per run: what it reached, what it cost, how old its samples were.
+
+Tables, scatter plots and the report draw from it. A quantity that a run does not have is NaN.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import aggregate, caption, style
+from analysis.load import Run, flat
+from analysis.statistics import area_under_curve
+
+log = logging.getLogger(__name__)
+
+NO_OP_MAX = 30  # of DeepMind's no-op starts
+TRAINING_GAMES = 100  # of which a training score is the mean
+SHARES = ("share_simulate", "share_predict", "share_train", "share_wait")
+LABELS = {  # of columns, for axes: with unit
+    "score": "final evaluation, mean return",
+    "training_score": f"training return, last {TRAINING_GAMES} games",
+    "area": "return, mean over training",
+    "frames": "frames",
+    "hours": "hours of training",
+    "wall_seconds": "seconds of training",
+    "frames_per_second": "frames per second",
+    "pps": "predictions (agent steps) per second",
+    "tps": "trainings (updates) per second",
+    "bound_pps": "serial bound, agent steps per second",
+    "share_of_bound": "share of the machine's serial bound",
+    "learning_rate": "initial learning rate",
+    "gradient_norm": "gradient norm",
+    "gradient_variance": "variance of the gradient",
+    "lag_updates": "mean lag in updates",
+    "lag_updates_p95": "95th percentile of lag in updates",
+    "lag_frames": "mean lag in frames",
+    "lag_seconds": "mean lag in seconds",
+    "lag_kl_nats": "mean KL in nats",
+    "importance_ratio": "mean importance ratio",
+    "gradient_staleness_updates": "mean gradient staleness in updates",
+    "replay_age_frames": "mean replay age in frames",
+}
+LAG_UNITS = {  # quantities that may be 0 and span decades, and up to where their axis is linear
+    "lag_updates": 1.0,
+    "lag_updates_p95": 1.0,
+    "lag_frames": 1.0,
+    "lag_seconds": 1e-2,
+    "lag_kl_nats": 1e-5,
+    "gradient_staleness_updates": 1.0,
+    "replay_age_frames": 1.0,
+}
+_OF_LAG = (*LAG_UNITS, "importance_ratio")
+_OF_METRICS = ("gradient_norm", "gradient_variance", "share_predictors_wait", "share_trainers_wait", *SHARES)
+
+
+def summarise(runs: Iterable[Run]) -> pd.DataFrame:
+    """A row per run; empty (with its columns) without any.
+
+    Columns: path, env, game (None beside Atari), algo, label, name (for legends), seed, state; counters; LABELS and
+    SHARES; games (of the final evaluation) and starts; hardware. Speeds are those of the whole run; lag and shares
+    of time are means over its intervals, the latter weighted by their length.
+    """
+    return pd.DataFrame([_row(run) for run in runs], columns=_COLUMNS)
+
+
+def value_of(run: Run, row: Mapping[str, Any], name: str) -> float:
+    """A quantity of a run: a column of its row in the summary, or a setting by the end of its key: `algo.n_agents`,
+    `n_agents`. NaN where there is no such number."""
+    if name in LABELS or name in SHARES:
+        return float(row[name])
+    for key, value in flat(run.config).items():
+        if f".{key}".endswith(f".{name}") and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return float("nan")
+
+
+_COLUMNS = [
+    *("path", "env", "game", "algo", "label", "name", "seed", "state", "agent_steps", "updates", "games", "starts"),
+    *("hardware", "share_predictors_wait", "share_trainers_wait", *LABELS, *SHARES),
+]
+
+
+def _row(run: Run) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(_COLUMNS, float("nan"))
+    row |= {"path": str(run.path), "env": run.env, "game": run.config["env"].get("game"), "algo": run.algo}
+    row |= {"label": run.label, "seed": run.seed, "state": run.state, "hardware": caption.machine(run)}
+    row["name"] = " ".join(filter(None, [style.display_name(run.algo), run.label]))
+    return row | _counters(run) | _scores(run) | _of_metrics(run) | _lag(run)
+
+
+def _counters(run: Run) -> dict[str, float]:
+    frames, agent_steps, updates, seconds = (
+        _number(run.status.get(key)) for key in ("frames", "agent_steps", "updates", "wall_seconds")
+    )
+    per_second = 1.0 / seconds if seconds > 0.0 else float("nan")
+    calibration = run.status.get("calibration")
+    bound = _number(calibration.get("serial_bound_agent_steps_per_second") if isinstance(calibration, dict) else None)
+    return {
+        "frames": frames,
+        "agent_steps": agent_steps,
+        "updates": updates,
+        "wall_seconds": seconds,
+        "hours": seconds / 3600.0,
+        "frames_per_second": frames * per_second,
+        "pps": agent_steps * per_second,
+        "tps": updates * per_second,
+        "bound_pps": bound,
+        "share_of_bound": agent_steps * per_second / bound if bound > 0.0 else float("nan"),
+    }
+
+
+def _scores(run: Run) -> dict[str, Any]:
+    scores: dict[str, Any] = {"starts": "training"}
+    table = run.training_returns(TRAINING_GAMES)
+    if len(table):
+        frames, returns = table[["frames", "mean_return"]].to_numpy(dtype=np.float64).T
+        curve = aggregate.last_of_each(frames, returns)
+        scores |= {"training_score": returns[-1], "area": area_under_curve(*curve)}
+    games = run.evaluations()
+    final = games[games["final"]]
+    if len(final):
+        scores |= {"score": final["episode_return"].mean(), "games": len(final), "starts": starts_of(run, final)}
+    return scores
+
+
+def starts_of(run: Run, games: pd.DataFrame) -> str:
+    """How the games of an evaluation began: a score means little without it. Without games: how they will."""
+    if run.config["env"].get("game") is None:
+        return "as the environment has them"
+    of_games = pd.to_numeric(games.get("noop_max", pd.Series(dtype="float64")), errors="coerce").dropna()
+    noop_max = float(of_games.iloc[0]) if len(of_games) else _number(run.config["env"].get("noop_max"))
+    return "no-op" if noop_max == NO_OP_MAX else f"up to {noop_max:g} no-op frames"
+
+
+def _of_metrics(run: Run) -> dict[str, float]:
+    table = run.metrics()
+    values: dict[str, float] = {}
+    seconds = np.diff(table["wall_seconds"].to_numpy(dtype=np.float64), prepend=0.0)
+    for column in (name for name in _OF_METRICS if name in table):
+        numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
+        known = np.isfinite(numbers) & (seconds > 0.0)
+        if known.any():
+            values[column] = float(np.average(numbers[known], weights=seconds[known]))
+    return values | {"learning_rate": _learning_rate(run, table)}
+
+
+def _learning_rate(run: Run, table: pd.DataFrame) -> float:
+    """The one that was set; where the seed drew it (lr_range), that of the first interval, or NaN before its end."""
+    settings = flat(run.config)
+    set_rate = _number(settings.get("algo.optimizer.lr"))
+    if settings.get("algo.optimizer.lr_range") is None and np.isfinite(set_rate):
+        return set_rate
+    rates = pd.to_numeric(table.get("learning_rate", pd.Series(dtype="float64")), errors="coerce").dropna()
+    return float(rates.iloc[0]) if len(rates) else float("nan")
+
+
+def _lag(run: Run) -> dict[str, float]:
+    table = run.lag()
+    values = {}
+    for name in _OF_LAG:
+        column = name if name.endswith("_p95") else f"{name}_mean"
+        if column in table and table[column].notna().any():
+            values[name] = float(table[column].mean())
+    return values
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
