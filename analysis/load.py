@@ -154,7 +154,9 @@ def _load_run(directory: Path) -> Run | None:
 def identity(config: Mapping[str, Any]) -> tuple[str, str, int]:
     """Algorithm, environment and seed; raises KeyError, TypeError, ValueError or AttributeError without them."""
     env = config["env"]
-    return str(config["algo"]["name"]), str(env.get("game") or env["id"]), int(config["seed"])
+    seen = "".join(f"-{entry}" for entry in env.get("observed") or ())
+    name = str(env.get("game") or env["id"]) + (f"-sees{seen}" if seen else "")  # as in the paths of runs
+    return str(config["algo"]["name"]), name, int(config["seed"])
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from a3c_bench import build
 from a3c_bench.algos import Algorithm
 from a3c_bench.core.losses import REDUCTIONS
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.core.optim import FlatParameters, set_learning_rate
+from a3c_bench.core.optim import FlatParameters, GradientVariance, set_learning_rate
 from a3c_bench.core.rollout import Rollout, actor_critic_backward, divergence
 from a3c_bench.runtime.actor import Actor
 from a3c_bench.runtime.machine import resolve_device
@@ -61,6 +61,7 @@ class PAAC:
         )
         self.network: ActorCritic = build.make_network(config, self.envs, device)
         self.parameters = FlatParameters(self.network)
+        self.gradient_variance = GradientVariance()
         self.optimizer = build.make_optimizer(self.options.optimizer, self.parameters.values)
         self.learning_rate_at = build.make_schedule(config)
         self.estimate = build.make_estimator(config, self.options.gamma)
@@ -85,6 +86,7 @@ class PAAC:
             value_weight=options.value_weight,
             reduction=options.loss_reduction,
         )
+        figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         if self.measure_lag:  # just before the update
             session.lag.add(
@@ -93,7 +95,7 @@ class PAAC:
         learning_rate = self.learning_rate_at(session.counters.frames)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
-        session.updated(found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
+        session.updated(figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
         session.timer.lap("train")
 
 

@@ -46,6 +46,22 @@ class FlatParameters:
         return norm
 
 
+class GradientVariance:
+    """The variance of a gradient from one batch to the next, summed over its entries (the trace of its covariance).
+
+    Of consecutive gradients g and g' that are independent and alike in distribution, |g - g'|^2 / 2 is an unbiased
+    estimate. One update changes the distribution little; batches that follow each other are not quite independent.
+    """
+
+    def __init__(self) -> None:
+        self._previous: Tensor | None = None
+
+    def add(self, gradients: Tensor) -> dict[str, Tensor]:
+        """The estimate from these gradients [P] and those before, as `gradient_variance`; nothing for the first."""
+        previous, self._previous = self._previous, gradients.clone()
+        return {} if previous is None else {"gradient_variance": (gradients - previous).square().sum() / 2.0}
+
+
 class SharedStatistics:
     """What an optimiser remembers (mean squares, moments), in memory that other processes may map; part of checkpoints.
 

@@ -31,6 +31,7 @@ METRIC_COLUMNS = (
     "loss_value",
     "entropy_nats",
     "gradient_norm",
+    "gradient_variance",
     "learning_rate",
     "explained_variance",
     "unusable_share",

@@ -88,6 +88,25 @@ def act_until_a_phantom(paac: PAAC) -> None:
     raise AssertionError("no episode ended")
 
 
+def test_the_variance_of_the_gradient_is_taken_before_clipping() -> None:
+    paac = make_paac(with_algo(optimizer=OptimizerConfig(lr=0.01, max_grad_norm=1e-6, anneal=False)))
+    session: Any = paac.session
+    unclipped: list[torch.Tensor] = []
+    clip = paac.parameters.clip_gradients
+
+    def noting(max_norm: float | None) -> torch.Tensor:
+        unclipped.append(paac.parameters.gradients.clone())
+        return clip(max_norm)
+
+    paac.parameters.clip_gradients = noting  # type: ignore[method-assign]
+    for _ in range(2):
+        paac.update()
+    assert "gradient_variance" not in session.metrics[0]
+    expected = (unclipped[1] - unclipped[0]).square().sum() / 2.0
+    assert session.metrics[1]["gradient_variance"] == pytest.approx(float(expected))
+    assert float(expected) > 1e-9
+
+
 @pytest.mark.parametrize("lstm_size", [None, 5])
 @pytest.mark.parametrize("reduction", ["sum", "mean", "mean_over_envs"])
 def test_one_update_equals_the_papers_sums(reduction: str, lstm_size: int | None, naive_gradient: Any) -> None:

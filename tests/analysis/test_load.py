@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import yaml
 
 import analysis
 from analysis import load_runs
@@ -17,6 +18,15 @@ def test_a_run_says_what_it_is(make_run):
     assert run.state == "finished"
     assert run.config["algo"]["n_envs"] == 32
     assert run.status["machine"]["cpu"] == "Imaginary CPU 9000"
+
+
+def test_what_is_seen_belongs_to_the_task(make_run):
+    path = make_run()
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    config["env"]["observed"] = [0, 2]
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (run,) = load_runs(path)
+    assert run.env == f"{config['env']['id']}-sees-0-2"
 
 
 def test_every_run_is_found_once_below_overlapping_roots(make_run, tmp_path):

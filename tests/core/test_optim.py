@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.core.optim import FlatParameters, RMSProp, set_learning_rate
+from a3c_bench.core.optim import FlatParameters, GradientVariance, RMSProp, set_learning_rate
 from a3c_bench.core.schedules import linear
 
 
@@ -324,3 +324,25 @@ def test_linear_runs_from_start_to_end_and_stays_there(position: float, value: f
 def test_linear_also_rises_and_may_stand_still() -> None:
     assert linear(0.0, 1.0, 30, horizon=120) == 0.25
     assert linear(3.0, 3.0, 77, horizon=100) == 3.0
+
+
+# GradientVariance
+
+
+def test_the_variance_of_two_gradients_by_hand() -> None:
+    variance = GradientVariance()
+    gradients = torch.tensor([1.0, 2.0, 3.0])
+    assert variance.add(gradients) == {}
+    gradients += torch.tensor([2.0, 0.0, -4.0])  # in place, as gradients are
+    assert variance.add(gradients)["gradient_variance"] == pytest.approx((4 + 16) / 2)
+    assert variance.add(gradients)["gradient_variance"] == 0.0
+
+
+def test_its_mean_is_the_trace_of_the_covariance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([1.0, 2.0, 0.5])
+    variance = GradientVariance()
+    variance.add(torch.zeros(3))
+    draws = (5.0 + scale * torch.randn(3, generator=generator) for _ in range(20_000))
+    found = [variance.add(draw)["gradient_variance"] for draw in draws]
+    assert torch.stack(found[1:]).mean() == pytest.approx(float(scale.square().sum()), rel=0.05)
