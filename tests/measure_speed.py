@@ -84,7 +84,7 @@ def bound(rounds: int) -> None:
 
 def workers(rounds: int) -> None:
     """One environment per worker as in the paper, and the preset's eight."""
-    for preset, frames in (((), 80_000), (PRESET, 160_000)):
+    for preset, frames in (((), 40_000), (PRESET, 80_000)):
         sides = {
             f"{n} worker{'s' * (n > 1)}": (*preset, "algo=a3c", f"algo.n_workers={n}", f"budget.frames={frames}")
             for n in (1, 2)
@@ -95,20 +95,20 @@ def workers(rounds: int) -> None:
 def ga3c(rounds: int) -> None:
     """With as many environments and as large batches."""
     algos = {"paac": (), "ga3c": (), "ga3c, 32 agents": ("algo.n_agents=32",)}
-    frames = "budget.frames=200_000"
+    frames = "budget.frames=120_000"
     compare(rounds, {name: (*PRESET, f"algo={name[:4]}", *more, frames) for name, more in algos.items()})
 
 
 def lag(rounds: int) -> None:
     """In each algorithm's preset."""
     for algo in ("paac", "a3c", "ga3c"):
-        words = (*PRESET, f"algo={algo}", "budget.frames=200_000")
+        words = (*PRESET, f"algo={algo}", "budget.frames=120_000")
         compare(rounds, {f"{algo} without": (*words, "lag.enabled=false"), f"{algo} with lag": words})
 
 
 def bundles(rounds: int) -> None:
     """With one torch thread each, until the two cores are full."""
-    sides = {f"{n} bundle{'s' * (n > 1)}": (*GORILA, f"algo.n_learners={n}", "budget.frames=60_000") for n in (1, 2)}
+    sides = {f"{n} bundle{'s' * (n > 1)}": (*GORILA, f"algo.n_learners={n}", "budget.frames=40_000") for n in (1, 2)}
     compare(rounds, sides, updates_per_second)
 
 
