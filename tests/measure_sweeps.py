@@ -39,7 +39,7 @@ def command(*words: str) -> tuple[float, str]:
 
 def sweep(root: Path, *words: str) -> tuple[float, str]:
     """The same of a sweep."""
-    return command("-m", "a3c_bench.run", f"root={root}", *words)
+    return command("-m", "a3c_bench.run", *words, f"root={root}")
 
 
 def statuses(root: Path) -> list[dict[str, object]]:
