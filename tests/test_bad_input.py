@@ -44,7 +44,7 @@ def sentence(ended: Any) -> str:
 
 CONFIG_ERRORS = [
     ("algo=pac", "algo=pac is not known: did you mean paac or a3c or ga3c?"),
-    ("env=cartpol", "env=cartpol is not known: did you mean cartpole or catch?"),
+    ("env=cartpol", "env=cartpol is not known: did you mean cartpole or cartpole_positions or catch?"),
     ("experiment=pnog", "experiment=pnog is not known: did you mean pong?"),
     ("env=pong env.game=Pnog", "env.game=Pnog is not an Atari game: did you mean Pong?"),
     ("env.id=CartPol-v1", "env.id=CartPol-v1 is not an environment: did you mean CartPole-v1 or "),
