@@ -35,7 +35,7 @@ from a3c_bench.envs import Episode
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.actor import Actor
 from a3c_bench.runtime.clock import PhaseTimer
-from a3c_bench.runtime.machine import usable_cores
+from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import PHASES, Session
 from a3c_bench.runtime.workers import Link, Workers
@@ -223,7 +223,7 @@ class Worker:
 
 def worker_main(link: Link, config: Config, shared: SharedModel, index: int, attempt: int) -> None:
     """The life of worker i."""
-    torch.set_num_threads(1)
+    use_cores(1)
     worker = Worker(config, shared, index, attempt)
     try:
         while link.going(worker.notes.report):

@@ -44,7 +44,7 @@ from a3c_bench.envs import Episode, VectorEnv
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.explorer import Explorer
-from a3c_bench.runtime.machine import usable_cores
+from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import PHASES, Part, Session
 from a3c_bench.runtime.storage import SharedArrays, check_disk, mapped_files
@@ -485,7 +485,7 @@ class Shard:
 
 def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
     """The life of a process: of bundle i, or of shard s, which come after the bundles."""
-    torch.set_num_threads(1)
+    use_cores(1)
     n_bundles = shared.crew.n_bundles
     if index >= n_bundles:
         shard = Shard(config, shared, index - n_bundles)
