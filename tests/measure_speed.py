@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -33,11 +35,13 @@ GORILA = ("algo=gorila", "network=nips", "algo.replay.capacity_agent_steps=20_00
 
 
 def run(words: Sequence[str]) -> Mapping[str, Any]:
-    """The status of one training run."""
+    """The status of one training run, with the shares of its time."""
     with tempfile.TemporaryDirectory() as root:
         sweep(Path(root), *SHORT, *words)
         (status,) = statuses(Path(root))
-        return status
+        (table,) = Path(root).rglob("metrics.csv")
+        shares = pd.read_csv(table).filter(regex="^share_(simulate|predict|train|wait)$").mean()
+        return status | {"shares": {name.removeprefix("share_"): share for name, share in shares.items()}}
 
 
 def steps_per_second(status: Mapping[str, Any]) -> float:
@@ -78,7 +82,8 @@ def bound(rounds: int) -> None:
         for _ in range(rounds):
             status = run((*words, "calibrate=true"))
             shares.append(steps_per_second(status) / status["calibration"]["serial_bound_agent_steps_per_second"])
-            print(f"  {name}: {steps_per_second(status):,.0f} agent steps/s, {shares[-1]:.0%}", flush=True)
+            where = ", ".join(f"{part} {share:.0%}" for part, share in status["shares"].items())
+            print(f"  {name}: {steps_per_second(status):,.0f} agent steps/s, {shares[-1]:.0%}; {where}", flush=True)
         print(f"{name}: median {median(shares):.0%} of the serial bound")
 
 
