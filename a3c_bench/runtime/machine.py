@@ -81,7 +81,9 @@ def resolve_device(name: str) -> torch.device:
 def memory_mib() -> float | None:
     """What this process and all that it started hold in memory (MiB); pages that they share count once.
 
-    None where the system does not tell (it takes Linux).
+    Without the pages of files (libraries, a memory-mapped replay): the system can have those back, and what they count
+    for here changes with every process of the machine that maps them too. None where the system does not tell (it takes
+    Linux 5.4).
     """
     try:
         return sum(_proportional_kib(pid) for pid in _family(os.getpid())) / 1024.0
@@ -106,7 +108,10 @@ def _proportional_kib(pid: int) -> int:
         if pid == os.getpid():
             raise OSError("the system does not tell") from error
         return 0  # it ended meanwhile
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    parts = [int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+    if not parts:
+        raise OSError("the system does not tell")
+    return sum(parts)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

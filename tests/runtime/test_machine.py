@@ -16,23 +16,22 @@ from a3c_bench.train import train
 
 
 def test_memory_counts_this_process_and_its_children() -> None:
-    near = 250  # a library that another process on the machine loads or lets go counts for less or for more here
     before = memory_mib()
     assert before is not None
     assert before > 50.0
-    block = np.ones(1 << 30, dtype=np.uint8)
+    block = np.ones(1 << 28, dtype=np.uint8)
     with_block = memory_mib()
-    assert with_block == pytest.approx(before + 1024, abs=near)
+    assert with_block == pytest.approx(before + 256, abs=16)
     child = subprocess.Popen(
-        [sys.executable, "-c", "b = bytearray(b'x') * (1 << 30); print(flush=True); input()"],
+        [sys.executable, "-c", "b = bytearray(b'x') * (1 << 28); print(flush=True); input()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert child.stdout is not None
     child.stdout.readline()
     with_child = memory_mib()
     child.communicate(b"\n", timeout=30)
-    assert with_child == pytest.approx(with_block + 1024, abs=near)
-    assert memory_mib() == pytest.approx(with_block, abs=near)
+    assert with_child == pytest.approx(with_block + 256 + 4, abs=16)  # and an interpreter
+    assert memory_mib() == pytest.approx(with_block, abs=16)
     del block
 
 
