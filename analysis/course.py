@@ -22,12 +22,18 @@ from analysis import caption, cli, figure, style
 from analysis.aggregate import Floats, last_of_each
 from analysis.groups import Band, SeedGroup, group_traces, make_band
 from analysis.load import Run
+from analysis.summary import LABELS
 
 log = logging.getLogger(__name__)
 
 AXES = {"frames": "frames", "wall_clock": "wall_seconds"}  # --x, and the column it stands for
 CSV_COLUMNS = ("env", "algo", "label", "n_seeds", "curve", "x_axis", "x", "value", "low", "high")
 _FAINT = 0.45  # opacity
+_AXIS_LABELS = LABELS | {  # other columns by their names
+    "entropy_nats": "entropy, nats",
+    "learning_rate": "learning rate",
+    "memory_mib": "memory, MiB",
+}
 
 Curve = tuple[Floats, Floats]  # increasing x and y, [N] each
 
@@ -40,6 +46,7 @@ class Panel:
     y_label: str
     curves: Sequence[str]  # names: the first is drawn strong, others faint
     zero_line: bool = False
+    from_zero: bool = False  # so that growth shows in proportion
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,8 @@ def _fill(
         axes.set_title(panel.title, fontsize=7.5)
         axes.set(xlabel=unit, xlim=(0.0, None), ylabel=panel.y_label)
         axes.margins(y=0.08)
+        if panel.from_zero:
+            axes.set_ylim(bottom=0.0)
     return [figure.handle(looks[group.algo, group.label], thin=not group.has_band) for group in here]
 
 
@@ -181,7 +190,10 @@ def figure_and_table(runs: list[Run], columns: Sequence[str], x_column: str) -> 
     )
     if not groups:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has {words} in its metrics.csv.")
-    panels = [Panel(column, column.replace("_", " "), [column]) for column in columns]
+    panels = [
+        Panel(column, _AXIS_LABELS.get(column, column.replace("_", " ")), [column], from_zero=column == "memory_mib")
+        for column in columns
+    ]
     how = f"{', '.join(columns)}: of each interval of training, at its end."
     return draw(groups, panels, x_column, how), make_table(groups, x_column)
 

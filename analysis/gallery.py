@@ -114,4 +114,6 @@ OTHERS = (
     Kind("training", "Inside training",
          partial(course.figure_and_table, columns=["entropy_nats", "explained_variance", "gradient_norm", "loss_value"],
                  x_column="frames")),
+    Kind("memory", "Memory that runs hold",
+         partial(course.figure_and_table, columns=["memory_mib"], x_column="wall_seconds")),
 )  # fmt: skip
