@@ -246,6 +246,8 @@ def test_three_interruptions_and_an_undisturbed_run(checkout: Checkout) -> None:
         assert status["frames"] >= before
         expected = {"requeue": "requeued", "urgent": "preemption", "limit": "time limit"}[interrupt]
         until(lambda expected=expected: read_status(run).get("stop_reason") == expected, 30.0)
+    longer = ["scontrol", "update", f"jobid={job}", "timelimit=00:10:00"]  # or a slow machine meets the limit again
+    until(lambda: subprocess.run(longer, capture_output=True).returncode == 0, 30.0)
     out, err = command.communicate(timeout=400)
     assert command.returncode == 0, out + err
     status = read_status(run)
@@ -253,7 +255,8 @@ def test_three_interruptions_and_an_undisturbed_run(checkout: Checkout) -> None:
     assert_one_piece(run)
     accounted([run], ("COMPLETED", "0:0"))
 
-    code, said = checkout.run(*words, "seed=0", "name=undisturbed", "checkpoint_interval_seconds=1")
+    calmly = ("seed=0", "name=undisturbed", "checkpoint_interval_seconds=1", "hydra.launcher.timeout_min=15")
+    code, said = checkout.run(*words, *calmly)
     assert code == 0, said
     (calm,) = [path for path in checkout.runs() if "undisturbed" in str(path)]
     other = read_status(calm)
