@@ -247,7 +247,7 @@ def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int) -> s
     if any(find_references([group for group in groups if group.env == env]) for env in envs):
         sentences.append(
             "Wide dots: published evaluation scores from no-op starts, after the training that their papers had; "
-            "? : from memory, not checked against its source."
+            "? : not checked against its source."
         )
     if "wall_clock" in axes:
         sentences.append("Time is training time, without evaluation.")

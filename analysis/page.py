@@ -100,7 +100,7 @@ def points(lines: Sequence[str], at_most: int = 12) -> str:
     return '<ul class="small">' + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>" if items else ""
 
 
-def picture(png: Path, description: str) -> str:
+def picture(png: Path, description: str, links: bool = True) -> str:
     """A figure, and links to its files beside the page; the description is what a screen reader says."""
     data = png.read_bytes()
     width, height = (
@@ -108,6 +108,8 @@ def picture(png: Path, description: str) -> str:
     )  # of its header
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(description, quote=True)}">'
+    if not links:
+        return f"<figure>{image}</figure>"
     files = " ".join(f'<a href="{escape(png.stem)}.{suffix}">{suffix.upper()}</a>' for suffix in ("png", "pdf", "csv"))
     return f'<figure>{image}<figcaption class="small">Beside this page: {files}</figcaption></figure>'
 

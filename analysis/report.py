@@ -9,6 +9,7 @@ Markdown and LaTeX, and reproduce.sh. What cannot be drawn is named, and why; no
 
 import argparse
 import logging
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -37,6 +39,7 @@ class Report:
     """What has been drawn so far, in HTML, and what could not be."""
 
     folder: Path
+    links: bool  # to the files beside the page
     files: list[Path] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)  # title and reason
 
@@ -55,7 +58,8 @@ class Report:
             return []
         described = " ".join(text.get_text() for text in figure.subfigs[-1].texts).replace("\n", " ")
         left_out = list(dict.fromkeys(heard[before:]))
-        parts = [page.heading(kind.title), page.picture(self.folder / f"{kind.name}.png", f"{kind.title}. {described}")]
+        png = self.folder / f"{kind.name}.png"
+        parts = [page.heading(kind.title), page.picture(png, f"{kind.title}. {described}", self.links)]
         return parts + (
             [page.folded(f"Not in this figure ({len(left_out)})", page.points(left_out))] if left_out else []
         )
@@ -71,6 +75,7 @@ def write_report(
     title: str = "Report",
     threshold: float | None = None,
     heard: Sequence[str] = (),
+    page_only: bool = False,
 ) -> list[Path]:
     """Writes all files of the report, and gives their paths, the page first.
 
@@ -80,6 +85,7 @@ def write_report(
         title: of the page.
         threshold: return to be reached, for the tables; chosen if None.
         heard: warnings of loading, for the page.
+        page_only: write index.html alone, to be sent or kept somewhere by itself.
 
     Raises:
         ValueError: there is no run.
@@ -88,14 +94,19 @@ def write_report(
         raise ValueError("A report needs at least one run.")
     broken = list(dict.fromkeys(heard))
     with listening() as warnings:
-        return _write(list(runs), Path(folder), title, threshold, broken, warnings)
+        if not page_only:
+            return _write(list(runs), Report(Path(folder), links=True), title, threshold, broken, warnings)
+        with TemporaryDirectory() as aside:
+            first, *_ = _write(list(runs), Report(Path(aside), links=False), title, threshold, broken, warnings)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            return [Path(shutil.copy(first, folder))]
 
 
 def _write(
-    runs: list[Run], folder: Path, title: str, threshold: float | None, broken: list[str], warnings: list[str]
+    runs: list[Run], report: Report, title: str, threshold: float | None, broken: list[str], warnings: list[str]
 ) -> list[Path]:
+    folder = report.folder
     folder.mkdir(parents=True, exist_ok=True)
-    report = Report(folder)
     groups = group_runs(runs)
     headline = [part for kind in gallery.HEADLINE for part in report.draw(kind, runs, warnings)]
     tables = _tables(runs, report, threshold)
@@ -185,7 +196,7 @@ def _how_to_reproduce(runs: Sequence[Run], folder: Path) -> list[str]:
     commits = sorted({str(run.status["git_commit"]) for run in runs if run.status.get("git_commit")})
     parts = [
         page.paragraph(
-            "The commands in reproduce.sh, beside this page and below, run all of it again under new names, with every "
+            "The commands in reproduce.sh, below, run all of it again under new names, with every "
             "setting spelt out. Then draw this page from the new runs."
         ),
         page.code("bash reproduce.sh\n" + "\n".join(f"python -m analysis.report {root}-again" for root in roots)),
@@ -246,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     title = chosen.title or ", ".join(root.resolve().name for root in chosen.roots)
     with listening() as heard:
-        write = partial(write_report, title=title, threshold=chosen.threshold, heard=heard)
+        write = partial(write_report, title=title, threshold=chosen.threshold, heard=heard, page_only=chosen.page_only)
         return cli.write_files("report", chosen.roots, chosen.out, write)
 
 
@@ -254,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("python -m analysis.report", "Writes figures, tables and a page to read.", "report")
     parser.add_argument("--title", metavar="TEXT", help="of the page (default: the names of the roots)")
     parser.add_argument("--threshold", type=float, metavar="RETURN", help="for frames and time to a score")
+    parser.add_argument("--page-only", action="store_true", help="index.html alone, without files beside it")
     return parser
 
 

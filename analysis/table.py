@@ -166,7 +166,7 @@ def _score_table(starts: str, rows: pd.DataFrame) -> Table:
     else:
         notes.append("Published only: no run here was scored like this, so nothing of ours stands beside it.")
     if not rows["checked"].astype(bool).all():
-        notes.append("? : from memory, not checked against its source.")
+        notes.append("? : not checked against its source.")
     sources = rows[~rows["ours"].astype(bool)].groupby("method", sort=False)[["source", "budget"]].first()
     notes += [f"{method}: {one.source}{f', {one.budget}' if one.budget else ''}." for method, one in
               sources.fillna("").iterrows()]  # fmt: skip

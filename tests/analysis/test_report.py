@@ -118,6 +118,17 @@ def test_a_figure_that_fails_costs_no_page(make_run, tmp_path, monkeypatch, caps
     assert "Return: It failed: ValueError: nothing fits" in " ".join(Page(run / "report" / "index.html").text)
 
 
+def test_the_page_alone_links_to_no_files(make_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gallery, "OTHERS", ())
+    run = make_run()
+    assert main([str(run), "--page-only", "--out", str(tmp_path / "out")]) == 0
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["index.html"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "out" / "index.html")]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<img " in page
+    assert "Beside this page" not in page
+
+
 def test_a_root_without_runs_is_one_sentence_and_no_page(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
