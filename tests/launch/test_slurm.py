@@ -219,7 +219,7 @@ UNTIL_SECONDS = ("budget.frames=null", "algo.optimizer.anneal=false")
 @pytest.mark.timeout(900)
 def test_three_interruptions_and_an_undisturbed_run(checkout: Checkout) -> None:
     """Requeued by hand, preempted by an urgent job, ended by a time limit: still as long as one nobody disturbed."""
-    frames = 400_000
+    frames = 300_000
     words = (*SMALL, f"budget.frames={frames}", "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=20")
     command = checkout.start(*words, "seed=0", "name=disturbed", "checkpoint_interval_seconds=1")
     until(lambda: bool(checkout.runs()))
