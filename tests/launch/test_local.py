@@ -102,7 +102,7 @@ def states(root: Path) -> list[str]:
     return [look([path.parent], {})[0].state for path in sorted(root.glob("*/*/*/*/seed*/config.yaml"))]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_signal_reaches_the_runs(
     spawn: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, sent: signal.Signals
 ) -> None:
