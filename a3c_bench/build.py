@@ -61,6 +61,7 @@ def make_network(config: Config, envs: VectorEnv, device: torch.device) -> Actor
             options.lstm_size,
             options.bf16,
             options.input_mean,
+            options.input_std,
         ).to(device)
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
@@ -101,6 +102,7 @@ def make_q_network(config: Config, envs: VectorEnv, device: torch.device) -> QNe
             options.channels_last,
             options.bf16,
             options.input_mean,
+            options.input_std,
         ).to(device)
     except ValueError as error:
         raise ConfigError(f"{error}.") from error

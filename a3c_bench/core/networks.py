@@ -15,10 +15,11 @@ IMAGE_KINDS = ("nips", "nature")
 class _Network(nn.Module):
     """What all have in common: precision, memory layout and a trunk that can be compiled."""
 
-    def __init__(self, bf16: bool, input_mean: float) -> None:
+    def __init__(self, bf16: bool, input_mean: float, input_std: float) -> None:
         super().__init__()
         self._bf16 = bf16
         self._input_mean = input_mean
+        self._input_std = input_std
         self._through = _through
         self._memory_format = torch.preserve_format
 
@@ -37,7 +38,9 @@ class _Network(nn.Module):
     def _inputs(self, observations: Tensor) -> Tensor:
         if observations.dtype == torch.uint8:
             observations = observations.to(torch.float32, memory_format=self._memory_format).mul_(1.0 / 255.0)
-        return observations - self._input_mean if self._input_mean else observations
+        if self._input_mean != 0.0:
+            observations = observations - self._input_mean
+        return observations if self._input_std == 1.0 else observations / self._input_std
 
 
 class ActorCritic(_Network):
@@ -61,6 +64,7 @@ class ActorCritic(_Network):
         bf16: layers compute in bfloat16 (autocast); parameters, log-probabilities, values and state stay float32.
         input_mean: subtracted from the observations, from frames after their scaling to [0, 1]. Around 0, gradients of
             the first layer's weights do not all point one way, and its units stay alive (LeCun et al. 1998, 4.3).
+        input_std: what the observations are divided by then, to be of size 1 (ibid.).
 
     Raises:
         ValueError: an image kind for observations that are not images, images too small for its filters, or an LSTM on
@@ -80,8 +84,9 @@ class ActorCritic(_Network):
         lstm_size: int | None = None,
         bf16: bool = False,
         input_mean: float = 0.0,
+        input_std: float = 1.0,
     ) -> None:
-        super().__init__(bf16, input_mean)
+        super().__init__(bf16, input_mean, input_std)
         if lstm_size is not None and not shared_trunk:
             raise ValueError("an LSTM needs network.shared_trunk=true: it stands between the trunk and both heads")
 
@@ -185,6 +190,7 @@ class QNetwork(_Network):
         channels_last: memory layout of the convolutions.
         bf16: layers compute in bfloat16 (autocast); parameters and Q stay float32.
         input_mean: subtracted from the observations, as in `ActorCritic`.
+        input_std: what they are divided by then, as there.
 
     Raises:
         ValueError: an image kind for observations that are not images, or images too small for its filters; a dueling
@@ -203,8 +209,9 @@ class QNetwork(_Network):
         channels_last: bool = False,
         bf16: bool = False,
         input_mean: float = 0.0,
+        input_std: float = 1.0,
     ) -> None:
-        super().__init__(bf16, input_mean)
+        super().__init__(bf16, input_mean, input_std)
         trunk = (kind, observation_shape, hidden_sizes, activation)
         whole, n_features = _trunk(*trunk)
         layers = list(whole)

@@ -331,6 +331,7 @@ ALGO_CHANGES: list[dict[str, Any]] = [
         replace(SMALL, network=replace(SMALL.network, activation="relu")),
         replace(SMALL, network=replace(SMALL.network, initialisation="fan_in")),
         replace(SMALL, network=replace(SMALL.network, input_mean=0.5)),
+        replace(SMALL, network=replace(SMALL.network, input_std=0.5)),
         replace(SMALL, network=replace(SMALL.network, dueling=True)),
         replace(SMALL, network=replace(SMALL.network, bf16=True)),
         replace(SMALL, seed=1),

@@ -256,6 +256,7 @@ ALGO_CHANGES = [
         replace(SMALL, network=replace(SMALL.network, activation="relu")),
         replace(SMALL, network=replace(SMALL.network, initialisation="fan_in")),
         replace(SMALL, network=replace(SMALL.network, input_mean=0.5)),
+        replace(SMALL, network=replace(SMALL.network, input_std=0.5)),
         replace(SMALL, network=replace(SMALL.network, hidden_sizes=(9,))),
         replace(SMALL, network=replace(SMALL.network, shared_trunk=False)),
         replace(SMALL, seed=1),

@@ -103,13 +103,13 @@ def test_uint8_frames_are_scaled_to_one(channels_last: bool) -> None:
     assert torch.equal(observations, before)
 
 
-def test_the_input_mean_is_subtracted_after_scaling() -> None:
+def test_inputs_are_standardised_after_scaling() -> None:
     torch.manual_seed(0)
     plain = ActorCritic(SMALL_FRAME, 3, "nips")
-    centred = ActorCritic(SMALL_FRAME, 3, "nips", input_mean=0.25)
+    centred = ActorCritic(SMALL_FRAME, 3, "nips", input_mean=0.25, input_std=0.5)
     centred.load_state_dict(plain.state_dict())
     observations = frames(5)
-    expected = outputs(plain, observations.float() / 255.0 - 0.25)
+    expected = outputs(plain, (observations.float() / 255.0 - 0.25) / 0.5)
     for seen in (observations, observations.float() / 255.0):  # frames, and what is no frame
         for got, hand in zip(outputs(centred, seen), expected, strict=True):
             torch.testing.assert_close(got, hand)

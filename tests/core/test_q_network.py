@@ -81,12 +81,12 @@ def test_layout_and_precision_change_numbers_little(changes: dict[str, Any], due
         assert not torch.equal(changed(frames), plain(frames))
 
 
-def test_the_input_mean_is_subtracted_after_scaling() -> None:
+def test_inputs_are_standardised_after_scaling() -> None:
     torch.manual_seed(0)
     frames = torch.randint(256, (2, *FRAMES), dtype=torch.uint8)
-    plain, centred = QNetwork(FRAMES, 3, "nips"), QNetwork(FRAMES, 3, "nips", input_mean=0.25)
+    plain, centred = QNetwork(FRAMES, 3, "nips"), QNetwork(FRAMES, 3, "nips", input_mean=0.25, input_std=0.5)
     centred.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(centred(frames), plain(frames.float() / 255.0 - 0.25))
+    torch.testing.assert_close(centred(frames), plain((frames.float() / 255.0 - 0.25) / 0.5))
     assert not torch.allclose(centred(frames), plain(frames))
 
 
