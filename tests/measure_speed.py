@@ -13,18 +13,29 @@ machine that slows down slows both; what counts is the median of the ratios with
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from algos.test_a3c import make_workers  # noqa: E402
 from measure_sweeps import statuses, sweep  # noqa: E402
 
+from a3c_bench.algos.a3c import Worker  # noqa: E402
+from a3c_bench.algos.ga3c import Trainer  # noqa: E402
+from a3c_bench.algos.paac import PAAC  # noqa: E402
+from a3c_bench.config import compose  # noqa: E402
+from a3c_bench.train import train  # noqa: E402
+
+BLOCK = 16  # calls with lag measured, then as many without; of A3C one update in 16 has its divergence taken
 SHORT = ("evaluation.n_games=1", "evaluation.n_envs=1", "evaluation.max_episode_frames=400", "progress=false",
          "env=pong", "name=speed")  # fmt: skip
 PRESET = ("experiment=pong",)
@@ -105,10 +116,44 @@ def ga3c(rounds: int) -> None:
 
 
 def lag(rounds: int) -> None:
-    """In each algorithm's preset."""
-    for algo in ("paac", "a3c", "ga3c"):
-        words = (*PRESET, f"algo={algo}", "budget.frames=120_000")
-        compare(rounds, {f"{algo} without": (*words, "lag.enabled=false"), f"{algo} with lag": words})
+    """Within one run, block by block: between two runs the machine drifts by more than this costs."""
+    for algo, (owner, name) in {"paac": (PAAC, "update"), "a3c": (Worker, "learn"), "ga3c": (Trainer, "learn")}.items():
+        config = compose([*SHORT, *PRESET, f"algo={algo}", "budget.frames=80_000"])
+        if algo == "ga3c":
+            config = replace(config, algo=replace(config.algo, n_trainers=1))
+        for _ in range(rounds):
+            timed, seconds = in_turns(getattr(owner, name))
+            with patch.object(owner, name, timed):
+                if algo == "a3c":  # a worker in this process
+                    (worker,) = make_workers(config)
+                    for _ in range(20 * BLOCK):
+                        worker.update()
+                else:
+                    with tempfile.TemporaryDirectory() as root:
+                        train(config, Path(root) / "run")
+            blocks = [sum(seconds[start : start + BLOCK]) for start in range(0, len(seconds) - BLOCK + 1, BLOCK)]
+            ratios = [measured / plain for plain, measured in zip(blocks[2::2], blocks[3::2], strict=False)]
+            print(f"{algo}: {owner.__name__}.{name} takes {median(ratios):.3f} times as long with lag", flush=True)
+
+
+def in_turns(work: Callable[..., Any]) -> tuple[Callable[..., Any], list[float]]:
+    """The method with its lag measured in every other block of calls, and the seconds of each call."""
+    seconds: list[float] = []
+
+    def timed(self: Any, *args: Any) -> Any:
+        measured = len(seconds) // BLOCK % 2 == 1
+        if isinstance(self, Worker):
+            self.lag = replace(self.lag, enabled=measured)
+        else:
+            self.measure_lag = measured
+        start = time.perf_counter()
+        result = work(self, *args)
+        if isinstance(self, Worker):
+            self.notes.report()
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    return timed, seconds
 
 
 def bundles(rounds: int) -> None:

@@ -107,6 +107,7 @@ class Notes:
     frame_skip: int
     timer: PhaseTimer = field(default_factory=lambda: PhaseTimer(*PHASES))
     version: int = 0  # of theta'
+    n_updates: int = 0  # not forgotten by a report
     n_agent_steps: int = 0
     episodes: list[Episode] = field(default_factory=list)
     metrics: list[Mapping[str, Tensor | float]] = field(default_factory=list)
@@ -203,6 +204,7 @@ class Worker:
                 notes.lags.append(self._lag(rollout, batch, found))
             self.optimizer.step()
             shared.counts.numpy()[notes.index, _UPDATES] += 1
+        notes.n_updates += 1
         notes.metrics.append({**found.figures(), "gradient_norm": gradient_norm, "learning_rate": learning_rate})
         notes.fits.append(found.fit)
         notes.timer.lap("train")
@@ -215,7 +217,7 @@ class Worker:
         now = Stamp(version, self.shared.agent_steps * notes.frame_skip, time.perf_counter())
         lag: dict[str, Any] = rollout.lag(now, found.mask)
         lag["gradient_staleness_updates"] = np.array([version - notes.version])
-        if len(notes.lags) % self.lag.divergence_every_updates == 0:
+        if notes.n_updates % self.lag.divergence_every_updates == 0:
             log_probs, _ = self.shared_network.unroll(batch.observations, batch.state, ~batch.valid)
             lag |= divergence(batch, log_probs, found.mask)
         return lag

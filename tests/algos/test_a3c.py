@@ -156,10 +156,10 @@ def test_the_lstms_state_goes_on_from_rollout_to_rollout_and_ends_with_the_game(
 
 @pytest.mark.parametrize("k", [0, 1, 4])
 def test_staleness_is_what_others_applied_meanwhile(k: int) -> None:
-    first, second = make_workers(with_algo(optimizer=replace(CONSTANT, lr=0.1)), 2)
+    config = replace(with_algo(optimizer=replace(CONSTANT, lr=0.1)), lag=LagConfig(divergence_every_updates=1))
+    first, second = make_workers(config, 2)
     for worker in (second, first, second):
         worker.update()
-    first.notes.report()
     first.synchronise()
     rollout = first.actor.act()
     frames = first.shared.agent_steps
@@ -199,9 +199,14 @@ def test_the_divergence_is_from_theta_just_before_the_update() -> None:
 
 def test_the_divergence_is_taken_of_one_update_in_so_many() -> None:
     (worker,) = make_workers(replace(SMALL, lag=LagConfig(divergence_every_updates=4)))
-    for _ in range(12):
+    measured = []
+    for _ in range(12):  # however often it reports
         worker.update()
-    assert ["lag_kl_nats" in lag for lag in worker.notes.lags] == [True, False, False, False] * 3
+        measured.append("lag_kl_nats" in worker.notes.report().lag)
+    assert measured == [True, False, False, False] * 3
+    for _ in range(4):
+        worker.update()
+    assert ["lag_kl_nats" in lag for lag in worker.notes.lags] == [True, False, False, False]
     (silent,) = make_workers(replace(SMALL, lag=LagConfig(enabled=False)))
     silent.update()
     assert silent.notes.lags == []
