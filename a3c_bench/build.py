@@ -143,11 +143,13 @@ def _compile(
 
 def make_optimizer(options: OptimizerConfig, parameters: Tensor) -> torch.optim.Optimizer:
     """The optimiser over one vector of parameters; whoever steps it clips and sets the learning rate."""
+    lr, epsilon = options.lr, options.epsilon
     if options.kind == "adam":
-        return torch.optim.Adam([parameters], lr=options.lr, betas=(options.beta1, options.beta2), eps=options.epsilon)
+        return torch.optim.Adam([parameters], lr, (options.beta1, options.beta2), epsilon, fused=True)
     if options.kind == "adagrad":
+        fused = parameters.device.type == "cpu"  # PyTorch 2.6 has no other
         initial = options.initial_square
-        return torch.optim.Adagrad([parameters], options.lr, eps=options.epsilon, initial_accumulator_value=initial)
+        return torch.optim.Adagrad([parameters], lr, eps=epsilon, initial_accumulator_value=initial, fused=fused)
     return RMSProp(
         [parameters],
         lr=options.lr,

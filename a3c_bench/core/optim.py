@@ -158,16 +158,16 @@ class RMSProp(torch.optim.Optimizer):
     @staticmethod
     def _update(parameter: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         decay, epsilon = group["decay"], group["epsilon"]
+        inside, outside = (epsilon, 0.0) if group["epsilon_inside_root"] else (0.0, epsilon)
         square = state["square"].mul_(decay).addcmul_(g, g, value=1.0 - decay)
         if group["centered"]:
-            mean = state["mean"].mul_(decay).add_(g, alpha=1.0 - decay)
+            mean = state["mean"].lerp_(g, 1.0 - decay)
             variance = torch.addcmul(square, mean, mean, value=-1.0).clamp_(min=0.0)  # rounding may dip below 0
+            denominator = variance.add_(inside).sqrt_()
         else:
-            variance = square
-        if group["epsilon_inside_root"]:
-            denominator = (variance + epsilon).sqrt_()
-        else:
-            denominator = variance.sqrt().add_(epsilon)
+            denominator = (square + inside).sqrt_()
+        if outside:
+            denominator.add_(outside)
         parameter.addcdiv_(g, denominator, value=-group["lr"])
 
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -546,19 +547,28 @@ def test_a_run_goes_on_with_everything(
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def faulty_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
-    """As worker_main, but the process that the run's name names does what it says after 20 updates."""
+def faulty_main(saved: Path, link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
+    """As worker_main, but the process that the run's name names does what it says after 20 updates and a checkpoint."""
     name, what = config.name.split(": ")
 
     class FaultyLink:
+        seen: int | None = None  # when the checkpoint was written that was there with the first update
+
         def going(self, report: Callable[[], Any]) -> bool:
-            if shared.crew.names[index] == name and int(shared.server.versions[0]) >= 20:
-                if what == "raise":
-                    raise ZeroDivisionError("by hand")
-                if what == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(1000)
+            n_updates = int(shared.server.versions[0])
+            if shared.crew.names[index] == name and n_updates > 0:
+                written = saved.stat().st_mtime_ns
+                self.seen = self.seen or written
+                if n_updates >= 20 and written != self.seen:
+                    self.strike()
             return link.going(report)
+
+        def strike(self) -> None:
+            if what == "raise":
+                raise ZeroDivisionError("by hand")
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
 
     gorila.worker_main(FaultyLink(), config, shared, index, attempt)  # type: ignore[arg-type]
 
@@ -579,17 +589,18 @@ def test_a_fault_ends_the_run_and_the_next_goes_on(
 ) -> None:
     few = with_algo(n_learners=1, n_shards=1)  # each process imports torch, for seconds
     silence = 4.0 if "hang" in fault else 60.0
-    config = replace(few, budget=BudgetConfig(frames=3000), worker_silence_seconds=silence, metrics_interval_frames=50)
+    config = replace(few, budget=BudgetConfig(frames=6000), worker_silence_seconds=silence, metrics_interval_frames=50)
     config = replace(config, name=fault)
     real = gorila.worker_main
-    monkeypatch.setattr(gorila, "worker_main", faulty_main)
+    latest = tmp_path / "checkpoint" / "latest.pt"
+    monkeypatch.setattr(gorila, "worker_main", partial(faulty_main, latest))
     with pytest.raises(WorkerError) as caught:
         train(config, tmp_path)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert multiprocessing.active_children() == []
     assert read_status(tmp_path)["state"] == "failed"
     if fault == "shard 0: kill":
-        saved = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)["counters"]
+        saved = torch.load(latest, weights_only=True)["counters"]
         monkeypatch.setattr(gorila, "worker_main", real)
         status = train(config, tmp_path)
         assert (status["state"], status["attempts"]) == ("finished", 2)
