@@ -98,7 +98,7 @@ class EnvConfig:
     image_width: int = option(84, at_least=36)
     grayscale: bool = True
     observed: tuple[int, ...] | None = option(None, at_least=0)  # entries of a vector that the agent sees; null: all
-    n_threads: int | None = option(None, at_least=1)  # simulation threads; null: the cores this process may use
+    n_threads: int | None = option(None, at_least=1)  # to simulate; null: the usable cores; workers have 1
 
     @property
     def name(self) -> str:
@@ -217,7 +217,7 @@ class Config:
     root: str = "runs"
     seed: int = option(0, at_least=0)
     device: str = "cpu"
-    n_torch_threads: int | None = option(None, at_least=1)  # null: 1 for an mlp, and in a3c and ga3c; else all cores
+    n_torch_threads: int | None = option(None, at_least=1)  # null: 1 for an mlp and in ga3c, else all cores; workers have 1
     env: EnvConfig = section(EnvConfig)
     network: NetworkConfig = section(NetworkConfig)
     advantage: AdvantageConfig = section(AdvantageConfig)

@@ -16,7 +16,7 @@ applied meanwhile are the lag of every sample, and the staleness of the gradient
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class SharedModel:
     """What all processes see at once."""
 
     theta: Tensor  # [P]
-    statistics: list[SharedStatistics]  # one for all workers, or one each
+    statistics: list[SharedStatistics]  # one for all workers, or one each; a worker gets its own alone
     counts: Tensor  # [N + 1, 2] int64, agent steps and updates; a row is written by its worker alone, so none is lost
     lock: Any  # or None
 
@@ -228,7 +228,7 @@ def worker_main(link: Link, config: Config, shared: SharedModel, index: int, att
     use_cores(1)
     worker = Worker(config, shared, index, attempt)
     try:
-        while link.going(worker.notes.report):
+        while link.going(worker.notes.report, worker.notes.timer.start):
             worker.update()
     finally:
         worker.envs.close()
@@ -262,7 +262,8 @@ def train(config: Config, session: Session) -> None:
         session.lag.add(**report.lag)
         session.timer.add(report.seconds)
 
-    arguments = [(config, shared, index, session.attempt) for index in range(n_workers)]
+    own = [replace(shared, statistics=[statistics[index % len(statistics)]]) for index in range(n_workers)]
+    arguments = [(config, own[index], index, session.attempt) for index in range(n_workers)]
     with Workers(worker_main, arguments, record, config.worker_silence_seconds) as workers:
         with workers.standstill():  # until all are ready
             counts[-1] = torch.tensor([session.counters.agent_steps, session.counters.updates])

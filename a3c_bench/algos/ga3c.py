@@ -23,7 +23,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -160,6 +160,7 @@ class Counts:
 
     frame_skip: int
     budget_frames: float = float("inf")
+    clock: Callable[[], float] = time.perf_counter  # seconds of training: evaluation is no lag
     agent_steps: dict[str, int] = field(default_factory=dict)
     updates: dict[str, int] = field(default_factory=dict)
 
@@ -180,7 +181,7 @@ class Counts:
 
     def stamp(self) -> tuple[int, int, float]:
         """Version, frames and seconds now."""
-        return self.version, self.frames, time.perf_counter()
+        return self.version, self.frames, self.clock()
 
 
 class Predicted(NamedTuple):
@@ -198,8 +199,15 @@ class Trained(NamedTuple):
     metrics: dict[str, Any]  # scalars
     fit: tuple[Tensor, Tensor, Tensor]
     lag: dict[str, Any]
-    updated: bool  # False if every sample was discarded
+    n_samples: int  # learnt from or not
+    n_discarded: int  # of these: too old
+    n_unusable: int  # of the rest: the estimator cannot use them
     seconds: dict[str, float]
+
+    @property
+    def updated(self) -> bool:
+        """Whether any sample was learnt from."""
+        return self.n_samples > self.n_discarded + self.n_unusable
 
 
 class Agents:
@@ -335,8 +343,8 @@ class Predictor:
 
     def run(self, member: Member, training: TrainingQueue, receiving: threading.Lock) -> None:
         """Serves whichever agents have finished a step. Only one thread at a time may be `receiving`."""
+        member.resume = self.timer.start
         with own_stream(self.device):
-            self.timer.start()
             while member.going() and not self.counts.spent:
                 with receiving:
                     step = self.agents.envs.receive()
@@ -356,8 +364,8 @@ class Predictor:
         """All agents for t_max steps, then one update from all of them, then on."""
         rollouts: list[int] = []
         n_turns = 0
+        member.resume = self.timer.start
         with own_stream(self.device):
-            self.timer.start()
             while member.going() and not self.counts.spent:
                 step = self.agents.envs.receive()
                 self.timer.lap("simulate")
@@ -367,7 +375,7 @@ class Predictor:
                 begun = self.lengths(step) > 0
                 rollouts += self.complete(step, prediction, _ended(step) | (round_is_over & begun))
                 self.timer.lap("predict")
-                if round_is_over:
+                if round_is_over and rollouts:  # there are none if nothing but phantoms went on
                     member.put(training, rollouts)
                     rollouts = []
                     while training.unfinished_tasks and member.going():
@@ -467,13 +475,14 @@ class Trainer:
         counts.updates[name] = 0
 
     def run(self, member: Member, training: TrainingQueue) -> None:
-        """Learns from rollouts as they come, merged until there are enough samples."""
+        """Learns from rollouts as they come, merged until there are enough samples; in lock step from each round."""
+        min_samples = 1 if self.options.synchronous else self.options.min_training_batch
+        member.resume = self.timer.start
         with own_stream(self.device):
-            self.timer.start()
             while member.going():
                 slots: list[int] = []
                 n_items = 0
-                while self.experience.lengths[slots].sum() < self.options.min_training_batch:
+                while self.experience.lengths[slots].sum() < min_samples:
                     item = member.get(training)
                     if item is None:
                         return
@@ -495,14 +504,13 @@ class Trainer:
         version = counts.version
         batch = self.experience.batch(slots, self.device)
         stamps = self.experience.stamps[: len(batch.valid), slots]  # [T, B, 3]
-        keep = None
-        discarded: float | Tensor = 0.0
+        valid = np.arange(len(stamps))[:, None] < self.experience.lengths[slots]  # [T, B]
+        young = valid
         if options.max_lag_updates is not None:
-            keep = torch.from_numpy(version - stamps[..., 0] <= options.max_lag_updates).to(self.device)
-            discarded = 1.0 - (keep & batch.valid).sum() / batch.valid.sum()
+            young = valid & (version - stamps[..., 0] <= options.max_lag_updates)
+        keep = young
         if self.needs_end:
-            ended = torch.from_numpy((self.experience.terminated | self.experience.truncated)[slots]).to(self.device)
-            keep = ended.expand_as(batch.valid) if keep is None else keep & ended
+            keep = young & (self.experience.terminated | self.experience.truncated)[slots]
         self.parameters.zero_gradients()
         found = actor_critic_backward(
             self.network,
@@ -512,22 +520,21 @@ class Trainer:
             value_weight=options.value_weight,
             reduction=options.loss_reduction,
             log_epsilon=options.log_epsilon,
-            keep=keep,
+            keep=torch.from_numpy(keep).to(self.device),
             vtrace=self.vtrace,
         )
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         learning_rate = self.learning_rate_at(counts.frames)
         set_learning_rate(self.optimizer, learning_rate)
         mask = found.mask.cpu().numpy()
-        updated = bool(mask.any())
         lag: dict[str, Any] = {}
-        if updated and self.measure_lag:
+        if mask.any() and self.measure_lag:
             now = counts.stamp()
             lags = np.array(now) - stamps[mask]
             lag = {"lag_updates": lags[:, 0], "lag_frames": lags[:, 1], "lag_seconds": lags[:, 2]}
             lag["gradient_staleness_updates"] = np.array([now[0] - version])
             lag |= divergence(batch, found.log_probs, found.mask)
-        if updated:
+        if mask.any():
             self.optimizer.step()
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()  # before it is counted
@@ -535,10 +542,12 @@ class Trainer:
         metrics = found.figures() | {
             "gradient_norm": gradient_norm,
             "learning_rate": learning_rate,
-            "discarded_share": discarded,
-            "training_batch": found.n_valid,
+            "training_batch": float(valid.sum()),
         }
-        return Trained(metrics, found.fit, lag, updated, {})
+        n_young = int(young.sum())
+        return Trained(
+            metrics, found.fit, lag, int(valid.sum()), int(valid.sum()) - n_young, n_young - int(mask.sum()), {}
+        )
 
 
 def _ended(step: Step) -> NDArray[np.bool_]:
@@ -602,7 +611,8 @@ class Staff:
         self.network: ActorCritic = build.make_network(config, envs, self.device)  # shows theta; predictors share it
         self.theta = FlatParameters(self.network).values.detach()
         self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
-        self.counts = Counts(config.env.frame_skip, config.budget.frames or float("inf"))
+        budget = config.budget.frames or float("inf")
+        self.counts = Counts(config.env.frame_skip, budget, lambda: session.wall_seconds)
         self.experience = Experience(slots_needed(options), options.t_max, envs, self.network)
         self.agents = Agents(envs, self.network, self.experience, options.n_agents)
         self.training: TrainingQueue = queue.Queue(options.training_queue_size)
@@ -652,6 +662,7 @@ class Gauges:
     def __init__(self) -> None:
         self._timers = {Predicted: PhaseTimer(*PHASES), Trained: PhaseTimer(*PHASES)}
         self._n_predictions = self._n_predicted = 0
+        self._n_samples = self._n_discarded = self._n_unusable = 0
 
     def add(self, report: Predicted | Trained) -> None:
         """Takes a report of a thread."""
@@ -659,6 +670,10 @@ class Gauges:
         if isinstance(report, Predicted):
             self._n_predictions += 1
             self._n_predicted += report.n_predicted
+        else:
+            self._n_samples += report.n_samples
+            self._n_discarded += report.n_discarded
+            self._n_unusable += report.n_unusable
 
     def take(self) -> dict[str, float]:
         """Columns, since the last call."""
@@ -669,7 +684,11 @@ class Gauges:
         }
         if self._n_predictions:
             figures["prediction_batch"] = self._n_predicted / self._n_predictions
+        if self._n_samples:  # of all batches: those that gave no update are in no mean over updates
+            figures["discarded_share"] = self._n_discarded / self._n_samples
+            figures["unusable_share"] = self._n_unusable / self._n_samples
         self._n_predictions = self._n_predicted = 0
+        self._n_samples = self._n_discarded = self._n_unusable = 0
         return figures
 
 
@@ -693,8 +712,12 @@ def slots_needed(options: GA3CConfig) -> int:
     most = largest_sizes(options)
     if options.synchronous:
         return most.n_agents * (options.t_max + 2)  # a round in which every step ends an episode
-    in_trainers = most.n_trainers * options.min_training_batch  # each of one step
-    return 2 * most.n_agents + options.training_queue_size + in_trainers
+    # Agents are sent on before their rollouts are queued, so that a predictor may hold an agent's last one while
+    # another takes the next. Who is dismissed may still hold some when another is hired.
+    members = 2 if options.adjust.enabled else 1
+    in_predictors = members * most.n_predictors * acting_batch(options)
+    in_trainers = members * most.n_trainers * options.min_training_batch  # each of one step
+    return most.n_agents + in_predictors + options.training_queue_size + in_trainers
 
 
 def make_adjuster(config: Config, attempt: int) -> Adjuster | None:

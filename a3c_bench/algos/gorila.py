@@ -22,7 +22,7 @@ machines of their own would add: fetch and push go through shared memory (`runti
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from a3c_bench.envs import Episode, VectorEnv
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.explorer import Explorer
-from a3c_bench.runtime.machine import usable_cores, use_cores
+from a3c_bench.runtime.machine import allow_many_files, usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import PHASES, Part, Session
 from a3c_bench.runtime.storage import SharedArrays, check_disk, mapped_files
@@ -56,6 +56,7 @@ from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, option, sect
 _AGENT_STEPS, _GRADIENTS = 0, 1  # columns of Shared.counts
 _SECONDS_TO_WAIT = 0.02  # for others, before looking up
 _LOSSES_BEFORE_JUDGING = 100
+MOST_LEARNERS, MOST_SHARDS = 100, 48  # two files of each learner in each shard, four of each shard in each bundle
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,12 @@ class Shared:
 
     crew: Crew
     server: SharedServer
-    statistics: list[SharedStatistics]  # of the optimiser, by shard
+    statistics: dict[int, SharedStatistics]  # of the optimiser, by shard
     counts: Tensor  # [bundles + 1, 2] int64: agent steps, and gradients computed; a row is written by its process alone
     waits: Tensor  # [replays] int64: agent steps of this attempt before learning from a replay begins
     clock: Tensor  # [1], what to take from perf_counter to get training seconds
-    replays: list[SharedArrays]  # their state, and their frames if several processes use them
-    locks: list[Tokens | None]  # of each replay; None if one process alone uses it
+    replays: dict[int, SharedArrays]  # their state, and their frames if several processes use them
+    locks: dict[int, Tokens]  # of the replays that several processes use
     files: Path | None  # the directory of replays that outlive a run
 
     @property
@@ -167,7 +168,23 @@ class Shared:
 
     def exclusively(self, replay: int) -> AbstractContextManager[Any]:
         """The lock of a replay, where it needs one."""
-        return self.locks[replay] or nullcontext()
+        return self.locks.get(replay) or nullcontext()
+
+    def for_bundle(self, index: int) -> "Shared":
+        """What that process needs of it: each is handed some 250 file descriptors at most (see `check`)."""
+        own = index % self.crew.n_replays
+        return replace(
+            self,
+            server=self.server.for_learner(index),
+            statistics={},
+            replays={own: self.replays[own]},
+            locks={i: lock for i, lock in self.locks.items() if i == own},
+        )
+
+    def for_shard(self, index: int) -> "Shared":
+        """Likewise."""
+        server, statistics = self.server.for_shard(index), {index: self.statistics[index]}
+        return replace(self, server=server, statistics=statistics, replays={}, locks={})
 
 
 def open_replay(config: Config, shared: Shared, index: int, envs: VectorEnv) -> Replay:
@@ -175,7 +192,7 @@ def open_replay(config: Config, shared: Shared, index: int, envs: VectorEnv) -> 
     allocate: Allocate = in_memory
     if shared.files is not None:
         allocate = mapped_files(shared.files / str(index))
-    elif shared.locks[index] is not None:
+    elif index in shared.locks:
         allocate = shared.replays[index]
     return build.make_replay(config, envs, shared.crew.n_envs(index), 0.0, allocate, shared.replays[index])
 
@@ -489,12 +506,12 @@ def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt:
     n_bundles = shared.crew.n_bundles
     if index >= n_bundles:
         shard = Shard(config, shared, index - n_bundles)
-        while link.going(shard.notes.report):
+        while link.going(shard.notes.report, shard.notes.timer.start):
             shard.serve()
         return
     bundle = Bundle(config, shared, index, attempt)
     try:
-        while link.going(bundle.notes.report):
+        while link.going(bundle.notes.report, bundle.notes.timer.start):
             bundle.work()
     finally:
         bundle.envs.close()
@@ -548,6 +565,7 @@ def train(config: Config, session: Session) -> None:
     """Starts the processes and keeps the record of what they do."""
     options: GorilaConfig = config.algo
     crew = make_crew(options)
+    allow_many_files()
     envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION), n_threads=1)
     try:
         network: QNetwork = build.make_q_network(config, envs, torch.device("cpu"))
@@ -557,7 +575,9 @@ def train(config: Config, session: Session) -> None:
         envs.close()
     record = Record(config, session, replays)
     session.gauges = record.gauges
-    arguments = [(config, shared, index, session.attempt) for index in range(crew.n_bundles + crew.n_shards)]
+    shares = [shared.for_bundle(index) for index in range(crew.n_bundles)]
+    shares += [shared.for_shard(index) for index in range(crew.n_shards)]
+    arguments = [(config, share, index, session.attempt) for index, share in enumerate(shares)]
     with Workers(worker_main, arguments, record.add, config.worker_silence_seconds, crew.names) as workers:
 
         @contextmanager
@@ -567,8 +587,8 @@ def train(config: Config, session: Session) -> None:
                 shared.clock[0] = time.perf_counter() - session.wall_seconds  # evaluation is outside it
 
         with standstill():  # until all are ready
-            parts: dict[str, Part] = {f"statistics_{i}": part for i, part in enumerate(shared.statistics)}
-            parts |= {f"replay_{i}": replay for i, replay in enumerate(replays)}
+            parts: dict[str, Part] = {f"statistics_{i}": part for i, part in shared.statistics.items()}
+            parts |= {f"replay_{i}": replay for i, replay in enumerate(replays) if replay.persistent}
             session.restore(network=network, server=shared.server, **parts)
             shared.counts[-1, _AGENT_STEPS] = session.counters.agent_steps
             wanted = -(-options.replay.learning_starts_agent_steps // crew.n_replays)
@@ -591,12 +611,12 @@ def make_shared(config: Config, crew: Crew, network: QNetwork, directory: Path, 
     return Shared(
         crew,
         server,
-        [SharedStatistics(optimizer) for optimizer in optimizers],
+        {shard: SharedStatistics(optimizer) for shard, optimizer in enumerate(optimizers)},
         counts=_zeros(crew.n_bundles + 1, 2),
         waits=_zeros(crew.n_replays),
         clock=_zeros(1).double().share_memory_(),  # type: ignore[no-untyped-call]
-        replays=[SharedArrays() for _ in range(crew.n_replays)],
-        locks=[Tokens(1) if len(crew.users(i)) > 1 else None for i in range(crew.n_replays)],
+        replays={i: SharedArrays() for i in range(crew.n_replays)},
+        locks={i: Tokens(1) for i in range(crew.n_replays) if len(crew.users(i)) > 1},
         files=files,
     )
 
@@ -610,6 +630,11 @@ def check(config: Config) -> None:
     if config.device != "cpu":
         raise ConfigError(f"algo=gorila runs its bundles on CPU cores: device={config.device} is for algo=dqn.")
     crew = make_crew(config.algo)
+    if crew.n_learners > MOST_LEARNERS or crew.n_shards > MOST_SHARDS:
+        raise ConfigError(
+            f"algo.n_learners={crew.n_learners} with algo.n_shards={crew.n_shards} would share more files than a "
+            f"process can be handed: say at most {MOST_LEARNERS} and {MOST_SHARDS}."
+        )
     build.check_replay(config, crew.n_envs(0), crew.n_replays)
 
 

@@ -4,7 +4,7 @@ Every algorithm hands `LagMeter.add` the lag of each valid sample that enters an
 docs/metrics.md defines the units; a "version" is the number of updates applied to the (shared) parameters so far.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,16 @@ def _real_edges() -> NDArray[np.float64]:
 
 BIN_EDGES = {unit: _real_edges() if unit in REAL_UNITS else _whole_edges() for unit in UNITS}  # the last bin has no end
 SUMMARY = ("mean", "p50", "p95", "max")
-_FOLD_AT = 1_000_000  # samples of one unit kept until an interval ends; beyond that, quantiles use the newest million
+_FOLD_AT = 1_000_000  # samples of one unit that wait; of an interval with more, quantiles are of its newest million
+
+
+class _Folded(NamedTuple):
+    """What is known of the samples of an interval that were counted."""
+
+    n: int
+    total: float
+    largest: float
+    newest: NDArray[np.float64]
 
 
 class LagMeter:
@@ -58,6 +67,7 @@ class LagMeter:
         self.counts = {unit: np.zeros(len(edges), dtype=np.int64) for unit, edges in BIN_EDGES.items()}
         self._pending: dict[str, list[Samples]] = {unit: [] for unit in UNITS}
         self._n_pending = 0
+        self._folded: dict[str, _Folded] = {}  # of the present interval
 
     def add(self, **samples: Samples) -> None:
         """Takes the lags of the samples of one update, by unit; each a flat array or tensor of any length.
@@ -69,30 +79,39 @@ class LagMeter:
             self._pending[unit].append(values)
         self._n_pending += max((len(values) for values in samples.values()), default=0)
         if self._n_pending >= _FOLD_AT:
-            self.interval()
+            self._fold()
 
     def interval(self) -> dict[str, float]:
         """Mean, p50, p95 and max of each unit that got samples since the last call, e.g. `lag_updates_p95`."""
+        self._fold()
         summary: dict[str, float] = {}
+        for unit, folded in self._folded.items():
+            p50, p95 = np.quantile(folded.newest, (0.5, 0.95))
+            figures = (folded.total / folded.n, p50, p95, folded.largest)
+            summary |= {f"{unit}_{name}": float(figure) for name, figure in zip(SUMMARY, figures, strict=True)}
+        self._folded = {}
+        return summary
+
+    def _fold(self) -> None:
+        """Counts what waits."""
         for unit, pending in self._pending.items():
-            if not pending:
-                continue
-            values = np.concatenate([_to_numpy(part) for part in pending])
+            values = np.concatenate([_to_numpy(part) for part in pending]) if pending else np.zeros(0)
             pending.clear()
             if not len(values):
                 continue
             edges = BIN_EDGES[unit]
             bins = np.searchsorted(edges, values, side="right").clip(min=1) - 1
             self.counts[unit] += np.bincount(bins, minlength=len(edges))
-            p50, p95 = np.quantile(values, (0.5, 0.95))
-            figures = (values.mean(), p50, p95, values.max())
-            summary |= {f"{unit}_{name}": float(figure) for name, figure in zip(SUMMARY, figures, strict=True)}
+            n, total, largest, newest = self._folded.get(unit, _Folded(0, 0.0, -np.inf, values[:0]))
+            newest = np.concatenate([newest, values])[-_FOLD_AT:]
+            self._folded[unit] = _Folded(
+                n + len(values), total + float(values.sum()), max(largest, float(values.max())), newest
+            )
         self._n_pending = 0
-        return summary
 
     def histogram(self) -> list[tuple[str, float, float, int]]:
         """The non-empty bins of the whole run as (unit, from, up to but without, samples)."""
-        self.interval()
+        self._fold()
         rows = []
         for unit, counts in self.counts.items():
             edges = np.append(BIN_EDGES[unit], np.inf)

@@ -74,7 +74,7 @@ class SharedStatistics:
         self.tensors = dict(optimizer.state[parameter])
         if not self.tensors:  # Adam would make these in its first step
             moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
-            self.tensors = {"step": torch.zeros(())} | moments
+            self.tensors = {"step": torch.zeros((), device=parameter.device)} | moments
         for tensor in self.tensors.values():
             tensor.share_memory_()
 

@@ -28,6 +28,7 @@ class Member:
         self.dismissed = False  # set it to let this one go, after its turn
         self.heard = True  # since the crew last looked
         self.silent_seconds = 0.0
+        self.resume: Callable[[], None] = lambda: None  # called after a pause
         self.thread: threading.Thread
         self._crew = crew
 
@@ -41,6 +42,8 @@ class Member:
         while self._crew.paused.is_set() and not self._crew.stopped.is_set():
             self.standing = True
             time.sleep(0.001)
+        if self.standing:
+            self.resume()
         self.standing, self.heard = False, True
         return not self._crew.stopped.is_set()
 

@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import resource
 import signal
 import subprocess
 from collections.abc import Iterable
@@ -49,6 +50,12 @@ def die_with_parent(sent: signal.Signals = signal.SIGKILL) -> None:
     pr_set_pdeathsig = 1
     with suppress(OSError, AttributeError):  # elsewhere, workers look for their parent between updates
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, sent)
+
+
+def allow_many_files() -> None:
+    """Lets this process have as many files open as the system allows, not the thousand that shells begin with."""
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
 
 def keep_to_cores(cores: Iterable[int]) -> None:

@@ -107,6 +107,7 @@ class Session:
         self._best_return = saved["best_return"] if saved else float("-inf")
         self._evaluation_owed = bool(saved and saved["evaluation_owed"])  # due, but the run was told to stop meanwhile
         self._last_evaluation: Mapping[str, float] = saved["last_evaluation"] if saved else {}
+        self._budget_was_spent = False
         self._checkpoint_at = self._status_at = 0.0
         self._memory_at = -SECONDS_BETWEEN_MEMORY
         self._row_frames = self.counters.frames
@@ -246,13 +247,16 @@ class Session:
         return asdict(self.counters) | {"wall_seconds": self.wall_seconds}
 
     def _budget_is_spent(self) -> bool:
+        """Once it is, it stays so: a game that workers report after that may lower the mean return again."""
         budget = self.config.budget
         recent, target = self._recorder.recent_returns, budget.target_return
-        return (
-            (budget.frames is not None and self.counters.frames >= budget.frames)
+        self._budget_was_spent = (
+            self._budget_was_spent
+            or (budget.frames is not None and self.counters.frames >= budget.frames)
             or (budget.wall_clock_seconds is not None and self.wall_seconds >= budget.wall_clock_seconds)
             or (target is not None and len(recent) == recent.maxlen and (self._recorder.mean_return or 0.0) >= target)
         )
+        return self._budget_was_spent
 
     def _end_interval(self) -> None:
         self._row_frames = self.counters.frames

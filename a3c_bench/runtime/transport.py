@@ -5,6 +5,7 @@ all have done so there is room for the next. Tokens say that a gradient has come
 Nothing is pickled: what passes is written once and read where it stands.
 """
 
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -66,9 +67,22 @@ class SharedServer:
         self.fetched = _shared(torch.zeros((n_learners, n_shards), dtype=torch.int64))
         self.samples = _shared(torch.zeros((n_learners, *samples_shape), dtype=torch.float64))
         self.waiting = _shared(torch.zeros((n_learners, n_shards), dtype=torch.bool))
-        self.locks = [Tokens(1) for _ in range(n_shards)]  # of a shard's part of theta and target, and versions
-        self.arrived = [Tokens(0) for _ in range(n_shards)]
-        self.taken = [Tokens(n_shards) for _ in range(n_learners)]
+        self.locks = {s: Tokens(1) for s in range(n_shards)}  # of a shard's part of theta and target, and versions
+        self.arrived = {s: Tokens(0) for s in range(n_shards)}
+        self.taken = {learner: Tokens(n_shards) for learner in range(n_learners)}
+
+    def for_learner(self, learner: int) -> "SharedServer":
+        """The same without what other learners alone need: a new process can be handed some 250 files, no more."""
+        return self._with(taken={i: taken for i, taken in self.taken.items() if i == learner})
+
+    def for_shard(self, shard: int) -> "SharedServer":
+        """The same without what other shards alone need."""
+        return self._with(locks={shard: self.locks[shard]}, arrived={shard: self.arrived[shard]})
+
+    def _with(self, **changes: dict[int, Tokens]) -> "SharedServer":
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
 
     def state_dict(self) -> dict[str, Tensor]:
         """The target network's parameters, and the versions; theta is saved as a network."""
@@ -129,7 +143,7 @@ class SharedMemoryTransport:
         server.fetched.numpy()[learner] = versions
         server.samples.numpy()[learner] = samples
         server.waiting[learner] = True
-        for arrived in server.arrived:
+        for arrived in server.arrived.values():
             arrived.give()
 
 

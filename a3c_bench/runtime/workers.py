@@ -29,7 +29,7 @@ from a3c_bench.errors import WorkerError
 from a3c_bench.runtime.machine import die_with_parent, usable_cores
 from a3c_bench.runtime.signals import STOP_SIGNALS, held_back
 
-_RUN, _PAUSE, _STOP = 0, 1, 2
+_RUN, _STOP = 0, -1  # orders; a number above 0 is a pause. Each has its own: one may follow another at once
 SECONDS_BETWEEN_REPORTS = 0.1
 _SECONDS_TO_IMPORT = 120.0  # Python and torch, with many workers on few cores
 _SECONDS_TO_DIE = 2.0
@@ -44,20 +44,23 @@ class Link:
         self._traces = traces
         self._reported_at = 0.0
 
-    def going(self, report: Callable[[], Any]) -> bool:
+    def going(self, report: Callable[[], Any], resume: Callable[[], None] = lambda: None) -> bool:
         """To be asked between updates: sends a report when one is due, waits while paused, says whether to go on.
 
         Args:
             report: gives what happened since its last call.
+            resume: called after a pause.
         """
         order = int(self._order)
         if order != _RUN or time.monotonic() - self._reported_at >= SECONDS_BETWEEN_REPORTS:
             self._send("report", report())
-        if order == _PAUSE:
+        while order > 0:
             self._send("standing")
-            while (order := int(self._order)) == _PAUSE:
+            pause = order
+            while (order := int(self._order)) == pause:
                 self._leave_with_parent()
                 time.sleep(0.001)
+            resume()
         return order == _RUN
 
     def run(self, main: Callable[..., None], arguments: Sequence[Any]) -> None:
@@ -126,7 +129,8 @@ class Workers:
         names = names or [f"worker {index}" for index in range(len(arguments))]
         self._handle = handle
         self._silence_seconds = silence_seconds * max(1.0, len(arguments) / usable_cores())
-        self._order = torch.full((1,), _PAUSE, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._n_pauses = 1
+        self._order = torch.ones(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers: list[_Worker] = []
         self._looked_at = time.monotonic()
         context = mp.get_context("forkserver")
@@ -175,7 +179,9 @@ class Workers:
         Raises:
             WorkerError: as `poll`.
         """
-        self._order.fill_(_PAUSE)
+        if int(self._order) == _RUN:  # else it is the pause in which they start
+            self._n_pauses += 1
+            self._order.fill_(self._n_pauses)
         while not all(worker.standing for worker in self._workers):
             self.poll(0.1)
         yield

@@ -1,6 +1,7 @@
 """GA3C: its rollouts, its update against a naive one, V-trace, its lag and what is done about it, and whole runs."""
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,19 @@ import torch
 from torch import nn
 
 from a3c_bench import build
+from a3c_bench import train as train_module
 from a3c_bench.algos import ga3c
-from a3c_bench.algos.ga3c import AdjustConfig, Agents, Counts, Experience, GA3CConfig, Predictor, Trainer
+from a3c_bench.algos.ga3c import (
+    AdjustConfig,
+    Agents,
+    Counts,
+    Experience,
+    GA3CConfig,
+    Gauges,
+    Predictor,
+    Trained,
+    Trainer,
+)
 from a3c_bench.core.optim import FlatParameters, SharedStatistics
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.directory import read_status
@@ -239,10 +251,11 @@ def test_one_long_rollout_is_no_end_for_estimators_that_need_one() -> None:
     parts = Parts(replace(SMALL, advantage=AdvantageConfig(kind="monte_carlo")))
     slots = parts.collect(30)
     rollouts = parts.rollouts(slots)
-    figures = parts.trainer.learn(slots).metrics
+    trained = parts.trainer.learn(slots)
     usable = sum(len(r.actions) for r in rollouts if r.terminated or r.truncated)
-    assert 0 < usable < sum(len(r.actions) for r in rollouts)
-    assert figures["unusable_share"] == pytest.approx(1 - usable / sum(len(r.actions) for r in rollouts))
+    n_samples = sum(len(r.actions) for r in rollouts)
+    assert 0 < usable < n_samples
+    assert (trained.n_samples, trained.n_discarded, trained.n_unusable) == (n_samples, 0, n_samples - usable)
 
 
 # --- lag --------------------------------------------------------------------------------------------------------------
@@ -293,7 +306,7 @@ def test_samples_beyond_the_bound_are_discarded() -> None:
     before, version = parts.theta.clone(), parts.counts.version
     trained = parts.trainer.learn(old)
     assert not trained.updated
-    assert trained.metrics["discarded_share"] == 1.0
+    assert trained.n_discarded == trained.n_samples > 0
     assert torch.equal(parts.theta, before)
     assert parts.counts.version == version
     trained = parts.trainer.learn(old + young)
@@ -302,10 +315,44 @@ def test_samples_beyond_the_bound_are_discarded() -> None:
     assert trained.updated
     assert len(trained.lag["lag_updates"]) == fresh
     assert trained.lag["lag_updates"].max() <= 1
-    assert trained.metrics["discarded_share"] == pytest.approx(
-        1 - fresh / sum(len(rollout.actions) for rollout in both)
-    )
+    assert trained.n_samples == sum(len(rollout.actions) for rollout in both)
+    assert trained.n_discarded == trained.n_samples - fresh
+    assert trained.n_unusable == 0
     assert not torch.equal(parts.theta, before)
+
+
+def test_shares_are_of_all_samples_those_of_discarded_batches_too() -> None:
+    gauges = Gauges()
+    for n_samples, n_discarded, n_unusable in [(10, 10, 0), (10, 2, 4), (20, 0, 20)]:
+        gauges.add(Trained({}, (torch.zeros(0),) * 3, {}, n_samples, n_discarded, n_unusable, {}))
+    figures = gauges.take()
+    assert (figures["discarded_share"], figures["unusable_share"]) == (12 / 40, 24 / 40)
+    assert "discarded_share" not in gauges.take()
+
+
+@pytest.mark.parametrize("kind", ["monte_carlo", "baseline"])
+def test_the_share_of_unusable_rollouts_is_recorded(kind: str, tmp_path: Path) -> None:
+    """With one rollout to a batch, each batch is usable or gives no update."""
+    train(replace(with_algo(min_training_batch=1), advantage=AdvantageConfig(kind=kind)), tmp_path)
+    assert 0.3 < pd.read_csv(tmp_path / "metrics.csv").unusable_share.mean() < 1.0
+
+
+def test_an_evaluation_is_no_lag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollouts that waited in the queue meanwhile are no older for it, and nobody waited."""
+    real = train_module.evaluate
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(3.0)
+        return real(*arguments)
+
+    monkeypatch.setattr(train_module, "evaluate", slow)
+    status = train(SMALL, tmp_path)
+    lag = pd.read_csv(tmp_path / "lag.csv")
+    assert lag.lag_seconds_max.min() >= 0.0
+    assert lag.lag_seconds_max.max() < min(3.0, status["wall_seconds"])
+    shares = pd.read_csv(tmp_path / "metrics.csv").filter(regex="^share_(simulate|predict|train|wait)$")
+    assert shares.sum(axis=1).to_numpy() == pytest.approx(np.ones(len(shares)))
+    assert shares.share_simulate.max() < 0.7
 
 
 def test_vtrace_changes_what_lag_does() -> None:
@@ -357,6 +404,30 @@ def test_what_cannot_run_is_refused(config: Config, words: str, tmp_path: Path) 
     with pytest.raises(ConfigError, match=words):
         train(config, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"min_training_batch": 30}, {"n_agents": 1, "prediction_batch": 1, "t_max": 1}], ids=str
+)
+def test_rounds_of_phantoms_do_not_stop_the_lock_step(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A round with a phantom in it is smaller than the others, and may be empty."""
+    status = train(with_algo(synchronous=True, **changes), tmp_path)
+    assert status["state"] == "finished"
+    assert len(pd.read_csv(tmp_path / "episodes.csv")) > 5
+
+
+def test_more_predictors_than_agents_to_go_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the queue is full each may hold the rollouts of a step, so that some are of one agent."""
+    real = Trainer.learn
+
+    def slow(self: Trainer, slots: Any) -> Any:
+        time.sleep(0.02)
+        return real(self, slots)
+
+    monkeypatch.setattr(Trainer, "learn", slow)
+    changes = {"n_agents": 8, "prediction_batch": 4, "n_predictors": 8, "t_max": 1, "n_trainers": 1}
+    config = replace(with_algo(**changes, training_queue_size=1), budget=BudgetConfig(frames=150))
+    assert train(config, tmp_path)["state"] == "finished"
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from a3c_bench.algos.gorila import (
 from a3c_bench.core.q_learning import q_backward
 from a3c_bench.errors import ConfigError, WorkerError
 from a3c_bench.runtime.directory import read_status
+from a3c_bench.runtime.machine import allow_many_files
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.workers import Link
@@ -439,6 +442,8 @@ def test_the_record_adds_up_what_was_discarded() -> None:
         (with_algo(max_staleness_updates=-1), "max_staleness_updates=-1 must be at least 0"),
         (with_algo(max_loss_deviations=0.0), "max_loss_deviations=0.0 must be greater than 0"),
         (with_algo(n_shards=0), "n_shards=0 must be at least 1"),
+        (with_algo(n_learners=101), "n_learners=101 with algo.n_shards=2 would share more files"),
+        (with_algo(n_shards=49), "n_learners=2 with algo.n_shards=49 would share more files"),
         (with_algo(epsilon_end=-0.1), "epsilon_end=-0.1 must be at least 0"),
         (
             with_replay(capacity_agent_steps=10**12),
@@ -544,6 +549,63 @@ def test_a_run_goes_on_with_everything(
     assert metrics.replay_agent_steps.iloc[-1] > stored
 
 
+class Files:
+    """Takes the place of a process that is being started: what it would be handed."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def duplicate_for_child(self, file: int) -> int:
+        self.n += 1
+        return file
+
+    def DupFd(self, file: int) -> int:  # noqa: N802
+        return file
+
+
+@pytest.mark.parametrize("kind", ["local", "global"])
+def test_the_most_there_may_be_are_handed_no_more_files_than_a_process_can_get(kind: str) -> None:
+    """The fork server passes 255, a few of which are its own."""
+    replay = replace(REPLAY, capacity_agent_steps=1_000_000, kind=kind)
+    adam = replace(OPTIMIZER, kind="adam", initial_square=0.0)
+    config = with_algo(n_learners=gorila.MOST_LEARNERS, n_shards=gorila.MOST_SHARDS, replay=replay, optimizer=adam)
+    allow_many_files()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = make_shares(config)
+    for share in parts:
+        files = Files()
+        multiprocessing.context.set_spawning_popen(files)
+        try:
+            ForkingPickler.dumps(share)
+        finally:
+            multiprocessing.context.set_spawning_popen(None)
+        assert 20 < files.n < 245
+
+
+def make_shares(config: Config) -> list[Shared]:
+    """What the first bundle and the first shard get."""
+    crew = make_crew(config.algo)
+    envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
+    network = build.make_q_network(config, envs, torch.device("cpu"))
+    shared = make_shared(config, crew, network, Path("nowhere"), envs)
+    open_replay(config, shared, 0, envs)
+    envs.close()
+    return [shared.for_bundle(0), shared.for_shard(0)]
+
+
+def test_bundles_by_the_number_of_cores_may_be_more_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Callable[[int], None]
+) -> None:
+    config = replace(with_algo(n_learners=None, n_shards=1), budget=BudgetConfig(frames=2000))
+    monkeypatch.setattr(gorila, "usable_cores", lambda: 1)
+    stop_after(10)
+    assert train(config, tmp_path)["state"] == "preempted"
+    monkeypatch.setattr(gorila, "usable_cores", lambda: 2)
+    stop_after(10**9)
+    assert train(config, tmp_path)["state"] == "finished"
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
@@ -554,14 +616,14 @@ def faulty_main(saved: Path, link: Link, config: Config, shared: Shared, index: 
     class FaultyLink:
         seen: int | None = None  # when the checkpoint was written that was there with the first update
 
-        def going(self, report: Callable[[], Any]) -> bool:
+        def going(self, report: Callable[[], Any], resume: Callable[[], None]) -> bool:
             n_updates = int(shared.server.versions[0])
             if shared.crew.names[index] == name and n_updates > 0:
                 written = saved.stat().st_mtime_ns
                 self.seen = self.seen or written
                 if n_updates >= 20 and written != self.seen:
                     self.strike()
-            return link.going(report)
+            return link.going(report, resume)
 
         def strike(self) -> None:
             if what == "raise":

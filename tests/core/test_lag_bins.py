@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from a3c_bench.core import lag
 from a3c_bench.core.lag import BIN_EDGES, REAL_UNITS, UNITS, LagMeter, policy_divergence
 
 
@@ -87,6 +88,21 @@ def test_the_summary_of_an_interval_by_hand() -> None:
         "lag_frames_p95": pytest.approx(38.0),
         "lag_frames_max": 40.0,
     }
+    assert meter.interval() == {}
+
+
+def test_an_interval_of_more_samples_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean and maximum are of all of them, quantiles of the newest."""
+    monkeypatch.setattr(lag, "_FOLD_AT", 10)
+    meter = LagMeter()
+    for start in range(0, 35, 5):
+        meter.add(lag_frames=np.arange(start, start + 5), lag_updates=np.full(1, 100 - start))
+    meter.histogram()  # changes nothing of the interval
+    summary = meter.interval()
+    assert (summary["lag_frames_mean"], summary["lag_frames_max"]) == (17.0, 34.0)
+    assert summary["lag_frames_p50"] == 29.5  # of 25 to 34
+    assert (summary["lag_updates_mean"], summary["lag_updates_max"]) == (85.0, 100.0)
+    assert sum(n for unit, *_, n in meter.histogram() if unit == "lag_frames") == 35
     assert meter.interval() == {}
 
 

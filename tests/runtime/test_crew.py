@@ -42,6 +42,24 @@ def test_every_report_arrives_and_a_standstill_is_one() -> None:
     assert crew.reports.empty()
 
 
+def test_a_thread_is_told_when_a_pause_is_over() -> None:
+    resumed: list[str] = []
+
+    def note(member: Member) -> None:
+        member.resume = lambda: resumed.append(member.name)
+        while member.going():
+            time.sleep(0.001)
+
+    with Crew(lambda report: None, 10.0) as crew:
+        crew.start("one", note)
+        crew.start("two", note)
+        for n in (1, 2, 3):
+            with crew.standstill():
+                assert len(resumed) == 2 * (n - 1)
+            run_for(crew, 0.1)
+            assert sorted(resumed) == ["one"] * n + ["two"] * n
+
+
 def test_one_thread_may_leave() -> None:
     with Crew(lambda report: None, 10.0) as crew:
         first, second = crew.start("first", count), crew.start("second", count)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from a3c_bench import train as train_module
+from a3c_bench.algos import paac
 from a3c_bench.core.losses import ActorCriticLoss
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, TrainingError
@@ -21,6 +22,7 @@ from a3c_bench.evaluate import EvaluationResult
 from a3c_bench.runtime import checkpoint, recorder
 from a3c_bench.runtime.directory import RunDirectory, read_status
 from a3c_bench.runtime.recorder import Recorder
+from a3c_bench.runtime.session import Session
 from a3c_bench.schema import BudgetConfig, Config, EvaluationConfig, OptimizerConfig
 from a3c_bench.train import train
 
@@ -81,6 +83,24 @@ def test_a_mean_return_ends_a_run(tiny: Config, tmp_path: Path) -> None:
     assert status["state"] == "finished"
     assert 100 <= len(episodes) <= 104
     assert status["final"]["mean_return_100_games"] == pytest.approx(episodes["episode_return"].tail(100).mean())
+
+
+def test_a_worse_game_that_is_reported_late_changes_nothing(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers report their last games after the loop has ended."""
+
+    def train_paac(config: Config, session: Session) -> None:
+        real(config, session)
+        session.count(0, [Episode(0, -1e6, 1)])
+
+    real = paac.train
+    algorithm = replace(paac.ALGORITHM, train=train_paac)
+    monkeypatch.setattr(train_module, "find_algorithm", lambda name: algorithm)
+    status = train(steady(tiny, frames=1_000_000, target_return=1.0), tmp_path)
+    assert status["state"] == "finished"
+    assert status["final"]["mean_return_100_games"] < 1.0
+    assert "evaluation_mean_return" in status["final"]
 
 
 def test_a_return_that_is_not_reached_does_not(tiny: Config, tmp_path: Path) -> None:

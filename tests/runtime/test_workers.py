@@ -112,6 +112,42 @@ def test_every_count_is_reported_and_a_standstill_is_one() -> None:
     assert counts.sum() == sum(reported)  # the last reports came too
 
 
+def test_pauses_may_follow_each_other_at_once() -> None:
+    """A worker that slept through the moment between two knows the second from the first."""
+    counts = shared_counts()
+    with Workers(count, [(counts, i) for i in range(N)], lambda report: None, 2.0) as workers:
+        for _ in range(20):
+            for _ in range(3):
+                with workers.standstill():
+                    before = counts.clone()
+                    time.sleep(0.002)
+                    assert torch.equal(counts, before)
+            workers.poll(0.01)
+        until = time.monotonic() + 10.0
+        while torch.equal(counts, before):
+            workers.poll(0.05)
+            assert time.monotonic() < until
+
+
+def note_resumptions(link: Link, counts: Tensor, index: int) -> None:
+    def resume() -> None:
+        counts[index] += 1
+
+    while link.going(lambda: None, resume):
+        time.sleep(0.001)
+
+
+def test_a_worker_is_told_when_a_pause_is_over() -> None:
+    counts = shared_counts()
+    with Workers(note_resumptions, [(counts, i) for i in range(N)], lambda report: None, 10.0) as workers:
+        for _ in range(3):
+            with workers.standstill():
+                pass
+            workers.poll(0.05)
+        with workers.standstill():
+            assert counts.tolist() == [3, 3]
+
+
 def run_until_it_fails(main: Callable[..., None], action: Callable[[int], None] | None) -> tuple[str, float]:
     """The message, and the seconds from the first release to it."""
     counts = shared_counts()
