@@ -217,7 +217,7 @@ class Config:
     root: str = "runs"
     seed: int = option(0, at_least=0)
     device: str = "cpu"
-    n_torch_threads: int | None = option(None, at_least=1)  # null: 1 for an mlp and ga3c, else all cores; workers have 1
+    n_torch_threads: int | None = option(None, at_least=1)  # null: 1 for mlp and ga3c, else all cores; workers have 1
     env: EnvConfig = section(EnvConfig)
     network: NetworkConfig = section(NetworkConfig)
     advantage: AdvantageConfig = section(AdvantageConfig)
