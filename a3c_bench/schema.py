@@ -227,7 +227,7 @@ class Config:
     logger: LoggerConfig = section(LoggerConfig)
     metrics_interval_frames: int = option(10_000, at_least=1)  # one row of metrics.csv and lag.csv
     checkpoint_interval_seconds: float = option(60.0, above=0.0)
-    worker_silence_seconds: float = option(10.0, above=0.0)  # a worker that says nothing for so long ends the run
+    worker_silence_seconds: float = option(10.0, above=0.0)  # of a worker: it ends the run
     calibrate: bool = False  # measure this machine's serial bound first, and report the share of it that was reached
     progress: bool = True
 

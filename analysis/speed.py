@@ -211,6 +211,7 @@ def speed_up(
     theirs = Reference("A3C on Atari, Mnih et al. 2016, table 2", at[inside], ratios[inside])
     axes = [
         Axis("to_score", "times as fast to the score", [theirs]),
+        Axis("frames_to_score", "times fewer frames to the score"),
         Axis("throughput", "times the predictions per second"),
     ]
     axes = [axis for axis in axes if any(np.isfinite(point.y[axis.name]) for point in points)]
@@ -218,7 +219,7 @@ def speed_up(
     score = f"mean return of the last {window} training games, {goals}"
     how = (
         f"Against the median run (censored ones counted) with the fewest workers. Score: {score}; {_censored(points)}."
-        if len(axes) > 1
+        if axes[0].name == "to_score"
         else f"Against the median run with the fewest workers. Half of those never reached the score: {score}."
     )
     return relation.draw(points, "workers", axes, how), relation.make_table(points, "workers")
@@ -227,19 +228,34 @@ def speed_up(
 def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[Point]:
     """Ratios to the fewest workers, of one algorithm in one environment."""
     fewest = min(map(workers, runs))
-    crossings = {run.path: table.crossing(run, "wall_seconds", goal, window) for run in runs}
     speeds = dict(zip([run.path for run in runs], summarise(runs)["pps"], strict=True))
-    base = [run.path for run in runs if workers(run) == fewest]
-    known = [crossing for path in base if (crossing := crossings[path]) is not None]
-    seconds = statistics.median_crossing(known) if known else float("inf")
-    speed = float(np.nanmedian([speeds[path] for path in base]))
-    points = []
-    for run in runs:
-        crossing = crossings[run.path]
-        reached = crossing is not None and crossing.reached and np.isfinite(seconds) and crossing.x > 0.0
-        to_score = seconds / crossing.x if reached and crossing is not None else float("nan")
-        points.append(Point(run, workers(run), {"to_score": to_score, "throughput": speeds[run.path] / speed}))
-    return points
+    base = [run for run in runs if workers(run) == fewest]
+    speed = float(np.nanmedian([speeds[run.path] for run in base]))
+    seconds, frames = (_times_less(runs, base, column, goal, window) for column in ("wall_seconds", "frames"))
+    return [
+        Point(
+            run,
+            workers(run),
+            {
+                "to_score": seconds[run.path],
+                "frames_to_score": frames[run.path],
+                "throughput": speeds[run.path] / speed,
+            },
+        )
+        for run in runs
+    ]
+
+
+def _times_less(runs: Sequence[Run], base: Sequence[Run], column: str, goal: float, window: int) -> dict[Path, float]:
+    """How many times less of a column each run took to the goal than the median of some; NaN if it or they did not."""
+    crossings = {run.path: table.crossing(run, column, goal, window) for run in runs}
+    known = [crossing for run in base if (crossing := crossings[run.path]) is not None]
+    usual = statistics.median_crossing(known) if known else float("inf")
+    ratios = dict.fromkeys(crossings, float("nan"))
+    for path, crossing in crossings.items():
+        if crossing is not None and crossing.reached and np.isfinite(usual) and crossing.x > 0.0:
+            ratios[path] = usual / crossing.x
+    return ratios
 
 
 def _censored(points: Sequence[Point]) -> str:

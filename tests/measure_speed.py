@@ -39,7 +39,7 @@ BLOCK = 16  # calls with lag measured, then as many without; of A3C one update i
 SHORT = ("evaluation.n_games=1", "evaluation.n_envs=1", "evaluation.max_episode_frames=400", "progress=false",
          "env=pong", "name=speed")  # fmt: skip
 PRESET = ("experiment=pong",)
-DQN = ("algo=dqn", "network=nature", "network.initialisation=fan_in", "algo.replay.capacity_agent_steps=20_000",
+DQN = ("algo=dqn", "network=nature", "algo.replay.capacity_agent_steps=20_000",
        "algo.replay.learning_starts_agent_steps=1000")  # fmt: skip
 GORILA = ("algo=gorila", "network=nips", "algo.replay.capacity_agent_steps=20_000", "n_torch_threads=1",
           "algo.replay.learning_starts_agent_steps=1000")  # fmt: skip

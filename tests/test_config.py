@@ -95,6 +95,7 @@ def test_an_experiment_composes_and_trains(name: str, tmp_path: Path) -> None:
     for algo in presets(f"experiment/{name}"):
         tuned = compose([f"experiment={name}", f"algo={algo}"])
         assert differences(tuned, said(CONF / "experiment" / name / f"{algo}.yaml")) == []
+        check_run(tuned)
     status = train(compose([f"experiment={name}", *TINY]), tmp_path)
     assert status["state"] == "finished"
     assert status["frames"] >= 120

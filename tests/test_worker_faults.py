@@ -30,13 +30,21 @@ WORDS = (
 )
 A3C = ("algo=a3c", "algo.n_workers=2")
 GA3C = ("algo=ga3c", "algo.n_agents=8")
+GORILA = (
+    "algo=gorila",
+    "algo.n_learners=2",
+    "algo.replay.capacity_agent_steps=5000",
+    "algo.replay.learning_starts_agent_steps=100",
+    "algo.target_period_updates=100",
+)
 # Imported again by every spawned worker, so that the fault is there too.
 SCRIPT = """
 import os, signal, sys, time
-from a3c_bench.algos import a3c, ga3c
+from a3c_bench.algos import a3c, ga3c, gorila
 
 FAULT, PLACE, MOMENT = (os.environ.get(f"FAULT_{key}", "") for key in ("KIND", "PLACE", "MOMENT"))
-PLACES = {"worker": (a3c.Worker, "update"), "predictor": (ga3c.Predictor, "act"), "trainer": (ga3c.Trainer, "learn")}
+PLACES = {"worker": (a3c.Worker, "update"), "predictor": (ga3c.Predictor, "act"), "trainer": (ga3c.Trainer, "learn"),
+          "bundle": (gorila.Bundle, "work"), "shard": (gorila.Shard, "serve")}
 calls = 0
 
 
@@ -56,9 +64,9 @@ def faulty(self, *arguments):
     calls += 1
     if MOMENT == "full" and PLACE == "trainer":  # let the queue fill up first
         time.sleep(0.2)
-    if calls == (1 if MOMENT == "start" else 150 if MOMENT == "midway" else 10) and getattr(
-        getattr(self, "notes", None), "index", 1
-    ) == 1:
+    if calls == (1 if MOMENT == "start" else 150 if MOMENT == "midway" else 10) and (
+        PLACE == "shard" or getattr(getattr(self, "notes", None), "index", 1) == 1
+    ):
         strike()
     return real(self, *arguments)
 
@@ -144,6 +152,7 @@ FULL_QUEUE = ("algo.training_queue_size=1", "algo.n_trainers=1")
 CASES: list[Any] = [
     (A3C, "worker", "kill", "midway"),
     (GA3C, "trainer", "raise", "midway"),
+    (GORILA, "shard", "kill", "midway"),
 ]
 SLOW_CASES: list[Any] = [
     (A3C, "worker", "raise", "midway"),
@@ -156,6 +165,12 @@ SLOW_CASES: list[Any] = [
     ((*GA3C, *FULL_QUEUE), "trainer", "raise", "full"),
     ((*GA3C, *FULL_QUEUE), "predictor", "raise", "full"),
     ((*GA3C, *FULL_QUEUE), "predictor", "hang", "full"),
+    ((*A3C, "algo.lock=true"), "worker", "kill", "midway"),
+    (("algo=a3c", "algo.n_workers=6"), "worker", "hang", "midway"),
+    *((GORILA, place, kind, "start") for place in ("bundle", "shard") for kind in ("raise", "hang")),
+    *((GORILA, "bundle", kind, "midway") for kind in ("raise", "kill", "hang")),
+    *((GORILA, "shard", kind, "midway") for kind in ("raise", "hang")),
+    ((*GORILA, "algo.replay.storage=memmap"), "bundle", "kill", "midway"),
     ((*GA3C, "algo.synchronous=true"), "trainer", "raise", "midway"),
     ((*GA3C, "algo.synchronous=true"), "predictor", "hang", "midway"),
 ]
@@ -171,7 +186,7 @@ def test_a_fault_ends_the_run_in_seconds_and_the_next_goes_on(
     trace = fail_and_go_on(faulty, words, place, kind, moment)
     expected = {"raise": "ArithmeticError: a fault of the test", "kill": "was killed by SIGKILL", "hang": "strike"}
     assert expected[kind] in trace
-    assert ("Worker 1" if place == "worker" else place) in trace
+    assert {"worker": "Worker 1", "bundle": "Bundle 1", "shard": "Shard 0"}.get(place, place) in trace
 
 
 @pytest.mark.parametrize("words", [A3C, pytest.param(GA3C, marks=pytest.mark.slow)])

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch import multiprocessing as mp
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
@@ -38,6 +37,7 @@ from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import PHASES, Session
+from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.runtime.workers import Link, Workers
 from a3c_bench.schema import Config, OptimizerConfig, option, section
 
@@ -68,7 +68,7 @@ class SharedModel:
     theta: Tensor  # [P]
     statistics: list[SharedStatistics]  # one for all workers, or one each; a worker gets its own alone
     counts: Tensor  # [N + 1, 2] int64, agent steps and updates; a row is written by its worker alone, so none is lost
-    lock: Any  # or None
+    lock: Tokens | None
 
     @property
     def version(self) -> int:
@@ -82,7 +82,7 @@ class SharedModel:
 
     def exclusively(self) -> AbstractContextManager[Any]:
         """The lock, where there is one."""
-        return nullcontext() if self.lock is None else self.lock
+        return self.lock or nullcontext()
 
 
 @dataclass
@@ -251,7 +251,7 @@ def train(config: Config, session: Session) -> None:
         for _ in range(1 if options.shared_statistics else n_workers)
     ]
     counts = torch.zeros((n_workers + 1, 2), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-    shared = SharedModel(theta, statistics, counts, mp.get_context("forkserver").Lock() if options.lock else None)
+    shared = SharedModel(theta, statistics, counts, Tokens(1) if options.lock else None)
 
     def record(report: Report) -> None:
         session.count(report.n_agent_steps, report.episodes)

@@ -526,7 +526,8 @@ class Trainer:
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         learning_rate = self.learning_rate_at(counts.frames)
         set_learning_rate(self.optimizer, learning_rate)
-        mask = found.mask.cpu().numpy()
+        # As found.mask, for of a rollout estimators can use all or nothing; but known without waiting for the device.
+        mask = keep
         lag: dict[str, Any] = {}
         if mask.any() and self.measure_lag:
             now = counts.stamp()
@@ -556,7 +557,7 @@ def _ended(step: Step) -> NDArray[np.bool_]:
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """As it is on a CPU; else copied through pinned memory, so that the thread need not wait."""
-    return tensor if device.type == "cpu" else tensor.pin_memory(device).to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def own_stream(device: torch.device) -> AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ for its application by the others: by then theta has changed, and that is the st
 machines of their own would add: fetch and push go through shared memory (`runtime.transport`).
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -49,10 +50,11 @@ from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import PHASES, Part, Session
 from a3c_bench.runtime.storage import SharedArrays, check_disk, mapped_files
 from a3c_bench.runtime.tokens import Tokens
-from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer
+from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer, Transport
 from a3c_bench.runtime.workers import Link, Workers
 from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, option, section
 
+log = logging.getLogger(__name__)
 _AGENT_STEPS, _GRADIENTS = 0, 1  # columns of Shared.counts
 _SECONDS_TO_WAIT = 0.02  # for others, before looking up
 _LOSSES_BEFORE_JUDGING = 100
@@ -310,7 +312,7 @@ class Actor:
         device = torch.device("cpu")
         network: QNetwork = build.make_q_network(config, envs, device)
         self.parameters = FlatParameters(network)
-        self.transport = SharedMemoryTransport(shared.server)
+        self.transport: Transport = SharedMemoryTransport(shared.server)
         self.explorer = Explorer(
             envs,
             network,
@@ -329,7 +331,7 @@ class Actor:
         if self.n_since_refresh >= self.options.refresh_period_agent_steps:
             self.n_since_refresh = 0
             self.notes.version = int(self.transport.fetch(self.parameters.values.data)[0])
-        self.n_since_refresh += self.explorer.step(epsilon_at(self.options, int(self.shared.server.versions[0])))
+        self.n_since_refresh += self.explorer.step(epsilon_at(self.options, self.transport.version))
         self.notes.values += self.explorer.check.take()
 
 
@@ -361,7 +363,7 @@ class Learner:
         self.target_network: QNetwork = build.make_q_network(config, envs, device)
         self.target_parameters = FlatParameters(self.target_network)
         self.target_versions: Sequence[int] | None = None
-        self.transport = SharedMemoryTransport(shared.server, index)
+        self.transport: Transport = SharedMemoryTransport(shared.server, index)
         self.learning_rate_at = build.make_schedule(config)
         self.watch = LossWatch(self.options.max_loss_deviations)
         self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY, attempt, index))
@@ -520,6 +522,23 @@ def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt:
 # --- the parent -------------------------------------------------------------------------------------------------------
 
 
+class ReplayNote:
+    """Says in checkpoints, and when a run goes on, what became of the replays."""
+
+    def __init__(self, replays: Sequence[Replay]) -> None:
+        self._replays = replays
+
+    def state_dict(self) -> dict[str, str]:
+        """What the other parts of a checkpoint do not say."""
+        if self._replays[0].persistent:
+            return {"kept": f"{sum(map(len, self._replays))} agent steps in replay/"}
+        return {"kept": "none: they were in memory"}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Tells it; the replays themselves have been loaded, if they outlived the stop."""
+        log.info("Replays kept: %s.", state["kept"])
+
+
 class Record:
     """Keeps the session's record of what the processes report."""
 
@@ -589,7 +608,7 @@ def train(config: Config, session: Session) -> None:
         with standstill():  # until all are ready
             parts: dict[str, Part] = {f"statistics_{i}": part for i, part in shared.statistics.items()}
             parts |= {f"replay_{i}": replay for i, replay in enumerate(replays) if replay.persistent}
-            session.restore(network=network, server=shared.server, **parts)
+            session.restore(network=network, server=shared.server, **parts, replays=ReplayNote(replays))
             shared.counts[-1, _AGENT_STEPS] = session.counters.agent_steps
             wanted = -(-options.replay.learning_starts_agent_steps // crew.n_replays)
             for index, replay in enumerate(replays):

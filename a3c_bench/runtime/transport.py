@@ -21,6 +21,14 @@ from a3c_bench.runtime.tokens import Tokens
 class Transport(Protocol):
     """What learners and actors know of the parameter server; another implementation may cross machines."""
 
+    @property
+    def version(self) -> int:
+        """Updates so far, by shard 0."""
+
+    @property
+    def target_versions(self) -> Sequence[int]:
+        """Of the target network that `fetch` would give; [S]."""
+
     def fetch(self, into: Tensor, target: bool = False) -> NDArray[np.int64]:
         """Copies the parameters, or those of the target network, into a vector [P]; gives the shards' versions [S]."""
 
@@ -120,8 +128,13 @@ class SharedMemoryTransport:
         return fetched
 
     @property
+    def version(self) -> int:
+        """See `Transport`."""
+        return int(self._server.versions[0])
+
+    @property
     def target_versions(self) -> Sequence[int]:
-        """Of the target network that `fetch` would give; [S]."""
+        """See `Transport`."""
         return self._server.target_versions.tolist()
 
     def room(self, timeout: float) -> bool:

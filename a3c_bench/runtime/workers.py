@@ -113,8 +113,8 @@ class Workers:
         main: run in each as main(link, *arguments); must be importable, and is to loop while link.going(...).
         arguments: of each worker.
         handle: called in the parent with each report.
-        silence_seconds: a worker that says nothing for so long, or for so many times longer as there are more workers
-            than cores, ends the run.
+        silence_seconds: a worker that says nothing for so long ends the run. Before the first release, while all make
+            ready at once, for so many times longer as there are more workers than cores.
         names: of each worker, for messages; by default "worker 0" and so on.
     """
 
@@ -128,8 +128,10 @@ class Workers:
     ) -> None:
         names = names or [f"worker {index}" for index in range(len(arguments))]
         self._handle = handle
-        self._silence_seconds = silence_seconds * max(1.0, len(arguments) / usable_cores())
+        self._silence_seconds = silence_seconds
+        self._seconds_to_get_ready = silence_seconds * max(1.0, len(arguments) / usable_cores())
         self._n_pauses = 1
+        self._released = False
         self._order = torch.ones(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers: list[_Worker] = []
         self._looked_at = time.monotonic()
@@ -167,7 +169,8 @@ class Workers:
                 self._read(worker)
             else:
                 worker.silent_seconds += passed
-                patience = self._silence_seconds if worker.started else _SECONDS_TO_IMPORT
+                ready_to_go = self._silence_seconds if self._released else self._seconds_to_get_ready
+                patience = ready_to_go if worker.started else _SECONDS_TO_IMPORT
                 if worker.silent_seconds > patience and not worker.standing:
                     raise WorkerError(f"{worker.name} said nothing for {patience:g} seconds.\n"
                                       f"{self._where_it_is(worker)}")  # fmt: skip
@@ -188,6 +191,7 @@ class Workers:
         for worker in self._workers:
             worker.standing, worker.silent_seconds = False, 0.0
         self._order.fill_(_RUN)
+        self._released = True
 
     def __enter__(self) -> "Workers":
         return self

@@ -1,7 +1,9 @@
 """A3C: its update against a naive one, its rollouts, its counts, its staleness, and whole runs with processes."""
 
 import multiprocessing
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from torch import nn
 from a3c_bench import build
 from a3c_bench.algos import a3c
 from a3c_bench.algos.a3c import A3CConfig, SharedModel, Worker
+from a3c_bench.config import compose
+from a3c_bench.core.advantages import gae
 from a3c_bench.core.optim import FlatParameters, SharedStatistics
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.directory import read_status
+from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.schema import (
+    AdvantageConfig,
     BudgetConfig,
     Config,
     EnvConfig,
@@ -52,7 +58,8 @@ def make_workers(config: Config, n_workers: int = 1) -> list[Worker]:
     statistics = [
         SharedStatistics(build.make_optimizer(config.algo.optimizer, nn.Parameter(theta))) for _ in range(n_statistics)
     ]
-    shared = SharedModel(theta, statistics, torch.zeros((n_workers + 1, 2), dtype=torch.int64), None)
+    lock = Tokens(1) if config.algo.lock else None
+    shared = SharedModel(theta, statistics, torch.zeros((n_workers + 1, 2), dtype=torch.int64), lock)
     return [Worker(config, shared, index, attempt=1) for index in range(n_workers)]
 
 
@@ -246,6 +253,8 @@ def trained(config: Config) -> torch.Tensor:
         with_algo(optimizer=replace(CONSTANT, max_grad_norm=0.01)),
         with_algo(optimizer=replace(CONSTANT, lr_range=(1e-4, 1e-3))),
         with_algo(optimizer=replace(CONSTANT, anneal=True)),
+        replace(SMALL, advantage=AdvantageConfig(kind="gae")),
+        replace(SMALL, advantage=AdvantageConfig(kind="td")),
         replace(SMALL, network=replace(SMALL.network, lstm_size=4)),
         replace(SMALL, seed=1),
     ],
@@ -260,6 +269,37 @@ def test_one_seed_gives_one_result_if_nothing_runs_at_once() -> None:
     assert torch.equal(trained(SMALL), trained(SMALL))
 
 
+def test_the_learning_rate_falls_with_what_all_have_done() -> None:
+    """On the global counter, which goes on from earlier attempts."""
+    first, second = make_workers(with_algo(optimizer=replace(CONSTANT, anneal=True)), 2)
+    second.shared.counts[-1, 0] = 1000
+    for worker in (first, second, second, first):
+        worker.update()
+        frames = 1000 + first.notes.n_agent_steps + second.notes.n_agent_steps
+        assert worker.notes.metrics[-1]["learning_rate"] == pytest.approx(0.01 * (1 - frames / 3000))
+
+
+def test_with_a_lock_one_at_a_time_reads_or_changes_theta() -> None:
+    (worker,) = make_workers(with_algo(lock=True))
+    lock = worker.shared.lock
+    assert lock is not None
+    rollout = worker.actor.act()
+    for work in (worker.synchronise, partial(worker.learn, rollout)):
+        theta, copied = worker.shared.theta.clone(), worker.parameters.values.clone()
+        thread = threading.Thread(target=work)
+        with lock:
+            thread.start()
+            thread.join(0.3)
+            assert thread.is_alive()
+            assert torch.equal(worker.shared.theta, theta)
+            assert torch.equal(worker.parameters.values, copied)
+            worker.shared.theta += 1.0  # so that there is something to synchronise
+        thread.join(10.0)
+        assert not thread.is_alive()
+    assert worker.notes.n_updates == 1
+    assert torch.equal(worker.parameters.values, copied)
+
+
 def test_adam_shares_its_moments_and_its_step() -> None:
     first, second = make_workers(with_algo(optimizer=replace(CONSTANT, kind="adam")), 2)
     first.update()
@@ -267,6 +307,19 @@ def test_adam_shares_its_moments_and_its_step() -> None:
     state = first.shared.statistics[0].tensors
     assert state["step"] == 2.0
     assert state["exp_avg_sq"].max() > 0.0
+
+
+def test_the_universe_preset_is_what_it_says() -> None:
+    (worker,) = make_workers(compose(["experiment=universe", "algo=a3c", "advantage.gae_lambda=0.9"]))
+    assert worker.network.lstm is not None
+    assert isinstance(worker.estimate, partial)
+    assert (worker.estimate.func, worker.estimate.keywords) == (gae, {"gamma": 0.99, "gae_lambda": 0.9})
+    assert isinstance(worker.optimizer, torch.optim.Adam)
+    before = worker.shared.theta.clone()
+    worker.update()
+    assert worker.notes.n_agent_steps == 20
+    step = (worker.shared.theta - before).abs().max()
+    assert step == pytest.approx(1e-4, rel=0.01)  # the first step of Adam
 
 
 def test_the_learning_rate_is_drawn_log_uniformly_by_the_seed() -> None:
