@@ -345,6 +345,7 @@ class Predictor:
         """Serves whichever agents have finished a step. Only one thread at a time may be `receiving`."""
         member.resume = self.timer.start
         with own_stream(self.device):
+            self.timer.start()
             while member.going() and not self.counts.spent:
                 with receiving:
                     step = self.agents.envs.receive()
@@ -366,6 +367,7 @@ class Predictor:
         n_turns = 0
         member.resume = self.timer.start
         with own_stream(self.device):
+            self.timer.start()
             while member.going() and not self.counts.spent:
                 step = self.agents.envs.receive()
                 self.timer.lap("simulate")
@@ -479,6 +481,7 @@ class Trainer:
         min_samples = 1 if self.options.synchronous else self.options.min_training_batch
         member.resume = self.timer.start
         with own_stream(self.device):
+            self.timer.start()
             while member.going():
                 slots: list[int] = []
                 n_items = 0
