@@ -4,7 +4,8 @@
     python -m analysis.speed runs/speedup_vs_workers --threshold 475
 
 Writes, each as PNG, PDF and CSV, what the runs allow: throughput; speed_up, where runs of one algorithm differ in their
-number of workers, beside table 2 of Mnih et al. (2016); adjustments, where GA3C changed its own sizes.
+number of workers (seconds and frames to a score, predictions per second), beside table 2 of Mnih et al. (2016);
+adjustments, where GA3C changed its own sizes.
 """
 
 import argparse
@@ -188,7 +189,7 @@ def workers(run: Run) -> float:
 def speed_up(
     runs: Sequence[Run], threshold: float | None = None, window: int = TRAINING_GAMES
 ) -> tuple[Figure, pd.DataFrame]:
-    """How many times as fast more workers are than the fewest: to a score, and in predictions per second.
+    """How many times as fast more workers are than the fewest: to a score in seconds and frames, and in predictions.
 
     A run that never reached the score has no point there; the medians behind the ratios count it as censored.
 

@@ -43,8 +43,14 @@ import os, signal, sys, time
 from a3c_bench.algos import a3c, ga3c, gorila
 
 FAULT, PLACE, MOMENT = (os.environ.get(f"FAULT_{key}", "") for key in ("KIND", "PLACE", "MOMENT"))
-PLACES = {"worker": (a3c.Worker, "update"), "predictor": (ga3c.Predictor, "act"), "trainer": (ga3c.Trainer, "learn"),
-          "bundle": (gorila.Bundle, "work"), "shard": (gorila.Shard, "serve")}
+PLACES = {
+    "worker": (a3c.Worker, "update"),
+    "locked": (a3c.Worker, "_lag"),  # where the lock is held
+    "predictor": (ga3c.Predictor, "act"),
+    "trainer": (ga3c.Trainer, "learn"),
+    "bundle": (gorila.Bundle, "work"),
+    "shard": (gorila.Shard, "serve"),
+}
 calls = 0
 
 
@@ -165,7 +171,7 @@ SLOW_CASES: list[Any] = [
     ((*GA3C, *FULL_QUEUE), "trainer", "raise", "full"),
     ((*GA3C, *FULL_QUEUE), "predictor", "raise", "full"),
     ((*GA3C, *FULL_QUEUE), "predictor", "hang", "full"),
-    ((*A3C, "algo.lock=true"), "worker", "kill", "midway"),
+    ((*A3C, "algo.lock=true"), "locked", "kill", "midway"),
     (("algo=a3c", "algo.n_workers=6"), "worker", "hang", "midway"),
     *((GORILA, place, kind, "start") for place in ("bundle", "shard") for kind in ("raise", "hang")),
     *((GORILA, "bundle", kind, "midway") for kind in ("raise", "kill", "hang")),
@@ -176,6 +182,7 @@ SLOW_CASES: list[Any] = [
 ]
 
 
+@pytest.mark.timeout(300)  # two runs, of up to four processes each
 @pytest.mark.parametrize(
     ("words", "place", "kind", "moment"),
     [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)],
@@ -186,7 +193,9 @@ def test_a_fault_ends_the_run_in_seconds_and_the_next_goes_on(
     trace = fail_and_go_on(faulty, words, place, kind, moment)
     expected = {"raise": "ArithmeticError: a fault of the test", "kill": "was killed by SIGKILL", "hang": "strike"}
     assert expected[kind] in trace
-    assert {"worker": "Worker 1", "bundle": "Bundle 1", "shard": "Shard 0"}.get(place, place) in trace
+    assert {"worker": "Worker 1", "locked": "Worker 1", "bundle": "Bundle 1", "shard": "Shard 0"}.get(
+        place, place
+    ) in trace
 
 
 @pytest.mark.parametrize("words", [A3C, pytest.param(GA3C, marks=pytest.mark.slow)])

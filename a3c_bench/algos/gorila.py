@@ -45,7 +45,7 @@ from a3c_bench.envs import Episode, VectorEnv
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.explorer import Explorer
-from a3c_bench.runtime.machine import allow_many_files, usable_cores, use_cores
+from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import PHASES, Part, Session
 from a3c_bench.runtime.storage import SharedArrays, check_disk, mapped_files
@@ -138,7 +138,7 @@ class Crew:
 
 def make_crew(options: GorilaConfig) -> Crew:
     """With the numbers that are not said filled in."""
-    n_learners = options.n_learners or usable_cores()
+    n_learners = options.n_learners or min(usable_cores(), MOST_LEARNERS)
     n_actors = options.n_actors or n_learners
     one_replay = options.replay.kind == "global"
     return Crew(n_actors, n_learners, options.n_shards, options.envs_per_actor, one_replay)
@@ -584,7 +584,6 @@ def train(config: Config, session: Session) -> None:
     """Starts the processes and keeps the record of what they do."""
     options: GorilaConfig = config.algo
     crew = make_crew(options)
-    allow_many_files()
     envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION), n_threads=1)
     try:
         network: QNetwork = build.make_q_network(config, envs, torch.device("cpu"))

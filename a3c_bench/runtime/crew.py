@@ -24,7 +24,7 @@ class Member:
 
     def __init__(self, crew: "Crew", name: str) -> None:
         self.name = name
-        self.standing = False
+        self.stands_in = 0  # the pause that this one waits in, or waited in last
         self.dismissed = False  # set it to let this one go, after its turn
         self.heard = True  # since the crew last looked
         self.silent_seconds = 0.0
@@ -38,14 +38,15 @@ class Member:
 
     def _awake(self) -> bool:
         """Waits while the crew is paused; False if it is to end. One that is dismissed finishes its turn first."""
+        crew = self._crew
         self.heard = True
-        while self._crew.paused.is_set() and not self._crew.stopped.is_set():
-            self.standing = True
-            time.sleep(0.001)
-        if self.standing:
+        while (pause := crew.pause) and not crew.stopped.is_set():
+            self.stands_in = pause
+            while crew.pause == pause and not crew.stopped.is_set():
+                time.sleep(0.001)
             self.resume()
-        self.standing, self.heard = False, True
-        return not self._crew.stopped.is_set()
+        self.heard = True
+        return not crew.stopped.is_set()
 
     def report(self, content: Any) -> None:
         """Hands something to the crew's `handle`, in the thread that polls."""
@@ -80,8 +81,8 @@ class Crew:
     """
 
     def __init__(self, handle: Callable[[Any], None], silence_seconds: float) -> None:
-        self.paused = threading.Event()
-        self.paused.set()
+        self.pause = 1  # 0 while all run. Each pause has a number of its own: one may follow another at once
+        self._n_pauses = 1
         self.stopped = threading.Event()
         self.reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._handle = handle
@@ -118,7 +119,8 @@ class Crew:
         passed, self._looked_at = min(now - self._looked_at, 1.0), now  # if this process slept, so did they
         self._members = [member for member in self._members if member.thread.is_alive()]
         for member in self._members:
-            member.silent_seconds = 0.0 if member.heard or member.standing else member.silent_seconds + passed
+            present = member.heard or member.stands_in == self.pause
+            member.silent_seconds = 0.0 if present else member.silent_seconds + passed
             member.heard = False
             if member.silent_seconds > self._silence_seconds:
                 raise WorkerError(f"The {member.name} said nothing for {self._silence_seconds:g} seconds.\n"
@@ -131,13 +133,15 @@ class Crew:
         Raises:
             WorkerError: as `poll`.
         """
-        self.paused.set()
-        while not all(member.standing for member in self._members):
+        if not self.pause:  # else it is the pause in which they start
+            self._n_pauses += 1
+            self.pause = self._n_pauses
+        while not all(member.stands_in == self.pause for member in self._members):
             self.poll(0.001)
         while not self.reports.empty():
             self.poll(0.0)
         yield
-        self.paused.clear()
+        self.pause = 0
 
     def __enter__(self) -> "Crew":
         return self

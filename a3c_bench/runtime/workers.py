@@ -26,7 +26,7 @@ from torch import Tensor
 from torch import multiprocessing as mp
 
 from a3c_bench.errors import WorkerError
-from a3c_bench.runtime.machine import die_with_parent, usable_cores
+from a3c_bench.runtime.machine import allow_many_files, die_with_parent, usable_cores
 from a3c_bench.runtime.signals import STOP_SIGNALS, held_back
 
 _RUN, _STOP = 0, -1  # orders; a number above 0 is a pause. Each has its own: one may follow another at once
@@ -127,6 +127,7 @@ class Workers:
         names: Sequence[str] | None = None,
     ) -> None:
         names = names or [f"worker {index}" for index in range(len(arguments))]
+        allow_many_files()
         self._handle = handle
         self._silence_seconds = silence_seconds
         self._seconds_to_get_ready = silence_seconds * max(1.0, len(arguments) / usable_cores())

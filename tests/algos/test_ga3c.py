@@ -79,8 +79,8 @@ class Parts:
         torch.set_num_threads(1)
         options = config.algo
         envs = build.make_envs(
-            config, options.n_agents, sequence(0, Stream.ENVIRONMENTS), batch_size=options.prediction_batch
-        )
+            config, options.n_agents, sequence(0, Stream.ENVIRONMENTS), n_threads=1, batch_size=options.prediction_batch
+        )  # by one thread, so that agents come back in one order
         network = build.make_network(config, envs, torch.device("cpu"))
         self.theta = FlatParameters(network).values.detach()
         self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))

@@ -206,11 +206,14 @@ def test_every_option_changes_what_is_learnt(config: Config) -> None:
 # --- who there is -----------------------------------------------------------------------------------------------------
 
 
-def test_bundles_are_the_default() -> None:
+def test_bundles_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     crew = make_crew(GorilaConfig(n_learners=3))
     assert crew == Crew(n_actors=3, n_learners=3, n_shards=1, envs_per_actor=1, one_replay=False)
     assert crew.names == ["bundle 0", "bundle 1", "bundle 2", "shard 0"]
     assert [crew.users(i) for i in range(crew.n_replays)] == [[0], [1], [2]]
+    for n_cores, n_bundles in ((7, 7), (128, gorila.MOST_LEARNERS)):
+        monkeypatch.setattr(gorila, "usable_cores", lambda n=n_cores: n)
+        assert make_crew(GorilaConfig()).n_bundles == n_bundles
 
 
 @pytest.mark.parametrize(

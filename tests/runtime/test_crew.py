@@ -42,6 +42,21 @@ def test_every_report_arrives_and_a_standstill_is_one() -> None:
     assert crew.reports.empty()
 
 
+def test_pauses_may_follow_each_other_at_once() -> None:
+    reported: list[int] = []
+    with Crew(reported.append, 10.0) as crew:
+        for i in range(3):
+            crew.start(f"counter {i}", count)
+        for _ in range(30):
+            for _ in range(3):
+                with crew.standstill():
+                    before = len(reported)
+                    time.sleep(0.002)
+                    assert crew.reports.empty()
+                    assert len(reported) == before
+            run_for(crew, 0.02)
+
+
 def test_a_thread_is_told_when_a_pause_is_over() -> None:
     resumed: list[str] = []
 

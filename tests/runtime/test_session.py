@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -101,6 +102,31 @@ def test_a_worse_game_that_is_reported_late_changes_nothing(
     assert status["state"] == "finished"
     assert status["final"]["mean_return_100_games"] < 1.0
     assert "evaluation_mean_return" in status["final"]
+
+
+def test_a_budget_that_was_spent_stays_so_when_the_last_evaluation_is_cut_off(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worse game came late and the signal in the last evaluation: the next attempt evaluates, and trains no more."""
+
+    def train_paac(config: Config, session: Session) -> None:
+        real(config, session)
+        session.count(0, [Episode(0, -1e6, 1)])
+        monkeypatch.undo()
+
+    def evaluate(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    real = paac.train
+    config = steady(tiny, frames=1_000_000, target_return=1.0)
+    monkeypatch.setattr(train_module, "find_algorithm", lambda name: replace(paac.ALGORITHM, train=train_paac))
+    with pytest.MonkeyPatch.context() as once:
+        once.setattr(train_module, "evaluate", evaluate)
+        first = train(config, tmp_path)
+    assert first["state"] == "preempted"
+    second = train(config, tmp_path)
+    assert second["state"] == "finished"
+    assert (second["frames"], second["updates"]) == (first["frames"], first["updates"])
 
 
 def test_a_return_that_is_not_reached_does_not(tiny: Config, tmp_path: Path) -> None:
