@@ -261,6 +261,8 @@ def _times_less(runs: Sequence[Run], base: Sequence[Run], column: str, goal: flo
 
 def _censored(points: Sequence[Point]) -> str:
     never = sum(not np.isfinite(point.y["to_score"]) for point in points)
+    if never == 0:
+        return "every run reached it"
     return f"{never} of {len(points)} runs have no point there: they, or the median compared to, never reached it"
 
 
