@@ -87,7 +87,7 @@ def assert_tables_are_whole(run: Path) -> None:
     for name in ("metrics", "lag"):
         table = pd.read_csv(run / f"{name}.csv")
         assert table["frames"].is_unique, name
-        assert table["updates"].is_unique, name
+        assert table["updates"].is_monotonic_increasing, name  # GA3C's trainers may sleep through an interval
     games = pd.read_csv(run / "eval.csv")
     assert not games.duplicated(["frames", "game_index"]).any()
 
