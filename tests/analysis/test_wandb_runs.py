@@ -24,7 +24,15 @@ COUNTERS = ["frames", "agent_steps", "updates", "wall_seconds"]
 def trained(tmp_path_factory) -> Path:
     """A run that logged to wandb offline, of this suite itself."""
     pytest.importorskip("wandb")
-    run = tmp_path_factory.mktemp("trained") / "run"
+    for _ in range(3):  # a guest may fail and ends no run: then its file is not whole
+        run = tmp_path_factory.mktemp("trained") / "run"
+        log_to_wandb(run)
+        if [other.state for other in read_offline(run.glob("wandb/offline-run-*/*.wandb"))] == ["finished"]:
+            break
+    return run
+
+
+def log_to_wandb(run: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_SILENT", "true")
         train(
@@ -35,7 +43,6 @@ def trained(tmp_path_factory) -> Path:
             ]),
             run,
         )  # fmt: skip
-    return run
 
 
 @pytest.fixture
