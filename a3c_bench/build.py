@@ -152,9 +152,9 @@ def make_optimizer(options: OptimizerConfig, parameters: Tensor) -> torch.optim.
         return torch.optim.Adagrad([parameters], lr, eps=epsilon, initial_accumulator_value=initial, fused=fused)
     return RMSProp(
         [parameters],
-        lr=options.lr,
+        lr=lr,
         decay=options.decay,
-        epsilon=options.epsilon,
+        epsilon=epsilon,
         epsilon_inside_root=options.epsilon_inside_root,
         initial_square=options.initial_square,
         centered=options.centered,

@@ -529,16 +529,16 @@ class Trainer:
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         learning_rate = self.learning_rate_at(counts.frames)
         set_learning_rate(self.optimizer, learning_rate)
-        # As found.mask, for of a rollout estimators can use all or nothing; but known without waiting for the device.
-        mask = keep
+        # keep is found.mask (of a rollout estimators can use all or nothing), known without waiting for the device.
+        learns = bool(keep.any())
         lag: dict[str, Any] = {}
-        if mask.any() and self.measure_lag:
+        if learns and self.measure_lag:
             now = counts.stamp()
-            lags = np.array(now) - stamps[mask]
+            lags = np.array(now) - stamps[keep]
             lag = {"lag_updates": lags[:, 0], "lag_frames": lags[:, 1], "lag_seconds": lags[:, 2]}
             lag["gradient_staleness_updates"] = np.array([now[0] - version])
             lag |= divergence(batch, found.log_probs, found.mask)
-        if mask.any():
+        if learns:
             self.optimizer.step()
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()  # before it is counted
@@ -550,7 +550,7 @@ class Trainer:
         }
         n_young = int(young.sum())
         return Trained(
-            metrics, found.fit, lag, int(valid.sum()), int(valid.sum()) - n_young, n_young - int(mask.sum()), {}
+            metrics, found.fit, lag, int(valid.sum()), int(valid.sum()) - n_young, n_young - int(keep.sum()), {}
         )
 
 
