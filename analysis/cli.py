@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.load import Run, load_runs
+from analysis.load import Run, load_and_count
 from analysis.wandb_runs import PREFIX, WandbError
 
 
@@ -91,8 +91,8 @@ def write_files(
 
 
 def _load(roots: Sequence[Path]) -> list[Run]:
-    runs = load_runs(*roots)
-    for root in roots:
-        if not any(run.path.is_relative_to(root) for run in runs):
+    runs, counts = load_and_count(roots)
+    for root, count in zip(roots, counts, strict=True):
+        if not count:
             raise NothingToDrawError(f"{root} holds no run: a run is a directory with config.yaml and status.json.")
     return runs

@@ -7,7 +7,6 @@ left out: one bad run never costs the figure of the others.
 import io
 import json
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis import aggregate
+from analysis import aggregate, walk
 
 log = logging.getLogger(__name__)
 
@@ -105,33 +104,37 @@ def load_runs(*roots: str | Path) -> list[Run]:
         FileNotFoundError: a root is not a directory.
         wandb_runs.WandbError: an online project cannot be read.
     """
+    return load_and_count(roots)[0]
+
+
+def load_and_count(roots: Sequence[str | Path]) -> tuple[list[Run], list[int]]:
+    """As `load_runs`, and how many runs each root holds: roots may overlap, or be links to each other."""
     from analysis import wandb_runs  # which needs Run
 
-    found: dict[Path, Run] = {}
+    found: dict[Path, Run | None] = {}  # by resolved path; None: broken, and named already
+    counts = []
     for root in roots:
         if str(root).startswith(wandb_runs.PREFIX):
-            found |= {run.path: run for run in wandb_runs.read_online(str(root))}
-            continue
-        if not Path(root).is_dir():
-            raise FileNotFoundError(f"{root} is not a directory: give one that holds runs, for instance runs/demo.")
-        offline: list[Path] = []
-        for directory in _run_directories(Path(root), offline):
-            run = _load_run(directory)
-            if run is not None:
-                found.setdefault(directory.resolve(), run)
-        for run in wandb_runs.read_offline(offline):
-            found.setdefault(run.path.resolve(), run)
-    return labelled(list(found.values()))
+            here: dict[Path, Run | None] = {run.path: run for run in wandb_runs.read_online(str(root))}
+        else:
+            if not Path(root).is_dir():
+                raise FileNotFoundError(f"{root} is not a directory: give one that holds runs, for instance runs/demo.")
+            offline: list[Path] = []
+            paths = {directory.resolve(): directory for directory in _run_directories(Path(root), offline)}
+            here = {key: found[key] if key in found else _load_run(path) for key, path in paths.items()}
+            here |= {run.path.resolve(): run for run in wandb_runs.read_offline(offline)}
+        counts.append(sum(run is not None for run in here.values()))
+        found |= here
+    return labelled([run for run in found.values() if run is not None]), counts
 
 
 def _run_directories(root: Path, offline: list[Path]) -> Iterator[Path]:
     """The run directories, and into `offline` the files of wandb that lie in none."""
-    for directory, children, files in os.walk(root):
-        offline += [Path(directory) / file for file in sorted(files) if file.endswith(".wandb")]
-        children.sort()
+    for directory, children, files in walk.below(root):
+        offline += [directory / file for file in sorted(files) if file.endswith(".wandb")]
         if "status.json" in files and "config.yaml" in files:
             children.clear()  # runs do not nest; their wandb/ and video/ hold many files
-            yield Path(directory)
+            yield directory
         elif "status.json" in files:
             log.warning("%s is left out: it holds no config.yaml.", directory)
         elif "config.yaml" in files and "episodes.csv" in files:

@@ -7,7 +7,6 @@ runs failed; 2 if there is no run.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from yaml import YAMLError
 
 from a3c_bench.launch.state import STATES, Standing, counted, look_again
 from a3c_bench.runtime.directory import read_yaml
+from analysis import walk
 
 _COLOURS = {
     "finished": "green",
@@ -32,16 +32,18 @@ _COLOURS = {
 
 
 def run_directories(*roots: Path) -> list[Path]:
-    """The run directories below some directories, those that wait in the queue included."""
+    """The run directories below some directories, each once, those that wait in the queue included."""
 
     def below(root: Path) -> Iterator[Path]:
-        for directory, children, files in os.walk(root):
-            children.sort()
+        for directory, children, files in walk.below(root):
             if "config.yaml" in files:
                 children.clear()
-                yield Path(directory)
+                yield directory
 
-    return [path for root in roots for path in below(root)]
+    found: dict[Path, Path] = {}
+    for path in (path for root in roots for path in below(root)):
+        found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def progress(status: Mapping[str, Any], budget: Mapping[str, Any]) -> tuple[float | None, float | None]:

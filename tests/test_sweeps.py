@@ -189,6 +189,19 @@ def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no run" in capsys.readouterr().err
 
 
+def test_status_follows_links_and_counts_a_run_once(tmp_path: Path) -> None:
+    run = tmp_path / "scratch" / "seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("budget: {frames: 10}\n")
+    linked = tmp_path / "runs"
+    linked.mkdir()
+    (linked / "a").symlink_to(run)
+    (linked / "b").symlink_to(run)
+    (linked / "loop").symlink_to(tmp_path)
+    assert status.run_directories(linked) == [linked / "a"]
+    assert status.run_directories(linked, tmp_path) == [linked / "a"]
+
+
 # --- plan -----------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,15 @@ import yaml
 
 import analysis
 from analysis import load_runs
-from analysis.load import EPISODE_COLUMNS, EVALUATION_COLUMNS, HISTOGRAM_COLUMNS, LAG_COLUMNS, METRIC_COLUMNS
+from analysis.load import (
+    EPISODE_COLUMNS,
+    EVALUATION_COLUMNS,
+    HISTOGRAM_COLUMNS,
+    LAG_COLUMNS,
+    METRIC_COLUMNS,
+    load_and_count,
+)
+from analysis.table import main as table_main
 
 
 def test_a_run_says_what_it_is(make_run):
@@ -245,3 +253,30 @@ def test_a_word_that_says_little_keeps_the_one_before_it(make_run, tmp_path):
     for kind in ("adam", "rmsprop"):
         make_run(overrides=kind, settings={"optimizer": {"kind": kind}})
     assert {run.label for run in load_runs(tmp_path)} == {"optimizer.kind=adam", "optimizer.kind=rmsprop"}
+
+
+# --- links
+
+
+def test_runs_behind_links_are_found_once_and_loops_end(make_run, tmp_path):
+    kept = make_run(seed=0, name="scratch")
+    linked = tmp_path / "links" / "CartPole-v1" / "paac"
+    linked.mkdir(parents=True)
+    (linked / "seed0").symlink_to(kept)
+    (linked / "again").symlink_to(kept)
+    (linked / "loop").symlink_to(tmp_path / "links")
+    assert [run.seed for run in load_runs(tmp_path / "links")] == [0]
+    assert [run.seed for run in load_runs(tmp_path / "links", tmp_path / "runs")] == [0]
+    (tmp_path / "all").symlink_to(tmp_path / "links")
+    assert [run.path for run in load_runs(tmp_path / "all")] == [tmp_path / "all" / "CartPole-v1" / "paac" / "again"]
+
+
+def test_roots_that_overlap_or_are_links_to_each_other_each_hold_runs(make_run, tmp_path):
+    path = make_run(seed=0)
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    (tmp_path / "none").mkdir()
+    roots = [tmp_path / "runs", path, tmp_path / "runs" / "demo", tmp_path / "link", tmp_path / "none"]
+    runs, counts = load_and_count(roots)
+    assert ([run.path for run in runs], counts) == ([path], [1, 1, 1, 1, 0])
+    assert table_main([*map(str, roots[:-1]), "--out", str(tmp_path / "tables")]) == 0
+    assert table_main([*map(str, roots), "--out", str(tmp_path / "tables")]) == 2
