@@ -29,5 +29,9 @@ class TrainingError(Exception):
     exit_status = 1
 
 
+class DivergedError(TrainingError):
+    """A figure of the updates became NaN or infinite: trying again would only hide how often that happens."""
+
+
 class WorkerError(TrainingError):
     """A worker process or thread raised, died or went silent; the message ends with its traceback, if it left one."""

@@ -230,6 +230,7 @@ class Config:
     worker_silence_seconds: float = option(10.0, above=0.0)  # of a worker: it ends the run
     calibrate: bool = False  # measure this machine's serial bound first, and report the share of it that was reached
     progress: bool = True
+    retry_diverged: bool = False  # start a run again that has diverged; else the same command leaves it alone
 
 
 # Keys that change neither what is computed nor where it is kept: a run may be resumed with other values of these.
@@ -237,6 +238,7 @@ PRESENTATION_KEYS = (
     "root",
     "name",
     "progress",
+    "retry_diverged",
     "logger",
     "calibrate",
     "checkpoint_interval_seconds",

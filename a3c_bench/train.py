@@ -21,16 +21,18 @@ from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.calibrate import calibrate
 from a3c_bench.core.networks import ActorCritic, QNetwork
-from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, TrainingError, UserError
+from a3c_bench.errors import CheckpointError, ConfigError, DivergedError, RunDirectoryError, TrainingError, UserError
 from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.runtime import checkpoint, machine
-from a3c_bench.runtime.directory import RunDirectory, timestamp
+from a3c_bench.runtime.directory import RunDirectory, diverged, timestamp
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.signals import StopRequest
 from a3c_bench.schema import Config, check
 
 log = logging.getLogger(__name__)
+
+NOT_RETRIED = "diverged and is not tried again unless retry_diverged=true"
 
 
 def train(config: Config, directory: Path, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -46,7 +48,8 @@ def train(config: Config, directory: Path, stop: StopRequest | None = None) -> d
 
     Raises:
         UserError: bad configuration, directory or checkpoint; one sentence.
-        TrainingError: the run diverged. This and any other error is in status.json as `failed`, with its traceback.
+        DivergedError: the run diverged, or did so before and is not to be tried again. This and any other error is in
+            status.json as `failed`, with its traceback.
     """
     check_run(config)
     held = RunDirectory(directory, asdict(config))
@@ -56,6 +59,8 @@ def train(config: Config, directory: Path, stop: StopRequest | None = None) -> d
             if status.get("state") == "finished" and held.latest_checkpoint.exists():
                 log.info("%s is finished already: nothing to do.", held.path)
                 return status
+            if diverged(status) and not config.retry_diverged:
+                raise DivergedError(f"{held.path} {NOT_RETRIED} ({status.get('error')}).")
             return _train(config, held, told)
     except OSError as error:
         raise RunDirectoryError(f"{directory}: {error.strerror or error}; what was saved before is intact.") from error
@@ -161,6 +166,7 @@ def _note_failure(directory: RunDirectory, error: BaseException, attempts: int) 
         directory.write_status(
             state="failed",
             attempts=attempts,
+            diverged=isinstance(error, DivergedError),
             error=f"{type(error).__name__}: {error}",
             traceback="".join(traceback.format_exception(error)),
         )

@@ -13,7 +13,7 @@ from analysis.load import changes_nothing, flat
 _COLUMNS_AT_MOST = 6  # methods beside each other, beyond which the values of all are listed
 _VALUES_AT_MOST = 6
 _ABSENT = "-"  # of a setting that an algorithm does not have
-_BARE = re.compile(r"[\w.+-]*[A-Za-z0-9][\w.+-]*")  # what Hydra reads as it stands
+_BARE = re.compile(r"[\w.+-]*[A-Za-z0-9][\w.+-]*", re.ASCII)  # what Hydra reads as it stands
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def commands(groups: Sequence[SeedGroup[Member]]) -> str:
         alike = {key: value for key, value in settings[0].items() if all(one.get(key) == value for one in settings)}
         own = {key: value for key, value in alike.items() if key not in shared}
         for words, seeds in _sweeps(group, settings, alike):
-            name = f"name={_word(str(group.runs[0].config.get('name', 'runs')) + '-again')}"
+            again = _word(str(group.runs[0].config.get("name", "runs")) + "-again")
+            name = shlex.quote(f"name={again}")
             first = f"python -m a3c_bench.run -m algo={group.algo} {name} seed={','.join(map(str, seeds))}"
             lines += [f'{first} "${{shared[@]}}" \\', *_filled(own | words, ending=" \\")]
             lines[-1] = lines[-1].removesuffix(" \\")
@@ -101,11 +102,20 @@ def _word(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_word, value))}]"
     if isinstance(value, Mapping):
-        return "{}" if not value else json.dumps(value)
+        return "{" + ",".join(f"{_word(key)}:{_word(item)}" for key, item in value.items()) + "}"
     text = str(value)
     if isinstance(value, str) and not (_BARE.fullmatch(text) and _is_no_other_value(text)):
-        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return _quoted(text)
     return text
+
+
+def _quoted(text: str) -> str:
+    """A string between quotes, in which Hydra takes a backslash for itself only before a quote, the last one included.
+
+    `${` would be an interpolation to OmegaConf, unless a backslash stands before it.
+    """
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), escaped) + "'"
 
 
 def _is_no_other_value(text: str) -> bool:

@@ -25,6 +25,7 @@ _COLOURS = {
     "finished": "green",
     "running": "cyan",
     "queued": "blue",
+    "unknown": "magenta",
     "preempted": "yellow",
     "failed": "red",
     "missing": "dim",

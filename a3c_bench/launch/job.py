@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from a3c_bench.errors import RunDirectoryInUseError, TrainingError, UserError
+from a3c_bench.errors import DivergedError, RunDirectoryInUseError, TrainingError, UserError
 from a3c_bench.launch import slurm
-from a3c_bench.runtime.directory import read_status, timestamp, write_job, write_status
+from a3c_bench.runtime.directory import diverged, read_status, timestamp, write_job, write_status
 from a3c_bench.runtime.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -153,5 +153,7 @@ def _note_failure(path: Path, error: Exception) -> None:
     print(f"a3c_bench: {error}" if told_in_one_sentence else "".join(traceback.format_exception(error)), flush=True)
     named = f"{type(error).__name__}: {error}"
     status = read_status(path)
+    if isinstance(error, DivergedError) and diverged(status):
+        return  # noted when it happened
     if status.get("state") != "failed" or status.get("error") != named:
         write_status(path, state="failed", error=named, traceback="".join(traceback.format_exception(error)))

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +65,13 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name]
+        return list(takewhile(_is_a_gpu, map(str.strip, named.split(","))))
     return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _is_a_gpu(name: str) -> bool:
+    """To CUDA, the first word that names none (-1, NoDevFiles, nothing) ends the list."""
+    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 
 
 def run_all(directories: Sequence[Path], options: LocalOptions, folder: Path, stop: StopRequest) -> None:

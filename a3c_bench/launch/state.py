@@ -9,7 +9,8 @@ from typing import Any
 from a3c_bench.launch import slurm
 from a3c_bench.runtime.directory import in_use, read_job, read_status
 
-STATES = ("finished", "running", "queued", "preempted", "failed", "missing")
+# unknown: somebody else's lock on it cannot be read
+STATES = ("finished", "running", "queued", "unknown", "preempted", "failed", "missing")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def _look(path: Path, queue: Mapping[str, slurm.Queued] | None) -> Standing:
             if said != "preempted":
                 return standing("queued", True, entry.reason)
             return standing("preempted", True, f"{entry.reason}, after {status.get('stop_reason', 'a signal')}")
-    if in_use(path):
+    used = in_use(path)
+    if used:
         return standing("running", True)
     if job.get("launcher") == "local" and _is_alive(job):
         return standing("queued", True)
@@ -87,6 +89,8 @@ def _look(path: Path, queue: Mapping[str, slurm.Queued] | None) -> Standing:
     if said == "preempted":
         because = f" ({status['stop_reason']})" if "stop_reason" in status else ""
         return standing("preempted", False, f"{status.get('stop_signal')}{because}, not queued")
+    if said == "running" and used is None:
+        return standing("unknown", False, f"its lock cannot be read; last sign of life {status.get('updated_at')}")
     if said == "running":
         return standing("failed", False)
     return standing("missing", False)

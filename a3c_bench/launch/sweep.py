@@ -12,7 +12,7 @@ from pathlib import Path
 from a3c_bench.launch.options import LocalOptions, SlurmOptions, check_local, check_slurm
 from a3c_bench.launch.points import Point, check_points, write_down
 from a3c_bench.launch.state import Standing, counted, local_record, look_again
-from a3c_bench.runtime.directory import write_job
+from a3c_bench.runtime.directory import diverged, write_job
 from a3c_bench.runtime.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,14 @@ def _prepare(points: Sequence[Point]) -> list[Path]:
         if standing.state == "missing":  # written down for a job that never came: it binds nobody
             (standing.directory / "config.yaml").unlink(missing_ok=True)
     write_down(points)
-    due = [standing.directory for standing in standings if standing.is_over and standing.state != "finished"]
+    again = {point.directory for point in points if point.config.retry_diverged}
+    due = [
+        standing.directory
+        for standing in standings
+        if standing.is_over
+        and standing.state != "finished"
+        and (not diverged(standing.status) or standing.directory in again)
+    ]
     log.info("%d runs: %s; %d to start.", len(standings), counted(standings), len(due))
     return due
 
@@ -122,7 +129,10 @@ def _summary(standings: Sequence[Standing]) -> int:
         if standing.job.get("log"):
             log.info("    log: %s", standing.job["log"])
     log.info("%d runs: %s.", len(standings), counted(standings))
-    if unfinished:
+    n_diverged = sum(diverged(standing.status) for standing in unfinished)
+    if n_diverged:
+        log.info("%d diverged: retry_diverged=true tries them again.", n_diverged)
+    if len(unfinished) > n_diverged:
         log.info("The same command runs again what is not finished.")
     return 1 if unfinished else 0
 

@@ -1,6 +1,7 @@
 """Checkpoints: one file with everything that a run needs to go on, loaded without running code from it."""
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,23 @@ def save(path: Path, content: dict[str, Any]) -> None:
         aside.unlink(missing_ok=True)
         if isinstance(error, RuntimeError):  # torch reports a full disk as a RuntimeError of its zip writer
             raise OSError(28, f"cannot write {path}: {error}") from error
+        raise
+
+
+def copy(path: Path, to: Path) -> None:
+    """Copies a checkpoint; a kill leaves the old file or the new one.
+
+    Raises:
+        OSError: the disk is full; the old checkpoint stays.
+    """
+    aside = to.with_name(to.name + ".new")
+    try:
+        shutil.copyfile(path, aside)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, to)
+    except BaseException:
+        aside.unlink(missing_ok=True)
         raise
 
 

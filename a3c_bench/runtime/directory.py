@@ -156,16 +156,26 @@ class CsvFile:
             raise
 
 
-def in_use(path: Path) -> bool:
-    """Whether a process of this machine (or of another that shares its locks) is running in a run directory."""
+def in_use(path: Path) -> bool | None:
+    """Whether a process of this machine (or of another that shares its locks) is running in a run directory.
+
+    It takes the permission to read alone: on NFS too, where flock becomes a lock of bytes, a shared one is for readers.
+
+    Returns:
+        None if it cannot be told: the lock may not be read, or the file system has no locks.
+    """
     try:
-        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+        descriptor = os.open(path / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:
+        return None
     finally:
         os.close(descriptor)
     return False
@@ -189,6 +199,11 @@ def write_status(path: Path, **changes: Any) -> None:
     """Changes these keys of a run directory's status.json, for whoever holds it, or knows that nobody does."""
     status = read_status(path) | changes | {"updated_at": timestamp()}
     replace_file(path / "status.json", json.dumps(status, indent=2) + "\n")
+
+
+def diverged(status: Mapping[str, Any]) -> bool:
+    """Whether status.json tells of a run that failed because it diverged."""
+    return status.get("state") == "failed" and status.get("diverged") is True
 
 
 def read_job(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from a3c_bench.core.adjustment import Sizes, Window
 from a3c_bench.core.lag import SUMMARY, UNITS, LagMeter
 from a3c_bench.core.losses import explained_variance
 from a3c_bench.envs.episodes import Episode
-from a3c_bench.errors import TrainingError
+from a3c_bench.errors import DivergedError
 from a3c_bench.runtime.directory import CsvFile, RunDirectory, replace_file
 from a3c_bench.runtime.loggers import Logger
 
@@ -139,7 +139,7 @@ class Recorder:
         """Writes one row of metrics.csv and one of lag.csv, and gives the former.
 
         Raises:
-            TrainingError: a figure of the updates is NaN or infinite.
+            DivergedError: a figure of the updates is NaN or infinite.
         """
         seconds = max(counters["wall_seconds"] - self._start["wall_seconds"], 1e-9)
         gained = {key: counters[key] - self._start[key] for key in COUNTERS}
@@ -208,7 +208,7 @@ class Recorder:
             parts = [torch.as_tensor(update[key], dtype=torch.float32).reshape(-1) for update in self._updates]
             mean = float(torch.cat(parts).mean())
             if not abs(mean) < float("inf"):
-                raise TrainingError(f"{key} became {mean} before frame {counters['frames']:.0f}: the run diverged.")
+                raise DivergedError(f"{key} became {mean} before frame {counters['frames']:.0f}: the run diverged.")
             means[key] = mean
         self._updates = []
         if self._fits:

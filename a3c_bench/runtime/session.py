@@ -105,6 +105,7 @@ class Session:
         self._parts: dict[str, Part] = {}
         self._n_evaluations = saved["n_evaluations"] if saved else 0
         self._best_return = saved["best_return"] if saved else float("-inf")
+        self._best_updates = saved.get("best_updates") if saved else None  # when that was; older versions did not say
         self._evaluation_owed = bool(saved and saved["evaluation_owed"])  # due, but the run was told to stop meanwhile
         self._last_evaluation: Mapping[str, float] = saved["last_evaluation"] if saved else {}
         self._budget_was_spent = bool(saved and saved["budget_was_spent"])
@@ -149,6 +150,9 @@ class Session:
                 reason = " ".join(str(error).split())  # torch's are several lines
                 raise CheckpointError(f"{self._directory.latest_checkpoint} does not fit this run: {reason}") from error
             self._saved = None
+            self._keep_best_in_step()
+        else:
+            self._directory.best_checkpoint.unlink(missing_ok=True)  # of a run that was begun anew
         self._save(self._directory.latest_checkpoint)
         self._write_status("running")
         self._clock.start()
@@ -292,9 +296,21 @@ class Session:
             frames, n_games = f"{self.counters.frames:,}", len(result.games)
             log.info("frame %s: evaluation return %.1f over %d games", frames, mean_return, n_games)
         if mean_return > self._best_return:
-            self._best_return = mean_return
-            self._save(self._directory.best_checkpoint)
+            self._best_return, self._best_updates = mean_return, self.counters.updates
+            self._save(self._directory.latest_checkpoint)  # first: the run never goes back behind its best network
+            checkpoint.copy(self._directory.latest_checkpoint, self._directory.best_checkpoint)
         return True
+
+    def _keep_best_in_step(self) -> None:
+        """Makes best.pt belong to what this run goes on from: a kill may have come before it was copied, and before
+        latest.pt came up with it in runs of older versions, which saved it alone."""
+        latest, best = self._directory.latest_checkpoint, self._directory.best_checkpoint
+        if self._best_updates == self.counters.updates:
+            checkpoint.copy(latest, best)
+        elif best.exists() and _updates_of(best) > self.counters.updates:
+            log.warning("%s is of a part of the run that was lost: the next evaluation replaces it.", best)
+            best.unlink()
+            self._best_return, self._best_updates = float("-inf"), None
 
     def _save(self, path: Path) -> None:
         self._recorder.write_histogram()
@@ -306,6 +322,7 @@ class Session:
             "n_evaluations": self._n_evaluations,
             "evaluation_owed": self._evaluation_owed,
             "best_return": self._best_return,
+            "best_updates": self._best_updates,
             "last_evaluation": dict(self._last_evaluation),
             "recorder": self._recorder.state_dict(),
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
@@ -324,3 +341,11 @@ class Session:
             state=state, attempts=self.attempt, **self._now(), final=figures, error=None, **more
         )
         return self._directory.read_status()
+
+
+def _updates_of(file: Path) -> float:
+    """When a checkpoint was saved; infinite if it is damaged."""
+    try:
+        return float(checkpoint.load(file)["counters"]["updates"])
+    except CheckpointError:
+        return float("inf")

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from a3c_bench.config import compose, load_config
+from a3c_bench.schema import WandbConfig
 from analysis import load_runs
-from analysis.configurations import commands, differences
+from analysis.configurations import _word, commands, differences
 from analysis.groups import Member, group_traces
 
 
@@ -85,6 +86,28 @@ def test_the_commands_give_the_same_configurations(tmp_path, first, second):
         again = compose([*single, "seed=3"])
         changed = {"name": config.name, "root": config.root}
         assert dataclasses.replace(again, **changed) == config
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("größe", "日本", "a\\b", "end\\", "it's", "\\'", "a\\\\'b\\\\", 'say "x"'),
+        *("${oc.env:HOME}", "\\${x}", "1e3", "yes", "a,b", ""),
+    ],
+)
+def test_any_word_can_be_read_back(name):
+    assert compose([f"logger.wandb.entity={_word(name)}", f"logger.wandb.tags=[{_word(name)}]"]).logger.wandb == (
+        WandbConfig(entity=name, tags=[name])
+    )
+
+
+def test_a_script_hands_any_name_over(tmp_path):
+    name = "größe a\\b 'c' $HOME"
+    write_config([], tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) | {"name": name}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    (words,) = read_commands(commands(groups_below(tmp_path)))
+    assert compose([word for word in words if word.startswith("name=")]).name == f"{name}-again"
 
 
 def test_seeds_that_drew_something_have_commands_of_their_own(make_run, tmp_path):

@@ -60,7 +60,13 @@ def test_asking_for_more_than_there_is() -> None:
 def test_gpus_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
     assert visible_gpus() == ["3", "GPU-abc"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 0,-1,2")
+    assert visible_gpus() == ["1", "0"]
+
+
+@pytest.mark.parametrize("none", ["", " ", "-1", "NoDevFiles", "none", "-1,0"])
+def test_no_gpu_was_given(none: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
     assert visible_gpus() == []
 
 

@@ -1,5 +1,6 @@
 """Where runs stand, from made-up directories and made-up answers of SLURM."""
 
+import fcntl
 import json
 import os
 import socket
@@ -83,6 +84,39 @@ def test_a_directory_in_use_is_running(tmp_path: Path) -> None:
     held.close()
     assert not in_use(tmp_path)
     assert look([tmp_path], {})[0].state == "preempted"
+
+
+def test_whoever_may_only_read_sees_that_a_run_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def open_to_read(path: Any, flags: int, *mode: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *mode)
+
+    held = RunDirectory(run(tmp_path, {"state": "running"}), {"seed": 1})
+    monkeypatch.setattr(os, "open", open_to_read)
+    assert look([tmp_path], {})[0].state == "running"
+    held.close()
+    assert look([tmp_path], {})[0].state == "failed"
+
+
+def test_what_cannot_be_told_is_unknown_and_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    def no_locks(*arguments: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    RunDirectory(run(tmp_path, {"state": "running", "updated_at": "2026-11-27T01:02:03Z"}), {"seed": 1}).close()
+    for module, name, broken in ((os, "open", refuse), (fcntl, "flock", no_locks)):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, broken)
+            assert in_use(tmp_path) is None
+            (standing,) = look([tmp_path], {})
+        assert standing.state == "unknown"
+        assert standing.why == "its lock cannot be read; last sign of life 2026-11-27T01:02:03Z"
+    assert look([run(tmp_path, {"state": "failed", "error": "E: x"})], {})[0].state == "failed"
 
 
 def test_a_run_on_the_list_of_a_living_process_is_queued(tmp_path: Path) -> None:

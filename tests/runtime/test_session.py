@@ -18,7 +18,7 @@ from a3c_bench import train as train_module
 from a3c_bench.algos import paac
 from a3c_bench.core.losses import ActorCriticLoss
 from a3c_bench.envs.episodes import Episode
-from a3c_bench.errors import CheckpointError, ConfigError, RunDirectoryError, TrainingError
+from a3c_bench.errors import CheckpointError, ConfigError, DivergedError, RunDirectoryError
 from a3c_bench.evaluate import EvaluationResult
 from a3c_bench.runtime import checkpoint, recorder
 from a3c_bench.runtime.directory import RunDirectory, read_status
@@ -340,11 +340,11 @@ def test_a_diverged_run_fails_and_keeps_its_checkpoint(
 ) -> None:
     at_update(24, lambda: NAN_LOSS)
     config = replace(tiny, metrics_interval_frames=interval)
-    with pytest.raises(TrainingError, match=r"loss became nan before frame \d+: the run diverged\."):
+    with pytest.raises(DivergedError, match=r"loss became nan before frame \d+: the run diverged\."):
         train(config, tmp_path)
     status = read_status(tmp_path)
     assert status["state"] == "failed"
-    assert status["error"].startswith("TrainingError: loss became nan")
+    assert status["error"].startswith("DivergedError: loss became nan")
     assert "Traceback" in status["traceback"]
     assert status["attempts"] == 1
     saved = checkpoint.load(tmp_path / "checkpoint" / "latest.pt")
@@ -355,13 +355,106 @@ def test_a_diverged_run_fails_and_keeps_its_checkpoint(
     assert not (tmp_path / "checkpoint" / "best.pt").exists()
 
 
-def test_a_failed_run_is_tried_again(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
+def test_a_diverged_run_is_tried_again_only_when_asked(
+    tiny: Config, tmp_path: Path, at_update: Callable[..., None]
+) -> None:
     at_update(24, lambda: NAN_LOSS)
-    with pytest.raises(TrainingError):
+    with pytest.raises(DivergedError):
         train(tiny, tmp_path)
-    status = train(tiny, tmp_path)
+    told = read_status(tmp_path)
+    assert (told["state"], told["diverged"]) == ("failed", True)
+    with pytest.raises(DivergedError, match=r"diverged and is not tried again unless retry_diverged=true \(.*nan"):
+        train(tiny, tmp_path)
+    assert read_status(tmp_path) == told
+    status = train(replace(tiny, retry_diverged=True), tmp_path)
     assert (status["state"], status["attempts"], status["error"]) == ("finished", 2, None)
     assert not math.isnan(status["final"]["evaluation_mean_return"])
+
+
+def test_a_run_that_failed_otherwise_is_tried_again(
+    tiny: Config, tmp_path: Path, at_update: Callable[..., None]
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("by hand")
+
+    at_update(24, fail)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny, tmp_path)
+    assert read_status(tmp_path)["diverged"] is False
+    status = train(tiny, tmp_path)
+    assert (status["state"], status["attempts"], status["error"]) == ("finished", 2, None)
+
+
+# --- the best network -----------------------------------------------------------------------------------------------
+
+
+def best_of(path: Path) -> tuple[float, int]:
+    saved = checkpoint.load(path / "checkpoint" / "best.pt")
+    return saved["best_return"], saved["counters"]["updates"]
+
+
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the evaluations to come will find, in their order."""
+    coming: list[float] = []
+
+    def evaluate(*arguments: Any) -> EvaluationResult:
+        games = [{"episode_return": coming[0], "episode_length": 1}]
+        return EvaluationResult(games, {"evaluation_mean_return": coming.pop(0)})
+
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    return coming
+
+
+def test_the_best_network_is_never_of_a_part_that_was_lost(
+    tiny: Config, tmp_path: Path, at_update: Callable[..., None], scores: list[float]
+) -> None:
+    """A run dies after a good evaluation and before its next checkpoint; it goes on from that evaluation."""
+
+    def die() -> None:
+        raise RuntimeError("killed")
+
+    config = replace(tiny, checkpoint_interval_seconds=1e6, evaluation=replace(tiny.evaluation, interval_frames=100))
+    scores += [1.0, 9.0]  # at 100 and 200 frames
+    at_update(25, die)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, tmp_path)
+    latest = checkpoint.load(tmp_path / "checkpoint" / "latest.pt")
+    kept = best_of(tmp_path)
+    assert kept == (latest["best_return"], latest["counters"]["updates"])
+    assert (kept[0], 20 <= kept[1] < 25) == (9.0, True)
+    scores += [3.0, 4.0, 4.0]
+    status = train(config, tmp_path)
+    assert (status["state"], best_of(tmp_path)) == ("finished", kept)
+    assert pd.read_csv(tmp_path / "eval.csv")["episode_return"].max() == 9.0
+
+
+def test_a_best_network_that_a_kill_kept_from_being_copied(tiny: Config, tmp_path: Path, scores: list[float]) -> None:
+    scores += [9.0]
+    train(tiny, tmp_path)
+    best = tmp_path / "checkpoint" / "best.pt"
+    whole = best_of(tmp_path)
+    for content in (None, b"old"):
+        best.unlink() if content is None else best.write_bytes(content)
+        (tmp_path / "status.json").write_text('{"state": "running"}')
+        scores += [1.0]
+        train(tiny, tmp_path)
+        assert best_of(tmp_path) == whole
+
+
+def test_a_best_network_of_an_older_version_that_was_lost_is_replaced(
+    tiny: Config, tmp_path: Path, stop_at_update: Callable[..., None], scores: list[float]
+) -> None:
+    stop_at_update(13)
+    train(tiny, tmp_path)
+    folder = tmp_path / "checkpoint"
+    saved = checkpoint.load(folder / "latest.pt")
+    later = saved | {"best_return": 99.0, "counters": saved["counters"] | {"updates": 30}}
+    checkpoint.save(folder / "best.pt", later)
+    scores += [5.0]
+    assert train(tiny, tmp_path)["state"] == "finished"
+    score, updates = best_of(tmp_path)
+    assert (score, updates > 30) == (5.0, True)
 
 
 def test_any_other_error_is_on_record(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
@@ -379,7 +472,7 @@ def test_any_other_error_is_on_record(tiny: Config, tmp_path: Path, at_update: C
 
 def test_the_directory_is_let_go_after_a_failure(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
     at_update(3, lambda: NAN_LOSS)
-    with pytest.raises(TrainingError):
+    with pytest.raises(DivergedError):
         train(replace(tiny, metrics_interval_frames=10), tmp_path)
     RunDirectory(tmp_path, asdict(replace(tiny, metrics_interval_frames=10))).close()
 
