@@ -18,19 +18,24 @@ def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]], per: str = "cur
         trained = [run for group in here for run in group.runs]
         lines.append(f"{env}: {_seeds(here)} per {per}, {frames(trained)}, {settings(trained)}.")
     lines.append(f"Hardware: {hardware(runs)}.")
-    if unfinished(runs):
-        lines.append(f"Not finished: {unfinished(runs)}.")
+    everyone = [run for group in groups for run in group.all_runs]
+    lines += [f"Not finished: {names}." for names in [unfinished(everyone)] if names]
+    lines += [f"In several attempts: {names}." for names in [tried_again(everyone)] if names]
     return "\n".join(lines)
 
 
 def averaging(groups: Sequence[SeedGroup[Trace]]) -> list[str]:
     """Sentences on what becomes of the seeds."""
     sentences = []
-    if any(group.has_band for group in groups):
+    means = [group for group in groups if group.has_band]
+    if means:
+        fainter = "; fainter from there, of the seeds that go on" if any(group.is_uneven for group in means) else ""
         sentences.append(
-            "Line: mean over seeds, as far as the shortest goes. "
+            f"Line: mean over seeds, as far as the shortest goes{fainter}. "
             "Band: 95% percentile bootstrap over seeds, too narrow when they are few."
         )
+    if any(group.others for group in means):
+        sentences.append("Thin lines beside a mean: runs that are not over, which are no part of it.")
     if not all(group.has_band for group in groups):
         sentences.append(f"Thin lines: single runs, where there are fewer than {SEEDS_FOR_BAND} seeds and so no band.")
     return sentences
@@ -68,17 +73,22 @@ def hardware(runs: Sequence[Run]) -> str:
 
 def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
     """Which runs did not end as they should; empty if all did."""
-    names = [
-        f"{run.env} {style.display_name(run.algo)} seed {run.seed} ({run.state})"
-        for run in runs
-        if run.state != "finished"
-    ]
+    return _named([(run, run.ending) for run in runs if run.state != "finished"], at_most)
+
+
+def tried_again(runs: Sequence[Run], at_most: int = 4) -> str:
+    """Which runs finished, but not at the first attempt or that they resumed; empty if none did."""
+    return _named([(run, f"{run.attempts}") for run in runs if run.state == "finished" and run.attempts > 1], at_most)
+
+
+def _named(runs: Sequence[tuple[Run, str]], at_most: int) -> str:
+    names = [f"{run.env} {style.display_name(run.algo)} seed {run.seed} ({what})" for run, what in runs]
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more
 
 
 def _seeds(groups: Sequence[SeedGroup[Trace]]) -> str:
-    counts = sorted({len(group.traces) for group in groups})
+    counts = sorted({len(group.all_runs) for group in groups})
     words = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"{words} seed{'' if counts[-1] == 1 else 's'}"
 

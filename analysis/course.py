@@ -87,33 +87,35 @@ def make_groups(runs: Iterable[Run], read: Callable[[Run], Mapping[str, Curve]],
         read: from a run to its curves.
         lacking: why a run has none, for the warning.
     """
-    traces = []
+    traces, missing = [], []
     for run in runs:
         curves = read(run)
         if curves:
             traces.append(Trace(run, curves))
         else:
+            missing.append(run)
             log.warning("%s %s: it is not in the figure.", run.path, lacking)
-    return [_with_bands(group) for group in group_traces(traces)]
+    return [_with_bands(group) for group in group_traces(traces, missing)]
 
 
 def _with_bands(group: SeedGroup[Trace]) -> Group:
     bands = {}
-    for name in dict.fromkeys(name for trace in group.traces for name in trace.curves):
-        bands[name] = make_band([trace.curves[name] for trace in group.traces if name in trace.curves])
+    for name in dict.fromkeys(name for trace in group.counted for name in trace.curves):
+        curves = [trace.curves[name] for trace in group.counted if name in trace.curves]
+        bands[name] = make_band(curves, to_the_end=group.is_uneven)
         if not len(bands[name].x):
             log.warning("%s in %s has no mean of %s: its seeds do not overlap.", group.name, group.env, name)
-    return Group(group.env, group.algo, group.label, group.traces, bands)
+    return Group(group.env, group.algo, group.label, group.traces, bands, missing=group.missing)
 
 
 def make_table(groups: Sequence[Group], x_column: str) -> pd.DataFrame:
     """The mean curves as numbers, one row per grid point."""
     parts = []
     for group in groups:
-        fixed = {"env": group.env, "algo": group.algo, "label": group.label, "n_seeds": len(group.traces)}
+        fixed = {"env": group.env, "algo": group.algo, "label": group.label}
         for name, band in group.bands.items():
             part = pd.DataFrame({"x": band.x, "value": band.mean, "low": band.low, "high": band.high})
-            parts.append(part.assign(**fixed, curve=name, x_axis=x_column))
+            parts.append(part.assign(**fixed, n_seeds=band.n.astype(int), curve=name, x_axis=x_column))
     return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
 
 
@@ -133,7 +135,7 @@ def draw(groups: Sequence[Group], panels: Sequence[Panel], x_column: str, how: s
     sections = []
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env]
-        legend = [f"{group.name} ({figure.counted_seeds(len(group.traces))})" for group in here]
+        legend = [f"{group.name} ({group.seeds()})" for group in here]
         fill = partial(_fill, here=here, panels=panels, x_column=x_column, looks=looks)
         sections.append(figure.Section(env, -(-len(panels) // 2), legend, fill))
     width = style.TWO_COLUMNS if len(panels) > 1 else style.ONE_COLUMN
@@ -151,13 +153,15 @@ def _fill(
     unit, scale = figure.axis_unit(x_column, largest)
     for axes, panel in zip(figure.grid(part, len(panels), 2), panels, strict=True):
         for group in here:
-            for i, name in enumerate(name for name in panel.curves if name in group.bands):
-                bands = [group.bands[name]]
-                if not group.has_band:
-                    bands = [make_band([trace.curves[name]]) for trace in group.traces if name in trace.curves]
-                for band in bands:
-                    look, opacity = looks[group.algo, group.label], _FAINT if i else 1.0
-                    figure.draw_band(axes, band.x / scale, band, look, opacity, thin=not group.has_band)
+            known = {name for trace in group.traces for name in trace.curves}
+            for i, name in enumerate(name for name in panel.curves if name in known):
+                look, opacity = looks[group.algo, group.label], _FAINT if i else 1.0
+                if group.has_band and name in group.bands:
+                    figure.draw_band(axes, group.bands[name].x / scale, group.bands[name], look, opacity)
+                for trace in group.others if group.has_band else group.traces:
+                    if name in trace.curves:
+                        alone = make_band([trace.curves[name]])
+                        figure.draw_band(axes, alone.x / scale, alone, look, opacity, thin=True)
         if panel.zero_line:
             axes.axhline(0.0, color="0.4", linewidth=0.7)
         axes.set_title(panel.title, fontsize=7.5)

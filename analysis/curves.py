@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,9 @@ from matplotlib.lines import Line2D
 
 from analysis import aggregate, caption, cli, figure, published, style
 from analysis.aggregate import Floats
-from analysis.groups import Band, SeedGroup, group_traces, make_band
+from analysis.groups import NO_BAND, Band, SeedGroup, group_traces, make_band
 from analysis.load import Run
+from analysis.outcome import FAILED, RULE, Outcome, counting, mean_of, outcome
 from analysis.summary import starts_of
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class Trace:
     run: Run
     x: Mapping[str, Floats]  # by column of AXES: where each training game ended, [N]
     returns: Floats  # rolling mean over the last `window` training games, [N]
-    evaluation: Mapping[str, float]  # of the final one: frames, wall_seconds, mean_return, games; empty without one
+    outcome: Outcome
+    evaluated: bool = False  # no training game has ended: x and returns are those of its evaluations
 
     def curve(self, column: str) -> tuple[Floats, Floats]:
         """Increasing x and the rolling mean there."""
@@ -52,10 +54,17 @@ class Group(SeedGroup[Trace]):
 
     bands: Mapping[str, Band]  # by column of AXES
 
-    def final_evaluation(self, quantity: str) -> float:
-        """Mean over seeds of a figure of their final evaluations; NaN without any."""
-        known = [trace.evaluation[quantity] for trace in self.traces if trace.evaluation]
-        return float(np.mean(known)) if known else float("nan")
+    def reached(self) -> list[Outcome]:
+        """What the seeds reached that count, those without a curve included."""
+        outcomes = [*(trace.outcome for trace in self.traces), *(outcome(run) for run in self.missing)]
+        known = [(run, one) for run, one in zip(self.all_runs, outcomes, strict=True) if np.isfinite(one.value)]
+        which = counting(run.ending for run, _ in known)
+        return [one for (_, one), counts in zip(known, which, strict=True) if counts]
+
+    def lines(self, counted: bool) -> list[Trace]:
+        """The seeds with a line: those in the mean, or those beside it."""
+        drawn = self.counted if counted else self.others
+        return [trace for trace in drawn if not trace.evaluated or all(one.evaluated for one in self.traces)]
 
 
 @dataclass(frozen=True)
@@ -71,36 +80,52 @@ class Reference:
 
 
 def make_trace(run: Run, window: int) -> Trace | None:
-    """The learning curve of one run; None if it has not finished a training game."""
-    table = run.training_returns(window)
+    """The learning curve of one run; its evaluations where no training game has ended; None where there is neither."""
+    table, evaluations = run.training_returns(window), run.evaluations()
+    evaluated = table.empty
+    if evaluated:
+        means = evaluations.groupby("frames").agg({"wall_seconds": "max", "episode_return": "mean"}).reset_index()
+        table = means.rename(columns={"episode_return": "mean_return"})
     if table.empty:
         return None
     return Trace(
         run=run,
         x={column: np.maximum.accumulate(table[column].to_numpy(dtype=np.float64)) for column in AXES.values()},
         returns=table["mean_return"].to_numpy(dtype=np.float64),
-        evaluation=_final_evaluation(run.evaluations()),
+        outcome=outcome(run, evaluations),
+        evaluated=evaluated,
     )
 
 
 def make_groups(runs: Iterable[Run], window: int) -> list[Group]:
-    """Groups runs that differ in their seed alone; runs without a training game and repeated seeds are left out."""
-    traces = []
+    """Groups runs that differ in their seed alone; runs without a game and repeated seeds are named and not drawn."""
+    traces, missing = [], []
     for run in runs:
         trace = make_trace(run, window)
         if trace is None:
+            missing.append(run)
             log.warning("%s has no finished training game yet: it is not in the figure.", run.path)
         else:
             traces.append(trace)
-    return [_with_bands(group) for group in group_traces(traces)]
+    groups = [_with_bands(group) for group in group_traces(traces, missing)]
+    for group in groups:
+        drawn = {trace.run.path for counted in (True, False) for trace in group.lines(counted)}
+        for run in (run for run in group.runs if run.path not in drawn):
+            log.warning("%s has no finished training game: it has no line, but its evaluation counts.", run.path)
+    return groups
 
 
 def _with_bands(group: SeedGroup[Trace]) -> Group:
-    bands = {column: make_band([trace.curve(column) for trace in group.traces]) for column in AXES.values()}
+    whole = Group(group.env, group.algo, group.label, group.traces, {}, missing=group.missing)
+    lines = whole.lines(counted=True)
+    bands = {
+        column: make_band([trace.curve(column) for trace in lines], to_the_end=group.is_uneven) if lines else NO_BAND
+        for column in AXES.values()
+    }
     if not all(len(band.x) for band in bands.values()):
         key = (group.env, group.algo, group.label)
         log.warning("%s has no mean curve: one seed ends before another's first game.", " ".join(filter(None, key)))
-    return Group(group.env, group.algo, group.label, group.traces, bands)
+    return replace(whole, bands=bands)
 
 
 def make_table(groups: Sequence[Group], axes: Sequence[str]) -> pd.DataFrame:
@@ -112,7 +137,7 @@ def make_table(groups: Sequence[Group], axes: Sequence[str]) -> pd.DataFrame:
             part = pd.DataFrame(
                 {"x": band.x, "mean_return": band.mean, "low_return": band.low, "high_return": band.high}
             )
-            fixed = {"env": group.env, "algo": group.algo, "label": group.label, "n_seeds": len(group.traces)}
+            fixed = {"env": group.env, "algo": group.algo, "label": group.label, "n_seeds": band.n.astype(int)}
             parts.append(part.assign(**fixed, x_axis=AXES[axis]))
     return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
 
@@ -134,18 +159,6 @@ def find_references(groups: Sequence[Group]) -> list[Reference]:
 
 def _doubt(checked: bool) -> str:
     return "" if checked else " ?"
-
-
-def _final_evaluation(games: pd.DataFrame) -> dict[str, float]:
-    final = games[games["final"]]
-    if final.empty:
-        return {}
-    return {
-        "frames": float(final["frames"].max()),
-        "wall_seconds": float(final["wall_seconds"].max()),
-        "mean_return": float(final["episode_return"].mean()),
-        "games": float(len(final)),
-    }
 
 
 # --- from curves to a figure ------------------------------------------------------------------------------------------
@@ -204,30 +217,43 @@ def _look_of_reference(reference: Reference) -> dict[str, Any]:
 def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: style.Look) -> None:
     if group.has_band:
         figure.draw_band(panel, group.bands[column].x / scale, group.bands[column], look)
-        points = [(group.final_evaluation(column), group.final_evaluation("mean_return"))]
-    else:
-        for trace in group.traces:
-            alone = make_band([trace.curve(column)])
-            figure.draw_band(panel, alone.x / scale, alone, look, thin=True)
-        known = [trace.evaluation for trace in group.traces if trace.evaluation]
-        points = [(evaluation[column], evaluation["mean_return"]) for evaluation in known]
-    for x_end, mean_return in points:
+    for trace in group.lines(counted=False) + ([] if group.has_band else group.lines(counted=True)):
+        alone = make_band([trace.curve(column)])
+        figure.draw_band(panel, alone.x / scale, alone, look, thin=True)
+    for trace in group.traces:
+        if trace.run.ending in FAILED:
+            figure.draw_end(panel, trace.x[column][-1] / scale, trace.returns[-1], look)
+    for x_end, mean_return in _evaluation_points(group, column):
         panel.plot(x_end / scale, mean_return, **figure.marker(look), clip_on=False, zorder=5)
 
 
+def _evaluation_points(group: Group, column: str) -> list[tuple[float, float]]:
+    """Where the markers lie: at what all seeds together reached, or each of them where they are few."""
+    if not group.has_band:
+        known = [trace.outcome for trace in group.counted if trace.outcome.is_evaluation]
+        return [(getattr(one, column), one.value) for one in known]
+    reached = group.reached()
+    places = [getattr(one, column) for one in reached if one.is_evaluation]
+    ends = [getattr(one, column) for one in reached if one.kind == "final evaluation"] or places
+    return [(float(np.mean(ends)), mean_of(reached))] if ends else []
+
+
 def _handle(group: Group, look: style.Look) -> Line2D:
-    return figure.handle(look, not group.has_band, any(trace.evaluation for trace in group.traces))
+    return figure.handle(look, not group.has_band, bool(_evaluation_points(group, "frames")))
 
 
 def _legend_text(group: Group) -> str:
-    value = group.final_evaluation("mean_return")
-    text = f"{group.name} ({figure.counted_seeds(len(group.traces))})"
-    return text + (f", final evaluation {value:,.1f}" if np.isfinite(value) else "")
+    reached = group.reached()
+    text = f"{group.name} ({group.seeds(len(reached))})"
+    if all(one.kind == "final evaluation" for one in reached):
+        return f"{text}, final evaluation {mean_of(reached):,.1f}"
+    settled = all(trace.run.state == "finished" for trace in group.counted)  # they were never evaluated
+    return text if settled else f"{text}, reached {mean_of(reached):,.1f}"
 
 
 def _largest_x(groups: Iterable[Group], column: str) -> float:
     traces = [trace for group in groups for trace in group.traces]
-    return max(max(trace.x[column][-1], trace.evaluation.get(column, 0.0)) for trace in traces)
+    return max(max(trace.x[column][-1], np.nan_to_num(getattr(trace.outcome, column))) for trace in traces)
 
 
 # --- the caption and the command line ---------------------------------------------------------------------------------
@@ -239,10 +265,16 @@ def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int) -> s
         f"Training return: mean of a run's last {window} training games, or of those so far.",
         *caption.averaging(groups),
     ]
-    games = sorted({trace.evaluation["games"] for group in groups for trace in group.traces if trace.evaluation})
+    runs = [run for group in groups for run in group.all_runs]
+    reached = [one for group in groups for one in group.reached()]
+    games = sorted({one.n_games for one in reached if one.is_evaluation})
     if games:
-        counts = " or ".join(f"{count:.0f}" for count in games)
-        sentences.append(f"Marker: final evaluation, mean of {counts} games per run.")
+        counts = " or ".join(map(str, games))
+        sentences.append(f"Marker: {_marked(reached)}, mean of {counts} games per run.")
+    if any(run.ending in FAILED for run in runs):
+        sentences.append(f"x: where a run failed. {RULE}")
+    if any(trace.evaluated for group in groups for trace in group.traces):
+        sentences.append("Where no training game has ended, the line is of the run's evaluations.")
     envs = {group.env for group in groups}
     if any(find_references([group for group in groups if group.env == env]) for env in envs):
         sentences.append(
@@ -252,6 +284,11 @@ def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int) -> s
     if "wall_clock" in axes:
         sentences.append("Time is training time, without evaluation.")
     return caption.complete(" ".join(sentences), groups)
+
+
+def _marked(reached: Sequence[Outcome]) -> str:
+    final = all(one.kind == "final evaluation" for one in reached)
+    return "final evaluation" if final else "what was reached, by the final evaluation where there is one"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -265,7 +302,9 @@ def main(arguments: list[str] | None = None) -> int:
 def figure_and_table(runs: list[Run], axes: Sequence[str], window: int) -> tuple[Figure, pd.DataFrame]:
     groups = make_groups(runs, window)
     if not groups:
-        raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has finished a training game yet.")
+        raise cli.NothingToDrawError(
+            f"None of the {len(runs)} runs found has finished a training game yet, or was evaluated."
+        )
     return draw(groups, axes, window), make_table(groups, axes)
 
 

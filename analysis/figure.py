@@ -20,6 +20,7 @@ from analysis.groups import Band
 PANEL_HEIGHT = 2.15  # inches, of one row of panels
 THIN = 0.7  # points, of the line of a single run
 SHADE = 0.18  # opacity of a band
+FEWER = 0.4  # opacity of a mean where some of its seeds have ended
 _SPAN_OF_A_LINEAR_AXIS = 20.0  # times `linear_below`
 _CAPTION_POINTS = 6.5
 _LEGEND_POINTS = 7.0
@@ -77,7 +78,7 @@ def draw_band(
     staircase: bool = False,
     **line: Any,
 ) -> None:
-    """A curve with its band; where the band is NaN, the curve alone.
+    """A curve with its band; where the band is NaN, the curve alone. Faint where some seeds have ended.
 
     Args:
         panel: to draw in.
@@ -89,12 +90,27 @@ def draw_band(
         staircase: whether y changes at each x, from what it was up to there; else it is linear in between.
         line: more arguments of `plot`.
     """
-    alone = look.marker if len(band.x) == 1 else None  # a single point makes no line
     shape: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style, "linewidth": THIN if thin else None}
     shape |= {"drawstyle": "steps-pre"} if staircase else {}
-    panel.plot(x, band.mean, **{**shape, "alpha": opacity, "marker": alone, **line})
     step: Literal["pre"] | None = "pre" if staircase else None
-    panel.fill_between(x, band.low, band.high, color=look.colour, alpha=SHADE * opacity, linewidth=0.0, step=step)
+    whole = band.n_complete
+    parts = [(slice(0, whole), opacity)] if whole else []
+    parts += [(slice(max(whole - 1, 0), len(x)), FEWER * opacity)] if whole < len(x) else []
+    for part, strength in parts or [(slice(0, 0), opacity)]:
+        alone = look.marker if len(x[part]) == 1 else None  # a single point makes no line
+        panel.plot(x[part], band.mean[part], **{**shape, "alpha": strength, "marker": alone, **line})
+        shade: dict[str, Any] = {"color": look.colour, "alpha": SHADE * strength, "linewidth": 0.0, "step": step}
+        panel.fill_between(x[part], band.low[part], band.high[part], **shade)
+
+
+def draw_end(panel: Axes, x: float, y: float, look: style.Look) -> None:
+    """Marks where a run failed."""
+    panel.plot([x], [y], **cross(look), clip_on=False, zorder=5)
+
+
+def cross(look: style.Look) -> dict[str, Any]:
+    """The mark of a run that failed, as arguments of `plot`."""
+    return {"color": look.colour, "marker": "x", "markersize": 4.5, "markeredgewidth": 1.2, "linestyle": "none"}
 
 
 def scale_with_zero(panel: Axes, which: Literal["x", "y"], largest: float, linear_below: float) -> str:
@@ -140,11 +156,6 @@ def marker(look: style.Look) -> dict[str, Any]:
 def two_lines(text: str) -> str:
     """For an upright label of a panel, which is not high."""
     return "\n".join(textwrap.wrap(text, 24))
-
-
-def counted_seeds(count: int) -> str:
-    """For a legend: "1 seed", "3 seeds"."""
-    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def axis_unit(column: str, largest: float) -> tuple[str, float]:

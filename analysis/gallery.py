@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from analysis import course, curves, lag, overestimation, profiles, relation, speed
 from analysis.cli import NothingToDrawError
 from analysis.load import Run, flat
-from analysis.summary import TRAINING_GAMES, summarise
+from analysis.outcome import TRAINING_GAMES
+from analysis.summary import summarise
 
 RATES_FOR_SCATTER = 3
 PARALLEL = ("n_envs", "envs_per_worker", "n_workers", "n_learners", "n_agents")  # settings: how much is parallel
@@ -76,6 +77,8 @@ def _learning_rates(runs: list[Run]) -> Drawn:
         return rates[run.path] if rates[run.path] > 0.0 else None
 
     chosen = varying(runs, rate, "the learning rate", RATES_FOR_SCATTER)
+    compared = {(run.env, run.algo) for run in chosen}
+    chosen += [run for run in runs if rate(run) is None and (run.env, run.algo) in compared]  # to be counted
     return relation.figure_and_table(chosen, "learning_rate", _scores(chosen))
 
 

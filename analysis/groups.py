@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -11,10 +11,12 @@ import numpy as np
 from analysis import aggregate, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.load import Run
+from analysis.outcome import counting, tally
 
 log = logging.getLogger(__name__)
 
 GRID_POINTS = 200
+_AS_LONG = 0.95  # seeds of which the shortest has that share of the longest's frames count as equally long
 
 
 class Trace(Protocol):
@@ -44,6 +46,7 @@ class SeedGroup(Generic[AnyTrace_co]):
     algo: str
     label: str
     traces: Sequence[AnyTrace_co]
+    missing: Sequence[Run] = field(default=(), kw_only=True)  # seeds that have nothing to be drawn
 
     @property
     def name(self) -> str:
@@ -52,36 +55,94 @@ class SeedGroup(Generic[AnyTrace_co]):
 
     @property
     def runs(self) -> list[Run]:
-        """One per seed."""
+        """One per seed that is drawn."""
         return [trace.run for trace in self.traces]
+
+    @property
+    def all_runs(self) -> list[Run]:
+        """One per seed, those that have nothing to be drawn included."""
+        return [*self.runs, *self.missing]
+
+    @property
+    def counted(self) -> list[AnyTrace_co]:
+        """The seeds of which means are: those that are over, where there are any."""
+        which = counting(run.ending for run in self.runs)
+        return [trace for trace, counts in zip(self.traces, which, strict=True) if counts]
+
+    @property
+    def others(self) -> list[AnyTrace_co]:
+        """The seeds that are drawn beside the mean."""
+        which = counting(run.ending for run in self.runs)
+        return [trace for trace, counts in zip(self.traces, which, strict=True) if not counts]
 
     @property
     def has_band(self) -> bool:
         """Whether there are seeds enough for a mean with a band."""
-        return len(self.traces) >= SEEDS_FOR_BAND
+        return len(self.counted) >= SEEDS_FOR_BAND
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether some seeds ended long before others: their mean goes on without them, and is drawn faint there."""
+        runs = [trace.run for trace in self.counted]
+        known = [float(run.status["frames"]) for run in runs if isinstance(run.status.get("frames"), int | float)]
+        return any(run.state != "finished" for run in runs) or (len(known) > 1 and min(known) < _AS_LONG * max(known))
+
+    def seeds(self, n_counted: int | None = None) -> str:
+        """For a legend: "3 seeds", or "2 of 5 seeds; 3 failed" if means are of less than all."""
+        n = len(self.counted) if n_counted is None else n_counted
+        return tally([run.ending for run in self.all_runs], n)
 
 
 @dataclass(frozen=True)
 class Band:
-    """The curve of several seeds at common points, [G] each; low and high are NaN below SEEDS_FOR_BAND seeds."""
+    """The mean of several seeds at common points, [G] each; low and high are NaN below SEEDS_FOR_BAND seeds."""
 
     x: Floats
     mean: Floats
     low: Floats
     high: Floats
+    n: Floats  # of how many seeds
+    n_seeds: int  # that there are
+
+    @property
+    def n_complete(self) -> int:
+        """How many points, from the first on, are of all seeds: each has data there until it ends."""
+        return int((self.n == self.n_seeds).sum())
+
+    @staticmethod
+    def of_estimate(x: Floats, value: Floats, low: Floats, high: Floats) -> "Band":
+        """Of all there is at every point."""
+        return Band(x, value, low, high, np.ones(len(x)), 1)
 
 
-def group_traces(traces: Iterable[AnyTrace]) -> list[SeedGroup[AnyTrace]]:
-    """Groups by environment, algorithm and label, in the order of a legend; repeated seeds are named and left out."""
+NO_BAND = Band.of_estimate(*[np.zeros(0)] * 4)
+
+
+def group_traces(traces: Iterable[AnyTrace], missing: Iterable[Run] = ()) -> list[SeedGroup[AnyTrace]]:
+    """Groups by environment, algorithm and label, in the order of a legend.
+
+    Of a repeated seed the first finished run counts, else the first; the others are named and left out.
+
+    Args:
+        traces: of the runs to draw.
+        missing: runs without anything to be drawn; they count among the seeds of a group, if there is one.
+    """
     found: dict[tuple[str, str, str], dict[int, AnyTrace]] = defaultdict(dict)
-    for trace in traces:
+    for trace in sorted(traces, key=lambda one: one.run.state != "finished"):
         run = trace.run
         same = found[run.env, run.algo, run.label]
         if run.seed in same:
             log.warning("%s repeats %s and is not in the figure.", run.path, same[run.seed].run.path)
         else:
             same[run.seed] = trace
-    return [SeedGroup(*key, [found[key][seed] for seed in sorted(found[key])]) for key in in_legend_order(found)]
+    lacking: dict[tuple[str, str, str], dict[int, Run]] = defaultdict(dict)
+    for run in missing:
+        if run.seed not in found.get((run.env, run.algo, run.label), {}):
+            lacking[run.env, run.algo, run.label].setdefault(run.seed, run)
+    return [
+        SeedGroup(*key, [found[key][seed] for seed in sorted(found[key])], missing=list(lacking[key].values()))
+        for key in in_legend_order(found)
+    ]
 
 
 def group_runs(runs: Iterable[Run]) -> list[SeedGroup[Member]]:
@@ -94,21 +155,31 @@ def in_legend_order(keys: Iterable[tuple[str, str, str]]) -> list[tuple[str, str
     return sorted(keys, key=lambda key: _order(*key))
 
 
-def make_band(curves: Sequence[tuple[Floats, Floats]]) -> Band:
-    """Mean over seeds, where all of them have data, with a bootstrap band if there are seeds enough for one.
+def make_band(curves: Sequence[tuple[Floats, Floats]], to_the_end: bool = False) -> Band:
+    """Mean over seeds, with a bootstrap band if there are seeds enough for one.
 
     Args:
         curves: increasing x [N] and y [N] of each seed, with an N of its own.
+        to_the_end: of the longest; else as far as all of them have data.
     """
-    grid = aggregate.common_grid(np.array([x[0] for x, _ in curves]), np.array([x[-1] for x, _ in curves]), GRID_POINTS)
+    starts, ends = (np.array([x[place] for x, _ in curves]) for place in (0, -1))
+    grid = aggregate.common_grid(starts, np.full_like(ends, ends.max()) if to_the_end else ends, GRID_POINTS)
     return band_at(grid, np.stack([aggregate.resample(grid, x, y) for x, y in curves]))
 
 
 def band_at(x: Floats, values: Floats) -> Band:
-    """The same for seeds whose values are known at common points: x [G] and values [S, G]."""
-    nothing = np.full(len(x), np.nan)
-    low, high = aggregate.bootstrap_band(values) if len(values) >= SEEDS_FOR_BAND else (nothing, nothing)
-    return Band(x, values.mean(axis=0), low, high)
+    """The same for seeds with values at common points: x [G] and values [S, G], NaN where a seed has none."""
+    there = np.isfinite(values)
+    mean, low, high = (np.full(len(x), np.nan) for _ in range(3))
+    for pattern in {tuple(column) for column in there.T}:  # seeds that are there together
+        seeds = np.array(pattern)
+        points = (there == seeds[:, None]).all(axis=0)
+        known = values[seeds][:, points]
+        if len(known):
+            mean[points] = known.mean(axis=0)
+        if len(known) >= SEEDS_FOR_BAND:
+            low[points], high[points] = aggregate.bootstrap_band(known)
+    return Band(x, mean, low, high, there.sum(axis=0).astype(np.float64), len(values))
 
 
 def _order(env: str, algo: str, label: str) -> tuple[str, int, str, list[tuple[float, str]]]:

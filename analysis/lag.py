@@ -113,9 +113,9 @@ class Group(SeedGroup[Trace]):
 
     bands: Mapping[str, Mapping[str, Band]]  # by unit, of those to draw that were measured; then as `make_bands` says
 
-    def lags(self, unit: str) -> list[Lag]:
-        """One per seed that measured it."""
-        return [trace.lags[unit] for trace in self.traces if unit in trace.lags]
+    def lags(self, unit: str, traces: Sequence[Trace] | None = None) -> list[Lag]:
+        """One per seed that measured it; of some seeds only if they are given."""
+        return [trace.lags[unit] for trace in (self.traces if traces is None else traces) if unit in trace.lags]
 
 
 # --- from runs to curves ----------------------------------------------------------------------------------------------
@@ -162,25 +162,27 @@ def make_groups(runs: Iterable[Run], units: Sequence[str]) -> list[Group]:
 
     Whatever else is not drawn, for want of a unit or a histogram, is named.
     """
-    traces = []
+    traces, missing = [], []
     for run in runs:
         trace = make_trace(run)
         if trace.lags:
             traces.append(trace)
-        elif not (run.config.get("lag") or {}).get("enabled", True):
+            continue
+        missing.append(run)
+        if not (run.config.get("lag") or {}).get("enabled", True):
             log.warning("%s did not measure its lag (lag.enabled=false): it is not in the figure.", run.path)
         else:
             log.warning("%s has no measured lag yet: it is not in the figure.", run.path)
-    groups = [_with_bands(group, units) for group in group_traces(traces)]
+    groups = [_with_bands(group, units) for group in group_traces(traces, missing)]
     _name_what_is_missing(groups, units)
     return groups
 
 
-def make_bands(lags: Sequence[Lag]) -> dict[str, Band]:
+def make_bands(lags: Sequence[Lag], to_the_end: bool = False) -> dict[str, Band]:
     """The curves of some seeds: `mean` and `p95` against frames, and the `share` of samples with at least a lag."""
     bands = {
-        "mean": make_band([(lag.frames, lag.mean) for lag in lags]),
-        "p95": make_band([(lag.frames, lag.p95) for lag in lags]),
+        "mean": make_band([(lag.frames, lag.mean) for lag in lags], to_the_end),
+        "p95": make_band([(lag.frames, lag.p95) for lag in lags], to_the_end),
     }
     known = [lag for lag in lags if lag.has_distribution]
     if known:
@@ -209,21 +211,21 @@ def make_table(groups: Iterable[Group]) -> pd.DataFrame:
     parts = []
     for group in groups:
         for unit, bands in group.bands.items():
-            fixed = {"env": group.env, "algo": group.algo, "label": group.label, "n_seeds": len(group.lags(unit))}
+            fixed = {"env": group.env, "algo": group.algo, "label": group.label}
             for curve, band in bands.items():
                 part = pd.DataFrame({"x": band.x, "value": band.mean, "low": band.low, "high": band.high})
                 x_axis = unit if curve == "share" else "frames"
-                parts.append(part.assign(**fixed, unit=unit, curve=curve, x_axis=x_axis))
+                parts.append(part.assign(**fixed, n_seeds=band.n.astype(int), unit=unit, curve=curve, x_axis=x_axis))
     return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
 
 
 def _with_bands(group: SeedGroup[Trace], units: Sequence[str]) -> Group:
     bands = {}
     for unit in units:
-        measured = [trace for trace in group.traces if unit in trace.lags]
+        measured = [trace for trace in group.counted if unit in trace.lags]
         if measured:
-            bands[unit] = make_bands([trace.lags[unit] for trace in measured])
-    return Group(group.env, group.algo, group.label, group.traces, bands)
+            bands[unit] = make_bands([trace.lags[unit] for trace in measured], group.is_uneven)
+    return Group(group.env, group.algo, group.label, group.traces, bands, missing=group.missing)
 
 
 def _name_what_is_missing(groups: Sequence[Group], units: Sequence[str]) -> None:
@@ -260,7 +262,7 @@ def draw(groups: Sequence[Group], units: Sequence[str]) -> Figure:
     for env in dict.fromkeys(group.env for group in drawn):
         here = [group for group in drawn if group.env == env]
         rows = [unit for unit in units if any(unit in group.bands for group in here)]
-        legend = [f"{group.name} ({figure.counted_seeds(len(group.traces))})" for group in here]
+        legend = [f"{group.name} ({group.seeds()})" for group in here]
         fill = partial(_fill, groups=here, units=rows, looks=looks)
         sections.append(figure.Section(env, len(rows), legend, fill))
     return figure.compose(sections, make_caption(groups, units), style.TWO_COLUMNS)
@@ -291,12 +293,12 @@ def _fill(
 
 def _curves(group: Group, unit: str) -> Iterator[tuple[Mapping[str, Band], bool]]:
     """What is drawn, and whether it is a single run: the mean over seeds, or each seed alone where they are few."""
-    lags = group.lags(unit)
-    if len(lags) >= SEEDS_FOR_BAND:
+    alone = group.lags(unit)
+    if len(group.lags(unit, group.counted)) >= SEEDS_FOR_BAND:
         yield group.bands[unit], False
-    else:
-        for lag in lags:
-            yield make_bands([lag]), True
+        alone = group.lags(unit, group.others)
+    for lag in alone:
+        yield make_bands([lag]), True
 
 
 def _draw_course(panel: Axes, bands: Mapping[str, Band], scale: float, look: style.Look, thin: bool) -> None:

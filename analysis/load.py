@@ -34,6 +34,7 @@ _NEVER_IN_LABEL = (
     *("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds"),
     *("worker_silence_seconds", "metrics_interval_frames"),
 )
+_DIVERGED = "the run diverged"  # in the error of such a run
 _SAY_LITTLE = ("kind", "enabled", "mode", "frames")  # without the word before them
 _LONGEST_LABEL = 100  # letters, beyond which a sweep's name is the better one
 
@@ -57,6 +58,20 @@ class Run:
     def state(self) -> str:
         """running, finished, failed or preempted."""
         return str(self.status.get("state", "unknown"))
+
+    @property
+    def ending(self) -> str:
+        """The state, or "diverged" of a run that failed since a number of its training became infinite or NaN."""
+        diverged = self.state == "failed" and _DIVERGED in str(self.status.get("error"))
+        return "diverged" if diverged else self.state
+
+    @property
+    def attempts(self) -> int:
+        """How many times training was started: more than once after a stop, a kill or a failure."""
+        attempts = self.status.get("attempts")
+        if isinstance(attempts, list):
+            return len(attempts)
+        return attempts if isinstance(attempts, int) else 1
 
     def episodes(self) -> pd.DataFrame:
         """Finished training games, one a row, by `frames` (several may share a value)."""

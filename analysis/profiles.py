@@ -21,8 +21,9 @@ from analysis import caption, cli, figure, published, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, Member, SeedGroup, in_legend_order
 from analysis.load import Run
+from analysis.outcome import FAILED, RULE, tally
 from analysis.statistics import Estimate
-from analysis.summary import summarise
+from analysis.summary import counted_rows, is_plain, summarise, tally_of
 from analysis.table import AGGREGATES, unique_seeds
 
 N_THRESHOLDS = 101
@@ -36,6 +37,7 @@ class Method:
     algo: str
     label: str
     name: str
+    seeds: str  # how many, for the legend
     tasks: Sequence[Floats]  # scores of its seeds by environment, [S] each
     profile: Estimate  # share of runs above each threshold, [N_THRESHOLDS]
     aggregates: Mapping[str, Estimate]  # by name in AGGREGATES
@@ -57,16 +59,17 @@ def make_profiles(runs: Sequence[Run]) -> Profiles | None:
 
     Final evaluations count; if a run has none, training returns of all are taken.
     """
-    summary = unique_seeds(summarise(runs)).reset_index(drop=True)
-    evaluated = summary["score"].notna().all()
-    summary["used"] = summary["score"] if evaluated else summary["training_score"]
-    summary = summary.dropna(subset=["used"])
+    everyone = unique_seeds(summarise(runs)).reset_index(drop=True)
+    evaluated = everyone["score"].notna()[everyone["state"] == "finished"].all() and everyone["score"].notna().any()
+    everyone["used"] = everyone["score"] if evaluated else everyone["training_score"]
+    summary = counted_rows(everyone, "used")
     methods = list(dict.fromkeys(zip(summary["algo"], summary["label"], strict=True)))
     of_method = {key: set(own["env"]) for key, own in summary.groupby(["algo", "label"])}
     envs = sorted(set.intersection(*of_method.values())) if of_method else []
     summary = summary[summary["env"].isin(envs)].reset_index(drop=True)
     if summary.empty:
         return None
+    everyone = everyone[everyone["env"].isin(envs)]
     values, unit = _scaled(summary, evaluated)
     thresholds = np.linspace(min(0.0, values.min()), values.max(), N_THRESHOLDS)
     found = []
@@ -75,13 +78,24 @@ def make_profiles(runs: Sequence[Run]) -> Profiles | None:
         tasks = [values[own & (summary["env"] == env)] for env in envs]
         profile = statistics.bootstrap(partial(statistics.performance_profile, thresholds=thresholds), tasks)
         aggregates = {name: statistics.bootstrap(statistic, tasks) for name, statistic in AGGREGATES.items()}
-        found.append(Method(algo, label, summary[own]["name"].iloc[0], tasks, profile, aggregates))
+        method = everyone[(everyone["algo"] == algo) & (everyone["label"] == label)]
+        plain = is_plain(method, summary[own])
+        seeds = tally(["finished"] * (n := min(map(len, tasks))), n) if plain else tally_of(method, summary[own], "run")
+        found.append(Method(algo, label, method["name"].iloc[0], seeds, tasks, profile, aggregates))
     by_path = {str(run.path): run for run in runs}
     groups = [
-        SeedGroup(env, algo, label, [Member(by_path[path]) for path in own["path"]])
-        for (env, algo, label), own in summary.groupby(["env", "algo", "label"])
+        _group(env, algo, label, own, summary, by_path)
+        for (env, algo, label), own in everyone.groupby(["env", "algo", "label"])
     ]
     return Profiles(found, thresholds, envs, unit, groups)
+
+
+def _group(
+    env: str, algo: str, label: str, own: pd.DataFrame, counted: pd.DataFrame, by_path: Mapping[str, Run]
+) -> SeedGroup[Member]:
+    here = own["path"].isin(counted["path"])
+    members = [Member(by_path[path]) for path in own[here]["path"]]
+    return SeedGroup(env, algo, label, members, missing=[by_path[path] for path in own[~here]["path"]])
 
 
 def make_table(profiles: Profiles) -> pd.DataFrame:
@@ -100,8 +114,7 @@ def make_table(profiles: Profiles) -> pd.DataFrame:
 def draw(profiles: Profiles) -> Figure:
     """The figure: profiles left, aggregates right."""
     looks = style.looks([(method.algo, method.label) for method in profiles.methods])
-    seeds = [figure.counted_seeds(min(map(len, method.tasks))) for method in profiles.methods]
-    texts = [f"{method.name} ({count})" for method, count in zip(profiles.methods, seeds, strict=True)]
+    texts = [f"{method.name} ({method.seeds})" for method in profiles.methods]
     title = profiles.envs[0] if len(profiles.envs) == 1 else f"{len(profiles.envs)} environments"
     section = figure.Section(title, 1, texts, partial(_fill, profiles=profiles, looks=looks))
     bands = [method for method in profiles.methods if np.isfinite(method.profile.low).all()]
@@ -112,6 +125,8 @@ def draw(profiles: Profiles) -> Figure:
         how += " Bands and bars: 95% stratified bootstrap over seeds, too narrow when they are few."
     if len(bands) < len(profiles.methods):
         how += f" No interval where there are fewer than {SEEDS_FOR_BAND} seeds."
+    if any(run.ending in FAILED for group in profiles.groups for run in group.all_runs):
+        how += f" {RULE}"
     return figure.compose([section], caption.complete(how, profiles.groups), style.TWO_COLUMNS)
 
 
@@ -120,7 +135,7 @@ def _fill(part: SubFigure, profiles: Profiles, looks: Mapping[tuple[str, str], s
     n = len(profiles.methods)
     for i, method in enumerate(profiles.methods):
         look, profile = looks[method.algo, method.label], method.profile
-        band = Band(profiles.thresholds, profile.value, profile.low, profile.high)
+        band = Band.of_estimate(profiles.thresholds, profile.value, profile.low, profile.high)
         figure.draw_band(left, profiles.thresholds, band, look, staircase=True)
         for row, estimate in enumerate(method.aggregates.values()):
             y = row + 0.6 * ((i + 0.5) / n - 0.5)

@@ -30,7 +30,8 @@ from analysis import caption, cli, figure, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, SeedGroup, in_legend_order
 from analysis.load import Run, flat, labelled
-from analysis.summary import LABELS, LAG_UNITS, SHARES, summarise, value_of
+from analysis.outcome import FAILED, RULE, counting, tally
+from analysis.summary import LABELS, LAG_UNITS, SHARES, about_areas, summarise, value_of
 
 log = logging.getLogger(__name__)
 
@@ -75,25 +76,34 @@ class Axis:
 
 
 def make_points(runs: Sequence[Run], x: str, ys: Sequence[str]) -> list[Point]:
-    """The points of runs that have an x and at least one y; the others are named and left out."""
+    """The points of runs that have an x and at least one y, or failed before that; others are named and left out."""
     points = []
     relabelled = _relabelled(runs, x)
     for run, (_, row) in zip(relabelled, summarise(relabelled).iterrows(), strict=True):
         values = {name: value_of(run, row.to_dict(), name) for name in ys}
         place = _place(run, row.to_dict(), x)
-        if place is None or not np.isfinite(list(values.values())).any():
+        reached = np.isfinite(list(values.values())).any() or (run.ending in FAILED and _is_reached(ys))
+        if place is None or not reached:
             log.warning("%s has no %s: it is not in the figure.", run.path, x if place is None else " or ".join(ys))
         else:
             points.append(Point(run, place, values))
     return points
 
 
-def group_points(points: Sequence[Point]) -> list[SeedGroup[Point]]:
-    """Points of one environment, algorithm and label, in the order of a legend."""
+def _is_reached(ys: Sequence[str]) -> bool:
+    """Whether a quantity says what a run reached: the place of one that failed before it reached anything is told."""
+    return any(name in ("score", "training_score", "area") for name in ys)
+
+
+def group_points(points: Sequence[Point], missing: Sequence[Run] = ()) -> list[SeedGroup[Point]]:
+    """Points of one environment, algorithm and label, in the order of a legend, and the runs there that have none."""
     found: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
+    lacking: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for point in points:
         found[point.run.env, point.run.algo, point.run.label].append(point)
-    return [SeedGroup(*key, found[key]) for key in in_legend_order(found)]
+    for run in missing:
+        lacking[run.env, run.algo, run.label].append(run)
+    return [SeedGroup(*key, found[key], missing=lacking[key]) for key in in_legend_order(found)]
 
 
 def make_table(points: Sequence[Point], x: str) -> pd.DataFrame:
@@ -103,15 +113,28 @@ def make_table(points: Sequence[Point], x: str) -> pd.DataFrame:
     )
 
 
+def counted_points(group: SeedGroup[Point], name: str) -> list[Point]:
+    """Those of which the means are: at each x of runs that are over, where there are any."""
+    known = [point for point in group.traces if np.isfinite(point.y[name])]
+    at_each: dict[float | str, list[Point]] = defaultdict(list)
+    for point in known:
+        at_each[point.x].append(point)
+    return [
+        point
+        for points in at_each.values()
+        for point, counts in zip(points, counting(point.run.ending for point in points), strict=True)
+        if counts
+    ]
+
+
 def means(group: SeedGroup[Point], name: str, positions: Mapping[float | str, float]) -> Band:
     """Mean over seeds at each x, with an interval where there are seeds enough."""
     values: dict[float, list[float]] = defaultdict(list)
-    for point in group.traces:
-        if np.isfinite(point.y[name]):
-            values[positions[point.x]].append(point.y[name])
+    for point in counted_points(group, name):
+        values[positions[point.x]].append(point.y[name])
     places = sorted(values)
     estimates = [statistics.bootstrap(statistics.mean, [np.array(values[place])]) for place in places]
-    return Band(
+    return Band.of_estimate(
         np.array(places),
         *(np.array([float(getattr(estimate, part)) for estimate in estimates]) for part in ("value", "low", "high")),
     )
@@ -138,7 +161,7 @@ def _setting(run: Run, name: str) -> Any:
 # --- from points to a figure ------------------------------------------------------------------------------------------
 
 
-def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "") -> Figure:
+def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "", missing: Sequence[Run] = ()) -> Figure:
     """The figure: per environment a panel per axis and a legend, and one caption under all.
 
     Args:
@@ -146,20 +169,27 @@ def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "") -
         x: name of the horizontal quantity.
         axes: what is drawn upwards, a panel each in the environments that have it.
         how: more sentences for the caption.
+        missing: runs without a point, which are counted.
     """
-    groups = group_points(points)
+    groups = group_points(points, missing)
     looks = style.looks([(group.algo, group.label) for group in groups])
     sections = []
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env]
         points = [point for group in here for point in group.traces]
-        known = [axis for axis in axes if np.isfinite([point.y[axis.name] for point in points]).any()]
-        texts = [f"{group.name} ({len(group.traces)} run{'' if len(group.traces) == 1 else 's'})" for group in here]
+        known = [axis for axis in axes if np.isfinite([point.y[axis.name] for point in points]).any()] or list(axes[:1])
+        texts = [f"{group.name} ({_tally(group)})" for group in here]
         texts += [reference.text for axis in known for reference in axis.references]
         fill = partial(_fill, here=here, x=x, axes=known, looks=looks)
         sections.append(figure.Section(env, -(-len(known) // 2), texts, fill))
     width = style.TWO_COLUMNS if len(axes) > 1 else style.ONE_COLUMN
     return figure.compose(sections, make_caption(groups, x, how), width)
+
+
+def _tally(group: SeedGroup[Point]) -> str:
+    """How many runs there are, of how many the means are, and what became of the others."""
+    counted = {point.run.path for name in group.traces[0].y for point in counted_points(group, name)}
+    return tally([run.ending for run in group.all_runs], len(counted), "run")
 
 
 def make_caption(groups: Sequence[SeedGroup[Point]], x: str, how: str) -> str:
@@ -169,7 +199,7 @@ def make_caption(groups: Sequence[SeedGroup[Point]], x: str, how: str) -> str:
         for point in group.traces:
             at_each[group.env, group.algo, group.label, None if _is_measured(x) else point.x].append(point)
     places = [SeedGroup(env, algo, label, found) for (env, algo, label, _), found in at_each.items()]
-    sentences = [how, "A point is a run."]
+    sentences = [how, "A point is a run.", *_about_endings(groups)]
     if not _is_measured(x):
         words = any(isinstance(point.x, str) for group in groups for point in group.traces)
         line, band = ("Dash", "Bar") if words else ("Line", "Band")
@@ -179,6 +209,21 @@ def make_caption(groups: Sequence[SeedGroup[Point]], x: str, how: str) -> str:
         if not all(place.has_band for place in places):
             sentences.append(f"No {band.lower()} where there are fewer than {SEEDS_FOR_BAND} seeds.")
     return caption.complete(" ".join(filter(None, sentences)), places, "group" if _is_measured(x) else "point")
+
+
+def _about_endings(groups: Sequence[SeedGroup[Point]]) -> list[str]:
+    points = [point for group in groups for point in group.traces]
+    endings, ys = {point.run.ending for point in points}, {name for point in points for name in point.y}
+    sentences = []
+    if endings & {*FAILED}:
+        sentences.append("x: a run that failed.")
+        if _is_reached(list(ys)):
+            sentences.append(f"{RULE} One below the axis failed before that.")
+    if endings - {"finished", *FAILED}:
+        sentences.append("Hollow: a run that is not over, in no mean beside runs that are.")
+    if "area" in ys:
+        sentences.append(about_areas([point.run for point in points]))
+    return [sentence for sentence in sentences if sentence]
 
 
 def _fill(
@@ -198,9 +243,11 @@ def _fill(
             if not _is_measured(x) and not words:
                 band = means(group, axis.name, positions)
                 figure.draw_band(panel, band.x, band, look)
-            places = [positions[point.x] for point in group.traces]
-            values = [point.y[axis.name] for point in group.traces]
-            panel.plot(places, values, linestyle="none", alpha=0.75, **figure.marker(look))
+            known = [point for point in group.traces if np.isfinite(point.y[axis.name])]
+            for mark, these in _by_mark(known, look):
+                places = [positions[point.x] for point in these]
+                panel.plot(places, [point.y[axis.name] for point in these], **mark)
+            _draw_nothing_reached(panel, group.traces, positions, axis.name, look)
             if words:
                 band = means(group, axis.name, positions)
                 panel.errorbar(band.x, band.mean, np.nan_to_num([band.mean - band.low, band.high - band.mean]),
@@ -211,6 +258,26 @@ def _fill(
         values = [point.y[axis.name] for group in here for point in group.traces]
         _set_axes(panel, x, axis, list(positions.values()), values, words)
     return handles
+
+
+def _by_mark(points: Sequence[Point], look: style.Look) -> list[tuple[dict[str, Any], list[Point]]]:
+    """Points by how they are marked: as the method is, hollow where the run is not over, x where it failed."""
+    finished = [point for point in points if point.run.ending == "finished"]
+    failed = [point for point in points if point.run.ending in FAILED]
+    others = [point for point in points if point not in finished and point not in failed]
+    hollow = figure.marker(look) | {"markerfacecolor": "none", "markeredgecolor": look.colour, "markeredgewidth": 1.0}
+    marks = [(figure.marker(look), finished), (figure.cross(look), failed), (hollow, others)]
+    return [({"linestyle": "none", "alpha": 0.75, **mark}, these) for mark, these in marks if these]
+
+
+def _draw_nothing_reached(
+    panel: Axes, points: Sequence[Point], positions: Mapping[float | str, float], name: str, look: style.Look
+) -> None:
+    """Marks under the axis the runs that failed before they reached anything."""
+    places = [positions[point.x] for point in points if point.run.ending in FAILED and not np.isfinite(point.y[name])]
+    if places and _is_reached([name]):
+        below = panel.get_xaxis_transform()
+        panel.plot(places, [-0.03] * len(places), transform=below, clip_on=False, zorder=5, **figure.cross(look))
 
 
 def _positions(groups: Sequence[SeedGroup[Point]]) -> tuple[dict[float | str, float], list[str]]:
@@ -274,7 +341,9 @@ def figure_and_table(runs: list[Run], x: str, ys: Sequence[str]) -> tuple[Figure
         log.warning("No run has recorded %s: there is no panel for it.", name)
     if not points:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has both {x} and {' or '.join(ys)}.")
-    return draw(points, x, axes), make_table(points, x)
+    drawn = {point.run.path for point in points}
+    missing = [run for run in _relabelled(runs, x) if run.path not in drawn]
+    return draw(points, x, axes, missing=missing), make_table(points, x)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,8 +28,9 @@ from matplotlib.patches import Patch
 from analysis import caption, cli, course, figure, published, relation, statistics, style, table
 from analysis.groups import Member, SeedGroup, in_legend_order
 from analysis.load import Run, flat, labelled
+from analysis.outcome import TRAINING_GAMES
 from analysis.relation import Axis, Point, Reference
-from analysis.summary import SHARES, TRAINING_GAMES, summarise
+from analysis.summary import SHARES, counted_rows, is_plain, summarise, tally_of
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ def throughput(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
     Raises:
         NothingToDrawError: no run has trained for a measurable time.
     """
-    summary = table.unique_seeds(summarise(runs))
-    summary = summary[np.isfinite(summary["frames_per_second"]) & (summary["frames_per_second"] > 0)]
+    everyone = table.unique_seeds(summarise(runs))
+    summary = everyone[np.isfinite(everyone["frames_per_second"]) & (everyone["frames_per_second"] > 0)]
     if summary.empty:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has trained for a measurable time.")
     keys = in_legend_order(set(zip(summary["env"], summary["algo"], summary["label"], strict=True)))
@@ -67,6 +68,7 @@ def throughput(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
     sections = []
     for env in dict.fromkeys(key[0] for key in keys):
         here = summary[summary["env"] == env]
+        here = here.assign(name=[_with_endings(one, everyone, here) for _, one in here.iterrows()])
         rows = [key[1:] for key in keys if key[0] == env]
         bounded, shared = here["bound_pps"].notna().any(), here[list(SHARES)].notna().any(axis=None)
         legend = ["a run"] + (["serial bound of the machine"] if bounded else [])
@@ -145,7 +147,8 @@ def _draw_bars(
     column: str,
 ) -> None:
     colours = [looks[row].colour for row in rows]
-    panel.barh(range(len(groups)), [group[column].mean() for group in groups], color=colours, height=0.65)
+    means = [counted_rows(group, column)[column].mean() for group in groups]
+    panel.barh(range(len(groups)), means, color=colours, height=0.65)
     for y, group in enumerate(groups):
         panel.plot(group[column], [y] * len(group), **_RUN)
     panel.set_xlim(left=0.0)
@@ -156,7 +159,7 @@ def _draw_bars(
 def _draw_shares(panel: Axes, groups: Sequence[pd.DataFrame]) -> None:
     left = np.zeros(len(groups))
     for column, (_, grey, hatch) in SHARE_LOOKS.items():
-        widths = np.nan_to_num([group[column].mean() for group in groups])
+        widths = np.nan_to_num([counted_rows(group, column)[column].mean() for group in groups])
         panel.barh(range(len(groups)), widths, left=left, color=grey, hatch=hatch, edgecolor="0.2", height=0.65, lw=0.5)
         left += widths
     panel.set(xlim=(0.0, 1.0), xlabel="share of the loop's time")
@@ -166,6 +169,13 @@ def _draw_shares(panel: Axes, groups: Sequence[pd.DataFrame]) -> None:
 def _name_rows(panel: Axes, groups: Sequence[pd.DataFrame]) -> None:
     panel.set_yticks(range(len(groups)), [_row_name(group["name"].iloc[0]) for group in groups])
     panel.set_ylim(len(groups) - 0.4, -0.6)
+
+
+def _with_endings(row: pd.Series, everyone: pd.DataFrame, known: pd.DataFrame) -> str:
+    """A method's name, and of how many of its runs its bars are where not all have finished."""
+    own, counted = (rows[(rows[["env", "algo", "label"]] == row[["env", "algo", "label"]]).all(axis=1)]
+                    for rows in (everyone, counted_rows(known, "frames_per_second")))  # fmt: skip
+    return str(row["name"]) if is_plain(own, counted) else f"{row['name']} ({tally_of(own, counted, 'run')})"
 
 
 def _row_name(name: str) -> str:
@@ -201,9 +211,9 @@ def speed_up(
     for key in dict.fromkeys((run.env, run.algo, run.label) for run in able):
         group = [run for run in able if (run.env, run.algo, run.label) == key]
         if len({workers(run) for run in group}) > 1:
-            goal = threshold if threshold is not None else table.goal_of(group, window)
+            goal, reason = table.goal_of(group, window) if threshold is None else (threshold, "as it was asked for")
             points += _speed_up_points(group, goal, window)
-            threshold_used[key[0]] = goal
+            threshold_used[key[0]] = f"{goal:.4g} in {key[0]} ({reason})"
     if not points:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found differ in their number of workers alone.")
     at, ratios = published.speed_ups("A3C")
@@ -216,7 +226,7 @@ def speed_up(
         Axis("throughput", "times the predictions per second"),
     ]
     axes = [axis for axis in axes if any(np.isfinite(point.y[axis.name]) for point in points)]
-    goals = ", ".join(f"{goal:.4g} in {env}" for env, goal in threshold_used.items())
+    goals = ", ".join(threshold_used.values())
     score = f"mean return of the last {window} training games, {goals}"
     how = (
         f"Against the median run (censored ones counted) with the fewest workers. Score: {score}; {_censored(points)}."

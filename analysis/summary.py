@@ -4,7 +4,8 @@ Tables, scatter plots and the report draw from it. A quantity that a run does no
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import pandas as pd
 
 from analysis import aggregate, caption, style
 from analysis.load import Run, flat
+from analysis.outcome import FAILED, TRAINING_GAMES, counting, outcome, tally
 from analysis.statistics import area_under_curve
 
 log = logging.getLogger(__name__)
 
 NO_OP_MAX = 30  # of DeepMind's no-op starts
-TRAINING_GAMES = 100  # of which a training score is the mean
+AS_LONG = 0.95  # a run with that share of another's frames is as long
 SHARES = ("share_simulate", "share_predict", "share_train", "share_wait")
 LABELS = {  # of columns, for axes: with unit
     "score": "final evaluation, mean return",
@@ -59,11 +61,58 @@ _OF_METRICS = ("gradient_norm", "gradient_variance", "share_predictors_wait", "s
 def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     """A row per run; empty (with its columns) without any.
 
-    Columns: path, env, game (None beside Atari), algo, label, name (for legends), seed, state; counters; LABELS and
-    SHARES; games (of the final evaluation) and starts; hardware. Speeds are those of the whole run; lag and shares
-    of time are means over its intervals, the latter weighted by their length.
+    Columns: path, env, game (None beside Atari), algo, label, name (for legends), seed, state, ending (state, or
+    "diverged"); counters; LABELS and SHARES; games (of the evaluation) and starts; hardware. `score` is what a run
+    reached by the rule of `outcome`, and score_is says what that was. Areas in one environment end at the same frame
+    (`common_ends`). Speeds are those of the whole run; lag and shares of time are means over its intervals, the latter
+    weighted by their length.
     """
-    return pd.DataFrame([_row(run) for run in runs], columns=_COLUMNS)
+    runs = list(runs)
+    ends = common_ends(runs)
+    return _with_starts(pd.DataFrame([_row(run, ends.get(run.env)) for run in runs], columns=_COLUMNS))
+
+
+def common_ends(runs: Sequence[Run]) -> dict[str, float]:
+    """By environment, the frames of the shortest run that finished; without one, of the shortest run."""
+    of_env: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    for run in runs:
+        of_env[run.env].append((run.state != "finished", _number(run.status.get("frames"))))
+    return {env: min(known)[1] for env, all_ in of_env.items() if (known := [one for one in all_ if one[1] > 0.0])}
+
+
+def about_areas(runs: Sequence[Run]) -> str:
+    """A sentence on runs of different length, whose areas are cut or carried on; empty if all are as long."""
+    ends = common_ends(runs)
+    lengths = [(run, _number(run.status.get("frames")), ends.get(run.env)) for run in runs]
+    uneven = sorted(
+        {run.env for run, frames, end in lengths if end and (_is_longer(frames, end) or frames < AS_LONG * end)}
+    )
+    if not uneven:
+        return ""
+    cut = ", ".join(f"{ends[env]:,.0f} frames in {env}" for env in uneven)
+    return (
+        f"Mean over training: up to {cut}, where the shortest finished run ends; a failed run counts on with the "
+        "return it had, one that is not there yet has none."
+    )
+
+
+def counted_rows(summary: pd.DataFrame, column: str = "score") -> pd.DataFrame:
+    """Of each configuration in an environment the rows of which its mean is: see `outcome`."""
+    known = summary.dropna(subset=[column])
+    if known.empty:
+        return known
+    keys = [known[key] for key in ("env", "algo", "label")]
+    return known[known["ending"].groupby(keys).transform(lambda endings: counting(endings)).astype(bool)]
+
+
+def tally_of(rows: pd.DataFrame, counted: pd.DataFrame, noun: str = "seed") -> str:
+    """How many runs a number is of: see `outcome.tally`."""
+    return tally(list(rows["ending"]), len(counted), noun)
+
+
+def is_plain(rows: pd.DataFrame, counted: pd.DataFrame) -> bool:
+    """Whether all finished and count, so that there is nothing to be said."""
+    return len(rows) == len(counted) and bool((rows["ending"] == "finished").all())
 
 
 def value_of(run: Run, row: Mapping[str, Any], name: str) -> float:
@@ -78,17 +127,38 @@ def value_of(run: Run, row: Mapping[str, Any], name: str) -> float:
 
 
 _COLUMNS = [
-    *("path", "env", "game", "algo", "label", "name", "seed", "state", "agent_steps", "updates", "games", "starts"),
+    *(
+        "path",
+        "env",
+        "game",
+        "algo",
+        "label",
+        "name",
+        "seed",
+        "state",
+        "ending",
+        "score_is",
+        "agent_steps",
+        "updates",
+        "games",
+        "starts",
+    ),
     *("hardware", "share_predictors_wait", "share_trainers_wait", *LABELS, *SHARES),
 ]
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _row(run: Run, end: float | None) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(_COLUMNS, float("nan"))
     row |= {"path": str(run.path), "env": run.env, "game": run.config["env"].get("game"), "algo": run.algo}
-    row |= {"label": run.label, "seed": run.seed, "state": run.state, "hardware": caption.machine(run)}
+    row |= {
+        "label": run.label,
+        "seed": run.seed,
+        "state": run.state,
+        "ending": run.ending,
+        "hardware": caption.machine(run),
+    }
     row["name"] = " ".join(filter(None, [style.display_name(run.algo), run.label]))
-    return row | _counters(run) | _scores(run) | _of_metrics(run) | _lag(run)
+    return row | _counters(run) | _scores(run, end) | _of_metrics(run) | _lag(run)
 
 
 def _counters(run: Run) -> dict[str, float]:
@@ -112,18 +182,53 @@ def _counters(run: Run) -> dict[str, float]:
     }
 
 
-def _scores(run: Run) -> dict[str, Any]:
+def _scores(run: Run, end: float | None) -> dict[str, Any]:
     scores: dict[str, Any] = {"starts": "training"}
     table = run.training_returns(TRAINING_GAMES)
     if len(table):
         frames, returns = table[["frames", "mean_return"]].to_numpy(dtype=np.float64).T
-        curve = aggregate.last_of_each(frames, returns)
-        scores |= {"training_score": returns[-1], "area": area_under_curve(*curve)}
+        area = _area(run, *aggregate.last_of_each(frames, returns), end)
+        scores |= {"training_score": returns[-1], "area": area}
     games = run.evaluations()
-    final = games[games["final"]]
-    if len(final):
-        scores |= {"score": final["episode_return"].mean(), "games": len(final), "starts": starts_of(run, final)}
+    reached = outcome(run, games)
+    scores["score_is"] = reached.kind
+    if reached.is_evaluation:
+        scores |= {"score": reached.value, "games": reached.n_games, "starts": starts_of(run, games)}
     return scores
+
+
+def _area(run: Run, x: aggregate.Floats, y: aggregate.Floats, end: float | None) -> float:
+    """Mean return over training up to the common end; NaN for a run that may still get there."""
+    frames = _number(run.status.get("frames"))
+    if end is None or np.isnan(frames):
+        return area_under_curve(x, y)
+    if _is_longer(frames, end):
+        return area_under_curve(x, y, min(end, float(x[-1])))
+    if frames >= AS_LONG * end:
+        return area_under_curve(x, y)
+    if run.ending not in FAILED:
+        return float("nan")
+    return area_under_curve(np.append(x, end), np.append(y, y[-1]))
+
+
+def _is_longer(frames: float, end: float) -> bool:
+    return end < AS_LONG * frames
+
+
+def _with_starts(table: pd.DataFrame) -> pd.DataFrame:
+    """Runs that ended before their first evaluation belong to the others of their environment, if those have any.
+
+    Their score is that of their training games then.
+    """
+    early = (table["state"] != "finished") & (table["starts"] == "training")
+    evaluated = table[table["starts"] != "training"]
+    for i, row in table[early].iterrows():
+        here = evaluated[evaluated["env"] == row["env"]]
+        own = here[(here["algo"] == row["algo"]) & (here["label"] == row["label"])]
+        known = (own if len(own) else here)["starts"].mode()
+        if len(known):
+            table.loc[i, ["starts", "score"]] = [known.iloc[0], row["training_score"]]
+    return table
 
 
 def starts_of(run: Run, games: pd.DataFrame) -> str:

@@ -9,8 +9,9 @@ none its mean training return stands in a table of its own, as scores from diffe
 
 import argparse
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,16 +24,20 @@ from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.curves import AXES, Trace, make_trace
 from analysis.groups import SeedGroup, group_traces
 from analysis.load import Run
+from analysis.outcome import FAILED, RULE, TRAINING_GAMES
 from analysis.statistics import Crossing, Estimate
-from analysis.summary import TRAINING_GAMES, summarise
+from analysis.summary import counted_rows, is_plain, summarise, tally_of
 
 log = logging.getLogger(__name__)
 
 AGGREGATES = {"mean": statistics.mean, "median": statistics.median, "iqm": statistics.iqm}
 SCORE_COLUMNS = (
     *("starts", "env", "game", "method", "ours", "algo", "label", "score", "low", "high", "human_normalised_percent"),
-    *("n_seeds", "games", "budget", "source", "checked"),
+    *("n_seeds", "games", "budget", "source", "checked", "n_runs", "runs"),
 )
+_NEVER = Crossing(float("inf"), False)
+_UNKNOWN = Estimate(*[np.asarray(np.nan)] * 3)
+_NOT_OVER = "Runs that are not over are in no mean beside runs that are."
 _NO_INTERVAL = f"No interval: fewer than {SEEDS_FOR_BAND} seeds."
 _INTERVAL = "In brackets: 95% percentile bootstrap over seeds."
 
@@ -89,17 +94,18 @@ def score_rows(summary: pd.DataFrame, which: Callable[[str], bool] = lambda meth
     """Final scores of ours, a row per environment, algorithm and label, and the published ones of the same games.
 
     Args:
-        summary: of the runs; those without a score are left out.
+        summary: of the runs.
         which: published methods to take.
 
     Returns:
-        SCORE_COLUMNS; `starts` tells which rows may be compared.
+        SCORE_COLUMNS; `starts` tells which rows may be compared; a score is of `n_seeds` out of `n_runs`, and `runs`
+        says what became of them. A configuration of which no run has a score has a row with NaN.
     """
     runs = unique_seeds(summary)
-    scored = runs.assign(score=runs["score"].fillna(runs["training_score"])).dropna(subset=["score"])
+    runs = runs.assign(score=runs["score"].fillna(runs["training_score"]))
     rows = [
         _score_row(starts, env, algo, label, group)
-        for (env, algo, label, starts), group in scored.groupby(["env", "algo", "label", "starts"], sort=False)
+        for (env, algo, label, starts), group in runs.groupby(["env", "algo", "label", "starts"], sort=False)
     ]
     ours = pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
     theirs = published.scores()
@@ -127,7 +133,10 @@ def score_tables(rows: pd.DataFrame) -> list[Table]:
 
 
 def _score_row(starts: str, env: str, algo: str, label: str, group: pd.DataFrame) -> dict[str, object]:
-    estimate = statistics.bootstrap(statistics.mean, [group["score"].to_numpy(dtype=np.float64)])
+    counted = counted_rows(group)
+    scores = counted["score"].to_numpy(dtype=np.float64)
+    estimate = statistics.bootstrap(statistics.mean, [scores]) if len(scores) else _UNKNOWN
+    trained = counted if len(counted) else group
     return {
         "starts": starts,
         "env": env,
@@ -139,11 +148,13 @@ def _score_row(starts: str, env: str, algo: str, label: str, group: pd.DataFrame
         "score": float(estimate.value),
         "low": float(estimate.low),
         "high": float(estimate.high),
-        "n_seeds": len(group),
-        "games": group["games"].min(),
-        "budget": f"{group['frames'].mean():.4g} frames, {group['hours'].mean():.3g} h",
+        "n_seeds": len(counted),
+        "games": counted["games"].min(),
+        "budget": f"{trained['frames'].mean():.4g} frames, {trained['hours'].mean():.3g} h",
         "source": "this sweep",
         "checked": True,
+        "n_runs": len(group),
+        "runs": "" if is_plain(group, counted) else tally_of(group, counted),
     }
 
 
@@ -162,7 +173,8 @@ def _score_table(starts: str, rows: pd.DataFrame) -> Table:
     notes = []
     if rows["ours"].any():
         notes.append(_kind_of_score(starts, rows[rows["ours"]]))
-        notes += _about_intervals(rows[rows["ours"]])
+        notes += _about_intervals(rows[rows["ours"]].dropna(subset=["score"]))
+        notes += _about_endings("; ".join(rows[rows["ours"]]["runs"].fillna("")))
     else:
         notes.append("Published only: no run here was scored like this, so nothing of ours stands beside it.")
     if not rows["checked"].astype(bool).all():
@@ -184,7 +196,14 @@ def _kind_of_score(starts: str, ours: pd.DataFrame) -> str:
 
 def _score_cell(row: object) -> str:
     estimate = Estimate(*(np.asarray(getattr(row, name)) for name in ("score", "low", "high")))
-    return written(estimate) + ("" if row.checked else " ?")  # type: ignore[attr-defined]
+    runs = f" ({row.runs})" if row.ours and row.runs else ""  # type: ignore[attr-defined]
+    return written(estimate) + runs + ("" if row.checked else " ?")  # type: ignore[attr-defined]
+
+
+def _about_endings(tallies: str) -> list[str]:
+    """What is to be said of runs that did not finish, from the words on their number."""
+    failed = [RULE] if any(ending in tallies for ending in FAILED) else []
+    return failed + ([_NOT_OVER] if "running" in tallies or "preempted" in tallies else [])
 
 
 # --- aggregates over games --------------------------------------------------------------------------------------------
@@ -197,7 +216,7 @@ def aggregate_table(summary: pd.DataFrame, rows: pd.DataFrame) -> Table | None:
         summary: of the runs.
         rows: what `score_rows` gave.
     """
-    known = rows.dropna(subset=["human_normalised_percent"])
+    known = rows.dropna(subset=["human_normalised_percent", "score"])
     ours = known[known["ours"].astype(bool) & (known["starts"] != "training")]
     if ours.empty:
         return None
@@ -206,27 +225,34 @@ def aggregate_table(summary: pd.DataFrame, rows: pd.DataFrame) -> Table | None:
     games = sorted(set.intersection(*(set(group["game"]) for _, group in ours.groupby("method"))))
     if not games:
         return None
-    runs = _normalised_runs(summary[summary["starts"] == starts])
+    missing = sorted(set(ours["game"]) - set(games))
+    everyone = unique_seeds(summary[summary["starts"] == starts])
+    everyone = everyone[everyone["game"].isin(games)]
+    runs = _normalised_runs(everyone)
     lines = []
     for method, group in known[(known["starts"] == starts) & known["game"].isin(games)].groupby("method", sort=False):
         here = bool(group["ours"].iloc[0])
         tasks = runs(method, games) if here else [np.array([value]) for value in group["human_normalised_percent"]]
         estimates = {name: statistics.bootstrap(statistic, tasks) for name, statistic in AGGREGATES.items()}
-        lines.append((method, here, len(tasks), min(map(len, tasks)), bool(group["checked"].all()), estimates))
+        seeds = min(map(len, tasks))
+        own = everyone[everyone["name"] == method]
+        counted = counted_rows(own)
+        words = str(seeds) if not here or is_plain(own, counted) else tally_of(own, counted, "run")
+        lines.append((method, here, len(tasks), seeds, words, bool(group["checked"].all()), estimates))
     numbers = pd.DataFrame(
         [
-            {"method": method, "ours": here, "starts": starts, "n_games": n_games, "min_seeds": seeds}
+            {"method": method, "ours": here, "starts": starts, "n_games": n_games, "min_seeds": seeds, "runs": words}
             | {"checked": checked}
             | {f"{name}{end}": float(getattr(estimate, part)) for name, estimate in estimates.items()
                for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))}
-            for method, here, n_games, seeds, checked, estimates in lines
+            for method, here, n_games, seeds, words, checked, estimates in lines
         ]
     )  # fmt: skip
     text = pd.DataFrame(
         [
-            [method + ("" if here else " (published)") + ("" if checked else " ?"), str(n_games), str(seeds)]
+            [method + ("" if here else " (published)") + ("" if checked else " ?"), str(n_games), words]
             + [written(estimates[name]) for name in AGGREGATES]
-            for method, here, n_games, seeds, checked, estimates in lines
+            for method, here, n_games, seeds, words, checked, estimates in lines
         ],
         columns=["method", "games", "seeds", "mean %", "median %", "IQM %"],
     )
@@ -237,13 +263,16 @@ def aggregate_table(summary: pd.DataFrame, rows: pd.DataFrame) -> Table | None:
     ]
     if not numbers["mean_low"].notna().all():
         notes.append(_NO_INTERVAL)
+    notes += _about_endings("; ".join(numbers["runs"]))
+    if missing:
+        notes.append(f"Left out, as not every method has a score there: {', '.join(missing)}.")
     if others:
         notes.append(f"Left out, being scored otherwise: {', '.join(str(kind) for kind, _ in others)}.")
     return Table("human_normalised", "Human-normalised score over games", numbers, text, notes)
 
 
 def _normalised_runs(summary: pd.DataFrame) -> Callable[[str, Sequence[str]], list[Floats]]:
-    runs = unique_seeds(summary).dropna(subset=["score"]).reset_index(drop=True)
+    runs = counted_rows(summary).reset_index(drop=True)
     percent = published.normalise(runs.assign(method=runs["name"])).to_numpy(dtype=np.float64)
 
     def of(method: str, games: Sequence[str]) -> list[Floats]:
@@ -254,14 +283,17 @@ def _normalised_runs(summary: pd.DataFrame) -> Callable[[str, Sequence[str]], li
 
 def improvement_table(summary: pd.DataFrame) -> Table | None:
     """How probable it is that a run of one method beats one of another; None with fewer than two methods to compare."""
-    runs = unique_seeds(summary)
-    if runs["score"].isna().all():  # nothing was evaluated: training scores, of all
-        runs = runs.assign(score=runs["training_score"])
-    runs = runs.dropna(subset=["score"])
+    everyone = unique_seeds(summary)
+    if everyone["score"].isna().all():  # nothing was evaluated: training scores, of all
+        everyone = everyone.assign(score=everyone["training_score"])
+    nothing = everyone["score"].isna() & everyone["ending"].isin(FAILED)
+    runs = counted_rows(everyone.assign(score=everyone["score"].mask(nothing, -np.inf)))
     tasks = {
         method: {key: group["score"].to_numpy(dtype=np.float64) for key, group in own.groupby(["env", "starts"])}
         for method, own in runs.groupby("name", sort=False)
+        if np.isfinite(own["score"]).any()
     }
+    words = {method: _with_endings(method, everyone, runs) for method in tasks}
     lines = []
     for ours in tasks:
         for theirs in tasks:
@@ -273,20 +305,29 @@ def improvement_table(summary: pd.DataFrame) -> Table | None:
     if not lines:
         return None
     numbers = pd.DataFrame(
-        [(*line[:3], float(line[3].value), float(line[3].low), float(line[3].high)) for line in lines],
-        columns=["method", "over", "n_environments", "probability", "low", "high"],
-    )
+        [(*line[:3], float(line[3].value), float(line[3].low), float(line[3].high), words[line[0]], words[line[1]])
+         for line in lines],
+        columns=["method", "over", "n_environments", "probability", "low", "high", "runs", "over_runs"],
+    )  # fmt: skip
     cells = {line[:2]: written(line[3], digits=2) for line in lines}
     text = pd.DataFrame(
-        [[ours, *(cells.get((ours, theirs), "") for theirs in tasks)] for ours in tasks],
+        [[words[ours], *(cells.get((ours, theirs), "") for theirs in tasks)] for ours in tasks],
         columns=["a run of", *(f"beats {theirs}" for theirs in tasks)],
     )
     notes = [
         "Probability that a run of the row's method scores higher than one of the column's, in an environment drawn at "
         "random from those that both have; a tie is half a win.",
         *_about_intervals(numbers),
+        *_about_endings("; ".join(words.values())),
+        *(["A failed run that reached nothing loses to every run that reached something."] if nothing.any() else []),
     ]
     return Table("improvement", "Probability of improvement", numbers, text, notes)
+
+
+def _with_endings(method: str, everyone: pd.DataFrame, counted: pd.DataFrame) -> str:
+    """The method, and what its number is of where not all of its runs finished."""
+    own, counts = (rows[rows["name"] == method] for rows in (everyone, counted))
+    return method if is_plain(own, counts) else f"{method} ({tally_of(own, counts, 'run')})"
 
 
 # --- time to a score, and cost ----------------------------------------------------------------------------------------
@@ -301,22 +342,24 @@ def threshold_table(runs: Sequence[Run], threshold: float | None = None, window:
             first to the highest last mean of an environment.
         window: games in the rolling mean; the first tenth of them only fill it.
     """
-    groups = group_traces(trace for trace in (make_trace(run, window) for run in runs) if trace is not None)
-    lines = []
+    traces = {run.path: trace for run in runs if (trace := make_trace(run, window)) is not None and not trace.evaluated}
+    groups = group_traces(traces.values(), [run for run in runs if run.path not in traces])
+    lines, reasons = [], {}
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env]
-        goal = threshold if threshold is not None else goal_of([run for group in here for run in group.runs], window)
+        goal, reasons[env] = goal_of([run for group in here for run in group.runs], window)
+        if threshold is not None:
+            goal, reasons[env] = threshold, "as it was asked for"
         for group in here:
-            crossings = {
-                column: [_crossing(trace, column, window, goal) for trace in group.traces] for column in AXES.values()
-            }
-            lines.append((env, group, goal, crossings))
+            lines.append(
+                (env, group, goal, {column: _crossings(group, column, window, goal) for column in AXES.values()})
+            )
     if not lines:
         return None
     numbers = pd.DataFrame([_crossing_numbers(*line) for line in lines])
     text = pd.DataFrame(
         [
-            [env, group.name, f"{goal:,.4g}", f"{_n_reached(crossings['frames'])} of {len(group.traces)}"]
+            [env, _named(group), f"{goal:,.4g}", f"{_n_reached(crossings['frames'])} of {len(crossings['frames'])}"]
             + [_crossing_text(crossings[column]) for column in AXES.values()]
             for env, group, goal, crossings in lines
         ],
@@ -325,7 +368,8 @@ def threshold_table(runs: Sequence[Run], threshold: float | None = None, window:
     notes = [
         f"When the mean return of the last {window} training games is first at least the threshold: the median over "
         "seeds after Kaplan and Meier, in which runs that ended below it are censored where they ended, neither left "
-        "out nor counted as crossings. never: fewer than half were seen to get there."
+        "out nor counted as crossings; failed ones never get there. never: fewer than half were seen to get there.",
+        *(f"Threshold in {', '.join(envs)}: {reason}." for reason, envs in _by_value(reasons).items()),
     ]
     return Table("time_to_threshold", "Frames and time to a score", numbers, text, notes)
 
@@ -333,13 +377,17 @@ def threshold_table(runs: Sequence[Run], threshold: float | None = None, window:
 def cost_table(summary: pd.DataFrame) -> Table:
     """What runs took: hours, speeds and hardware, means over the runs of a method in an environment."""
     quantities = ["frames", "hours", "frames_per_second", "pps", "tps", "share_of_bound"]
-    groups = summary.groupby(["env", "algo", "label", "name", "hardware"], sort=False)
-    numbers = groups[quantities].mean().assign(n_runs=groups.size(), total_hours=groups["hours"].sum()).reset_index()
+    keys = ["env", "algo", "label", "name", "hardware"]
+    groups = summary.groupby(keys, sort=False)
+    counted = counted_rows(summary, "frames")
+    words = groups.apply(lambda own: tally_of(own, counted.loc[counted.index.intersection(own.index)], "run"))
+    means = counted.groupby(keys, sort=False)[quantities].mean().reindex(groups.size().index)
+    numbers = means.assign(n_runs=groups.size(), total_hours=groups["hours"].sum(), runs=words).reset_index()
     text = pd.DataFrame(
         {
             "environment": numbers["env"],
             "method": numbers["name"],
-            "runs": numbers["n_runs"].map(str),
+            "runs": [re.sub(r" runs?\b", "", words) for words in numbers["runs"]],
             "frames per run": numbers["frames"].map(number),
             "hours per run": numbers["hours"].map(partial(number, digits=2)),
             "hours in all": numbers["total_hours"].map(partial(number, digits=2)),
@@ -358,34 +406,59 @@ def cost_table(summary: pd.DataFrame) -> Table:
         "Of the bound: PPS over the machine's serial bound, where runs were calibrated.",
         "Speeds hold for the load that the machine had while it ran."
         + (f" Hardware: {machines[0]}." if len(machines) == 1 else ""),
+        *([_NOT_OVER] if _about_endings("; ".join(numbers["runs"]))[-1:] == [_NOT_OVER] else []),
     ]
     return Table("cost", "Cost", numbers, text, notes)
 
 
-def goal_of(runs: Sequence[Run], window: int) -> float:
-    """`budget.target_return`, where all runs have the same; else 90% of the way from the lowest start to the best end.
+def goal_of(runs: Sequence[Run], window: int) -> tuple[float, str]:
+    """A return to be reached, and in words where it comes from.
 
-    NaN if no run has finished a game.
+    `budget.target_return`, where all runs have the same; else 90% of the way from the lowest start to the best end. NaN
+    if no run has finished a game.
     """
     targets = {(run.config.get("budget") or {}).get("target_return") for run in runs}
     if len(targets) == 1 and (target := targets.pop()) is not None:
-        return float(target)
-    traces = [trace for run in runs if (trace := make_trace(run, window)) is not None]
+        return float(target), "budget.target_return of the runs"
+    traces = [trace for run in runs if (trace := make_trace(run, window)) is not None and not trace.evaluated]
     if not traces:
-        return float("nan")
+        return float("nan"), "no run has finished a game"
     curves = [_past_start(*trace.curve("frames"), window)[1] for trace in traces]
     low, high = min(curve[0] for curve in curves), max(curve[-1] for curve in curves)
-    return float(low + 0.9 * (high - low))
+    reason = (
+        f"90% of the way from the lowest first mean of these runs, {low:,.4g}, to their highest last one, {high:,.4g}"
+    )
+    return float(low + 0.9 * (high - low)), reason
 
 
 def crossing(run: Run, column: str, goal: float, window: int) -> Crossing | None:
     """When a run's mean return over `window` games first reached the goal; None if it has not finished a game."""
     trace = make_trace(run, window)
-    return None if trace is None else _crossing(trace, column, window, goal)
+    return None if trace is None or trace.evaluated else _crossing(trace, column, window, goal)
+
+
+def _crossings(group: SeedGroup[Trace], column: str, window: int, goal: float) -> list[Crossing]:
+    """One per seed that has finished a game or failed."""
+    known = [_crossing(trace, column, window, goal) for trace in group.traces]
+    return known + [_NEVER for run in group.missing if run.ending in FAILED]
+
+
+def _named(group: SeedGroup[Trace]) -> str:
+    plain = all(run.state == "finished" for run in group.all_runs)
+    return group.name if plain else f"{group.name} ({group.seeds(len(group.traces))})"
+
+
+def _by_value(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for env, reason in reasons.items():
+        found.setdefault(reason, []).append(env)
+    return found
 
 
 def _crossing(trace: Trace, column: str, window: int, goal: float) -> Crossing:
-    return statistics.first_crossing(*_past_start(*trace.curve(column), window), goal)
+    """A run that failed below the goal was not cut short on its way: it never gets there."""
+    found = statistics.first_crossing(*_past_start(*trace.curve(column), window), goal)
+    return _NEVER if not found.reached and trace.run.ending in FAILED else found
 
 
 def _past_start(x: Floats, y: Floats, window: int) -> tuple[Floats, Floats]:
@@ -401,7 +474,7 @@ def _crossing_numbers(
         "env": env,
         "method": group.name,
         "threshold": goal,
-        "n_seeds": len(group.traces),
+        "n_seeds": len(crossings["frames"]),
         "n_reached": _n_reached(crossings["frames"]),
         "median_frames": statistics.median_crossing(crossings["frames"]),
         "median_seconds": statistics.median_crossing(crossings["wall_seconds"]),
@@ -414,7 +487,8 @@ def _n_reached(crossings: Iterable[Crossing]) -> int:
 
 def _crossing_text(crossings: Sequence[Crossing]) -> str:
     middle = statistics.median_crossing(crossings)
-    return number(middle) if np.isfinite(middle) else f"never (to {number(max(one.x for one in crossings))})"
+    seen = max((one.x for one in crossings if np.isfinite(one.x)), default=float("nan"))
+    return number(middle) if np.isfinite(middle) else f"never (to {number(seen)})" if np.isfinite(seen) else "never"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

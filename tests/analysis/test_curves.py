@@ -2,7 +2,6 @@ import logging
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
@@ -61,21 +60,22 @@ def test_final_evaluations_are_averaged_over_games_and_then_seeds(make_run, tmp_
     for seed in (0, 1, 2):
         make_run(seed=seed, best_return=300.0)  # games of 295 + seed and 305 + seed; the earlier evaluation is lower
     (group,) = make_groups(load_runs(tmp_path), window=100)
-    assert group.final_evaluation("mean_return") == pytest.approx(301.0)
-    assert group.final_evaluation("games") == 2
+    assert [one.value for one in group.reached()] == pytest.approx([300.0, 301.0, 302.0])
+    assert [one.n_games for one in group.reached()] == [2, 2, 2]
 
 
 def test_a_run_without_evaluation_has_a_curve(make_run, tmp_path):
     (make_run() / "eval.csv").unlink()
     groups = make_groups(load_runs(tmp_path), window=100)
-    assert np.isnan(groups[0].final_evaluation("mean_return"))
-    draw(groups, BOTH, 100)
+    figure = draw(groups, BOTH, 100)
+    assert [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()] == ["PAAC (1 seed)"]
 
 
 def test_runs_without_games_and_repeated_seeds_are_named(make_run, tmp_path, caplog):
     make_run(seed=0)
     repeated = make_run(seed=0, overrides="copy")
     young = make_run(seed=1, n_games=0)
+    (young / "eval.csv").unlink()
     with caplog.at_level(logging.WARNING):
         (group,) = make_groups(load_runs(tmp_path), window=100)
     assert len(group.traces) == 1
@@ -225,9 +225,9 @@ def test_a_root_without_runs_is_one_sentence_and_status_2(make_run, tmp_path, ca
 
 
 def test_runs_without_games_are_one_sentence_and_status_2(make_run, tmp_path, capsys):
-    make_run(n_games=0)
+    (make_run(n_games=0) / "eval.csv").unlink()
     assert main([str(tmp_path)]) == 2
-    assert "None of the 1 runs found has finished a training game yet." in capsys.readouterr().err
+    assert "None of the 1 runs found has finished a training game yet, or was evaluated." in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence_and_status_2(make_run, tmp_path, capsys):
