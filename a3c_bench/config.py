@@ -6,6 +6,7 @@ Nothing below this module (and `run.py`) ever sees a DictConfig.
 import copy
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,10 @@ def explain(error: BaseException) -> str:
     text = str(root).split("\n")[0].rstrip(".")
     if isinstance(root, OverrideParseException):
         return f"{root.override} cannot be read as key=value: {text}."
+    loggers = re.match(r"Ambiguous value for argument 'logger=([\w,]+)'", text)
+    if loggers:
+        several = loggers[1]
+        return f"logger={several} would be a sweep over loggers: say 'logger=[{several}]' to have them all."
     if isinstance(root, OmegaConfBaseException) and type(root).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
         parent, _, name = str(root.full_key or key).rpartition(".")  # the part of the key that is not known
         known = sorted(_keys_of(root))

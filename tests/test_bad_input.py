@@ -70,6 +70,10 @@ CONFIG_ERRORS = [
     ("algo=[a", "algo=[a cannot be read as key=value: "),
     ("budget", "budget cannot be read as key=value: "),
     ("seed=0,1", "Ambiguous value for argument 'seed=0,1'"),
+    (
+        "logger=wandb,tensorboard",
+        "logger=wandb,tensorboard would be a sweep over loggers: say 'logger=[wandb,tensorboard]' to have them all.",
+    ),
     ("algo=null", "Config group override must be a string or a list. Got NoneType."),
     ("name=${nowhere}", "name: Interpolation key 'nowhere' not found."),
 ]

@@ -86,6 +86,20 @@ def test_a_group_composes(group: str) -> None:
         assert differences(getattr(config, group), said(CONF / group / f"{name}.yaml")) == []
 
 
+@pytest.mark.parametrize("words", ["[wandb,tensorboard]", "[tensorboard,wandb]", "[wandb,files,tensorboard,files]"])
+def test_loggers_combine_in_any_order(words: str) -> None:
+    logger = compose([f"logger={words}"]).logger
+    assert (logger.wandb.mode, logger.wandb.project, logger.tensorboard) == ("offline", "a3c_bench", True)
+    assert compose([f"logger={words}", "logger.wandb.mode=online"]).logger.wandb.mode == "online"
+
+
+def test_one_logger_and_none() -> None:
+    chosen = {words: compose([f"logger={words}"]).logger for words in ("wandb", "[tensorboard]", "files", "[]")}
+    found = {words: (logger.wandb.mode, logger.tensorboard) for words, logger in chosen.items()}
+    off = ("disabled", False)
+    assert found == {"wandb": ("offline", False), "[tensorboard]": ("disabled", True), "files": off, "[]": off}
+
+
 @pytest.mark.parametrize("name", presets("experiment"))
 def test_an_experiment_composes_and_trains(name: str, tmp_path: Path) -> None:
     config = compose([f"experiment={name}"])

@@ -1,5 +1,6 @@
 """Loggers beside the CSV files. They are guests: what fails in them is logged once and never ends a run."""
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping
@@ -9,6 +10,41 @@ from typing import Any, Protocol
 from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
+
+_LONGEST_GROUP = 128  # characters of a group that wandb takes
+# TensorBoard's groups, by what the column begins with; the first that fits.
+_TAG_GROUPS = {
+    "lag": ("lag_", "importance_ratio", "gradient_staleness_", "replay_age_"),
+    "returns": ("mean_return_", "discounted_return"),
+    "evaluation": ("evaluation_",),
+    "losses": ("loss", "entropy_", "gradient_", "explained_variance", "td_error", "max_q"),
+    "speed": ("frames_per_second", "pps", "tps", "share_", "memory_"),
+    "samples": ("discarded_", "unusable_", "replay_", "training_", "prediction_"),
+    "progress": ("agent_steps", "updates", "wall_seconds", "learning_rate", "epsilon", "n_"),
+}
+
+
+def tensorboard_tag(column: str) -> str:
+    """The tag of a column: `group/column`, as TensorBoard shows one block for each group.
+
+    Columns that an algorithm of another package adds are in `other`.
+    """
+    found = (group for group, starts in _TAG_GROUPS.items() if column.startswith(starts))
+    return f"{next(found, 'other')}/{column}"
+
+
+def seed_group(config: Config, directory: Path) -> str:
+    """What the seeds of one configuration have in common, for wandb: name/env/algo[/other overrides].
+
+    A directory that is not where the command line would put the run says nothing of the overrides.
+    """
+    root, path = Path(config.root).absolute(), directory.absolute()
+    head = f"{config.name}/{config.env.name.replace('/', '_')}/{config.algo.name}"
+    below = path.parent.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+    group = below if below.startswith(head) else head
+    if len(group) <= _LONGEST_GROUP:
+        return group
+    return f"{group[: _LONGEST_GROUP - 13]}-{hashlib.sha256(group.encode()).hexdigest()[:12]}"
 
 
 class Logger(Protocol):
@@ -77,7 +113,7 @@ class WandbLogger:
             dir=str(directory),
             id=id_file.read_text().strip(),
             resume="allow",
-            group=config.name,
+            group=seed_group(config, directory),
             job_type=label,
             name=f"{label}/seed{config.seed}",
             config=dict(plain_config),
@@ -114,7 +150,7 @@ class TensorBoardLogger:
         """One row."""
         for key, value in row.items():
             if key != "frames":
-                self._writer.add_scalar(key, value, int(row["frames"]))
+                self._writer.add_scalar(tensorboard_tag(key), value, int(row["frames"]))
 
     def close(self) -> None:
         """Closes the event file."""

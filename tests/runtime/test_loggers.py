@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from a3c_bench.runtime.loggers import Guest, make_loggers
+from a3c_bench.runtime.loggers import Guest, make_loggers, seed_group, tensorboard_tag
+from a3c_bench.runtime.recorder import LAG_COLUMNS, METRIC_COLUMNS
 from a3c_bench.schema import Config, LoggerConfig, WandbConfig
 from a3c_bench.train import train
 
@@ -143,11 +144,54 @@ def test_wandb_is_told_whose_run_it_is(tiny: Config, tmp_path: Path, monkeypatch
         "tags": ["a", "b"],
         "dir": str(tmp_path),
         "resume": "allow",
-        "group": "sweep",
+        "group": "sweep/CartPole-v1/paac",
         "job_type": "CartPole-v1/paac",
         "name": "CartPole-v1/paac/seed3",
         "reinit": "create_new",
     }
+
+
+def test_the_seeds_of_one_configuration_are_one_group(tiny: Config, tmp_path: Path) -> None:
+    config, others = replace(tiny, root=str(tmp_path)), replace(tiny, root=str(tmp_path), seed=7)
+    place = tmp_path / tiny.name / "CartPole-v1" / "paac"
+    group = f"{tiny.name}/CartPole-v1/paac"
+    assert seed_group(config, place / "seed0") == seed_group(others, place / "seed7") == group
+    assert seed_group(config, place / "algo.t_max=7" / "seed0") == f"{group}/algo.t_max=7"
+    assert seed_group(others, place / "algo.t_max=7" / "seed7") == f"{group}/algo.t_max=7"
+    assert seed_group(config, Path("/elsewhere/run")) == group  # a directory of one's own
+    assert seed_group(config, tmp_path / "run") == group
+
+
+def test_a_long_group_is_cut_and_stays_its_own(tiny: Config, tmp_path: Path) -> None:
+    config = replace(tiny, root=str(tmp_path))
+    place = tmp_path / tiny.name / "CartPole-v1" / "paac"
+    long, other = (seed_group(config, place / ("x" * 140 + end) / "seed0") for end in "ab")
+    assert len(long) == len(other) == 128  # what wandb takes
+    assert long != other
+
+
+@pytest.mark.parametrize(
+    ("column", "tag"),
+    [
+        ("mean_return_100_games", "returns/mean_return_100_games"),
+        ("evaluation_mean_return", "evaluation/evaluation_mean_return"),
+        ("loss", "losses/loss"),
+        ("gradient_norm", "losses/gradient_norm"),
+        ("gradient_staleness_updates_p95", "lag/gradient_staleness_updates_p95"),
+        ("replay_age_frames_mean", "lag/replay_age_frames_mean"),
+        ("replay_agent_steps", "samples/replay_agent_steps"),
+        ("share_predictors_wait", "speed/share_predictors_wait"),
+        ("n_predictors", "progress/n_predictors"),
+        ("my_own_column", "other/my_own_column"),
+    ],
+)
+def test_tags_come_in_groups(column: str, tag: str) -> None:
+    assert tensorboard_tag(column) == tag
+
+
+def test_each_column_of_ours_has_a_group() -> None:
+    groups = {tensorboard_tag(column).split("/")[0] for column in (*METRIC_COLUMNS, *LAG_COLUMNS) if column != "frames"}
+    assert groups == {"lag", "losses", "progress", "returns", "samples", "speed"}
 
 
 def test_wandb_offline_writes_into_the_run_and_goes_on_under_its_id(
@@ -178,12 +222,15 @@ def test_tensorboard_events(tiny: Config, tmp_path: Path) -> None:
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     metrics = pd.read_csv(tmp_path / "metrics.csv")
-    entropy = events.Scalars("entropy_nats")
+    assert len(events.Tags()["scalars"]) > 40
+    groups = {tag.split("/")[0] for tag in events.Tags()["scalars"]}
+    assert groups == {"evaluation", "lag", "losses", "progress", "returns", "samples", "speed"}
+    entropy = events.Scalars("losses/entropy_nats")
     assert [event.step for event in entropy] == metrics["frames"].tolist()
     assert [event.value for event in entropy] == pytest.approx(metrics["entropy_nats"].tolist(), rel=1e-4)
-    assert [event.value for event in events.Scalars("lag_updates_max")] == [0.0] * len(metrics)
+    assert [event.value for event in events.Scalars("lag/lag_updates_max")] == [0.0] * len(metrics)
     games = pd.read_csv(tmp_path / "eval.csv")
-    assert events.Scalars("evaluation_mean_return")[0].value == pytest.approx(games["episode_return"].mean())
+    assert events.Scalars("evaluation/evaluation_mean_return")[0].value == pytest.approx(games["episode_return"].mean())
 
 
 def test_tensorboard_hides_what_came_after_the_checkpoint(
@@ -202,5 +249,5 @@ def test_tensorboard_hides_what_came_after_the_checkpoint(
     train(config, tmp_path)
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    frames = [event.step for event in events.Scalars("entropy_nats")]
+    frames = [event.step for event in events.Scalars("losses/entropy_nats")]
     assert frames == pd.read_csv(tmp_path / "metrics.csv")["frames"].tolist()
