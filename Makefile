@@ -20,9 +20,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m a3c_bench.run -m name=demo experiment=cartpole algo=a3c,ga3c,paac seed=$(SEEDS)
-	$(BIN)/python -m analysis.curves runs/demo
-	$(BIN)/python -m analysis.lag runs/demo
+	$(BIN)/python -m a3c_bench.run -m algo=a3c,ga3c,paac seed=$(SEEDS)
+	$(BIN)/python -m analysis.curves runs/default
+	$(BIN)/python -m analysis.lag runs/default
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

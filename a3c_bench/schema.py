@@ -215,6 +215,7 @@ class Config:
     algo: Any
     name: str = "default"  # of the sweep: runs/<name>/...
     root: str = "runs"
+    tuned_for: str | None = None  # env.name that settings beside the papers' were tuned for; null: the papers' alone
     seed: int = option(0, at_least=0)
     device: str = "cpu"
     n_torch_threads: int | None = option(None, at_least=1)  # null: 1 for mlp and ga3c, else all cores; workers have 1
@@ -237,6 +238,7 @@ class Config:
 PRESENTATION_KEYS = (
     "root",
     "name",
+    "tuned_for",
     "progress",
     "retry_diverged",
     "logger",

@@ -61,6 +61,7 @@ def train(config: Config, directory: Path, stop: StopRequest | None = None) -> d
                 return status
             if diverged(status) and not config.retry_diverged:
                 raise DivergedError(f"{held.path} {NOT_RETRIED} ({status.get('error')}).")
+            log.info("Settings: %s.", settings_in_words(config))
             return _train(config, held, told)
     except OSError as error:
         raise RunDirectoryError(f"{directory}: {error.strerror or error}; what was saved before is intact.") from error
@@ -94,7 +95,20 @@ def check_settings(config: Config) -> None:
     lr_range = config.algo.optimizer.lr_range
     if lr_range is not None and lr_range[0] > lr_range[1]:
         raise ConfigError(f"algo.optimizer.lr_range={list(lr_range)} must be [lowest, highest].")
+    if config.tuned_for not in (None, config.env.name):
+        raise ConfigError(
+            f"These settings are tuned for {config.tuned_for}, and this is {config.env.name}: say settings=paper, "
+            f"without an experiment, or tuned_for={config.env.name} to use them all the same."
+        )
     find_algorithm(config.algo.name).check(config)
+
+
+def settings_in_words(config: Config) -> str:
+    """Whose settings a run has: the paper's, or some that were tuned for its environment."""
+    algo = config.algo.name
+    if config.tuned_for is None:
+        return f"the paper's (conf/algo/{algo}.yaml), but for what an experiment or the command line changes"
+    return f"{algo} tuned for {config.tuned_for}; settings=paper takes the paper's"
 
 
 def check_build(config: Config) -> None:

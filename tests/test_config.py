@@ -15,10 +15,10 @@ from a3c_bench.algos import algorithm_names, find_algorithm
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.config import compose, config_directory, load_config, run_directory
 from a3c_bench.envs.vector import ATARI
-from a3c_bench.errors import RunDirectoryError
+from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import RunDirectory
 from a3c_bench.schema import Config, EnvConfig, check
-from a3c_bench.train import check_run, train
+from a3c_bench.train import check_run, check_settings, settings_in_words, train
 
 CONF = config_directory()
 TINY = (
@@ -115,6 +115,38 @@ def test_an_experiment_composes_and_trains(name: str, tmp_path: Path) -> None:
     assert status["frames"] >= 120
 
 
+TUNED = [
+    (env.name, algo)
+    for env in sorted((CONF / "settings" / "tuned").iterdir())
+    for algo in presets(f"settings/tuned/{env.name}")
+]
+
+
+@pytest.mark.parametrize(("env", "algo"), TUNED)
+def test_what_is_tuned_for_an_environment_belongs_to_it_alone(env: str, algo: str) -> None:
+    """It is found by the environment's name, is said by its own, and the paper's settings are one word away."""
+    network = ["network=mlp_lstm"] if env == "cartpole_positions" else []
+    config = compose([f"env={env}", f"algo={algo}", *network])
+    check_run(config)
+    assert differences(config, said(CONF / "settings" / "tuned" / env / f"{algo}.yaml")) == []
+    assert config.tuned_for == config.env.name
+    assert settings_in_words(config) == f"{algo} tuned for {config.env.name}; settings=paper takes the paper's"
+    paper = compose([f"env={env}", f"algo={algo}", *network, "settings=paper"])
+    assert differences(paper.algo, said(CONF / "algo" / f"{algo}.yaml")) == []
+    assert paper.tuned_for is None
+    assert settings_in_words(paper).startswith(f"the paper's (conf/algo/{algo}.yaml)")
+    with pytest.raises(ConfigError, match=f"tuned for {config.env.name}, and this is Acrobot-v1: say settings=paper"):
+        check_settings(replace(config, env=EnvConfig(id="Acrobot-v1")))
+
+
+def test_an_experiment_tuned_for_one_game_is_not_taken_to_another() -> None:
+    """`experiment=pong env=breakout` would have Pong's background subtracted from Breakout's frames."""
+    with pytest.raises(ConfigError, match="tuned for Pong, and this is Breakout"):
+        check_settings(compose(["experiment=pong", "env=breakout"]))
+    check_settings(compose(["experiment=pong", "env=breakout", "tuned_for=Breakout"]))
+    check_settings(compose(["experiment=pong", "env=atari", "env.game=Pong"]))
+
+
 @pytest.mark.parametrize("algo", presets("algo"))
 def test_an_algorithm_is_said_in_full(algo: str) -> None:
     """Every setting stands in its file, and arrives unless something tunes it."""
@@ -169,12 +201,16 @@ def write(file: Path, n_envs: int) -> None:
 
 
 def test_what_overrides_what(own_conf: Path) -> None:
-    """Command line, local, experiment for the algorithm, experiment, the paper."""
+    """Command line, local, experiment for the algorithm, experiment, what is tuned for an environment, the paper."""
     chosen = ["experiment=mine"]
     write(own_conf / "experiment" / "mine.yaml", 102)
     assert said(own_conf / "algo" / "paac.yaml")["n_envs"] == 32
     assert compose(["env=breakout"]).algo.n_envs == 32
     assert compose([]).algo.n_envs == 32
+    write(own_conf / "settings" / "tuned" / "cartpole" / "paac.yaml", 101)
+    assert compose([]).algo.n_envs == 101
+    assert compose(["settings=paper"]).algo.n_envs == 32
+    assert compose(["env=catch"]).algo.n_envs == 32
     assert compose(chosen).algo.n_envs == 102
     write(own_conf / "experiment" / "mine" / "paac.yaml", 103)
     assert compose(chosen).algo.n_envs == 103
@@ -187,9 +223,9 @@ def test_what_overrides_what(own_conf: Path) -> None:
 
 
 def test_the_command_line_chooses_groups_too() -> None:
-    config = compose(["experiment=pong", "network=nature", "env=breakout", "advantage=gae"])
-    assert (config.network.kind, config.env.game, config.advantage.kind) == ("nature", "Breakout", "gae")
-    assert config.name == "pong"
+    config = compose(["experiment=universe", "network=nature", "env=breakout", "advantage=td"])
+    assert (config.network.kind, config.env.game, config.advantage.kind) == ("nature", "Breakout", "td")
+    assert config.name == "universe"
 
 
 def test_the_defaults() -> None:
@@ -202,7 +238,7 @@ def test_the_defaults() -> None:
         "runs",
     )
     assert config.logger.wandb.mode == "disabled"
-    assert config.budget.frames == 500_000
+    assert config.budget.frames == 150_000
 
 
 # --- round trip -----------------------------------------------------------------------------------------------------
