@@ -26,11 +26,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from a3c_bench.algos import algorithm_names, find_algorithm
 from a3c_bench.errors import ConfigError, RunDirectoryError
-from a3c_bench.runtime.directory import read_yaml
+from a3c_bench.runtime.directory import read_yaml, runs_below
 from a3c_bench.schema import PRESENTATION_KEYS, Config, check, nearest
 
 # Parts of a command line that the path of a run directory already says, or that change nothing in it.
 _NOT_IN_PATH = ("algo", "env", "env.id", "env.game", "seed", "experiment", "sweeps", "hydra", *PRESENTATION_KEYS)
+_MOST_RUNS_LISTED = 20
 _LONGEST_NAME = 150  # characters of a directory; file systems take 255
 
 
@@ -166,9 +167,16 @@ def load_config(run: Path) -> Config:
     """The configuration of a run directory.
 
     Raises:
-        RunDirectoryError: there is none, or it is broken.
+        RunDirectoryError: there is none, or it is broken; a directory that holds runs names them.
     """
     file = run / "config.yaml"
+    below = [] if file.exists() else runs_below(run)
+    if below:
+        shown = [f"\n  {path}" for path in below[:_MOST_RUNS_LISTED]]
+        left = len(below) - len(shown)
+        more = f"\n  ... and {left} more" if left else ""
+        runs = "1 run: name it" if len(below) == 1 else f"{len(below)} runs: name one of them"
+        raise RunDirectoryError(f"{run} holds {runs}.{''.join(shown)}{more}")
     try:
         content = read_yaml(file)
         algorithm = find_algorithm(content["algo"]["name"])

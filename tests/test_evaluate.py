@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,26 @@ def test_the_command_line_evaluates_a_checkpoint(run: Path, capsys: pytest.Captu
 def test_bad_arguments_of_evaluate(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate_module.main([str(run) if word == "RUN" else word for word in arguments]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("main", [evaluate_module.main, play_module.main])
+def test_a_directory_of_runs_names_them(
+    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below = [tmp_path / "default" / "CartPole-v1" / "paac" / f"seed{seed}" for seed in range(2)]
+    for place in below:
+        (place / "checkpoint").mkdir(parents=True)
+        (place / "config.yaml").write_text("")
+    parent = tmp_path / "default"
+    assert main([str(parent)]) == 2
+    assert capsys.readouterr() == ("", f"{parent} holds 2 runs: name one of them.\n  {below[0]}\n  {below[1]}\n")
+    assert main([str(below[0].parent), "--checkpoint", "best"]) == 2
+    assert "holds 2 runs: name one of them." in capsys.readouterr().err
+    for number in range(30):
+        (parent / "more" / f"seed{number}").mkdir(parents=True)
+        (parent / "more" / f"seed{number}" / "config.yaml").write_text("")
+    assert main([str(parent)]) == 2
+    assert capsys.readouterr().err.endswith("\n  ... and 12 more\n")
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])

@@ -181,6 +181,17 @@ def in_use(path: Path) -> bool | None:
     return False
 
 
+def runs_below(root: Path) -> list[Path]:
+    """The run directories below a directory, by name; links are not followed."""
+    found = []
+    for directory, children, files in os.walk(root):
+        children.sort()
+        if "config.yaml" in files:
+            children.clear()
+            found.append(Path(directory))
+    return found
+
+
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds.
 

@@ -5,13 +5,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.progress import Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
+_BAR_WIDTH, _SHORTEST_BAR = 40, 5  # columns of a terminal
 
 
 class ProgressDisplay:
@@ -30,14 +36,7 @@ class ProgressDisplay:
         self._last_line = 0.0
         self._bar: Progress | None = None
         if enabled and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("return {task.fields[mean_return]}  {task.fields[speed]} frames/s"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+            self._bar = _bar(Console(stderr=True))
             self._task = self._bar.add_task(label, total=total_frames, mean_return="-", speed="-")
             self._bar.start()
 
@@ -70,6 +69,49 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
         self._bar = None
+
+
+class _NameAndBar(ProgressColumn):
+    """The run's name and its bar, in the width that the numbers beside them leave."""
+
+    def render(self, task: Task) -> "_Fitting":
+        """See ProgressColumn."""
+        return _Fitting(task)
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """Where there is little room the bar goes first, then the end of the name."""
+
+    task: Task
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        longest = min(len(self.task.description) + 1 + _BAR_WIDTH, options.max_width)
+        return Measurement(min(8, longest), longest)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        name = Text(self.task.description, no_wrap=True, overflow="ellipsis")
+        room = min(options.max_width - name.cell_len - 1, _BAR_WIDTH)
+        grid = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        if room < _SHORTEST_BAR:
+            grid.add_row(name)
+        else:
+            total, now = self.task.total, self.task.get_time()
+            grid.add_row(name, ProgressBar(total, self.task.completed, room, pulse=total is None, animation_time=now))
+        yield grid
+
+
+def _bar(console: Console) -> Progress:
+    """A bar whose numbers are whole wherever there are 60 columns or more."""
+    return Progress(
+        _NameAndBar(),
+        TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
+        TextColumn(
+            "return {task.fields[mean_return]}  {task.fields[speed]} frames/s", table_column=Column(no_wrap=True)
+        ),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        console=console,
+    )
 
 
 def _time_left(row: Mapping[str, Any], total: int) -> str:

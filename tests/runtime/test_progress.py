@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 from typing import Any
 
@@ -92,3 +93,22 @@ def test_a_bar_on_a_terminal(
     assert ("25%" in text) == (total is not None)
     assert text.endswith("\x1b[?25h")  # the cursor is back
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("label", ["CartPole-v1 paac seed 0", "CartPole-v1-sees-0-2 gorila seed 10"])
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_numbers_are_whole_at_any_width(clock: Clock, monkeypatch: pytest.MonkeyPatch, width: int, label: str) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = ProgressDisplay(label, 200_000_000, True)
+    shown.update({"frames": 50_000_000.0, "frames_per_second": 123_456.0, "mean_return_100_games": -1234.56})
+    shown.close()
+    line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).splitlines()[-1].rstrip()
+    assert len(line) <= width
+    assert re.search(r" 25% return -1234\.6  123,456 frames/s -:--:--$", line)
+    assert line.startswith(label if width == 200 else label[:10])
+    if width >= 100:
+        assert line.count("━") + line.count("╸") > 3  # and a bar, where there is room for it
