@@ -20,7 +20,7 @@ def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]], per: str = "cur
     lines.append(f"Hardware: {hardware(runs)}.")
     everyone = [run for group in groups for run in group.all_runs]
     lines += [f"Not finished: {names}." for names in [unfinished(everyone)] if names]
-    lines += [f"In several attempts: {names}." for names in [tried_again(everyone)] if names]
+    lines += [f"Tried again until it finished: {names}." for names in [tried_again(everyone)] if names]
     return "\n".join(lines)
 
 
@@ -77,14 +77,29 @@ def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
 
 
 def tried_again(runs: Sequence[Run], at_most: int = 4) -> str:
-    """Which runs finished, but not at the first attempt or that they resumed; empty if none did."""
-    return _named([(run, f"{run.attempts}") for run in runs if run.state == "finished" and run.attempts > 1], at_most)
+    """Which runs finished after attempts that failed, or of which nobody noted the end; empty if none did."""
+    again = [
+        run for run in runs if run.state == "finished" and {"failed", "diverged", "unknown"} & {*run.attempts[:-1]}
+    ]
+    return _named([(run, attempts(run)) for run in again], at_most)
+
+
+def attempts(run: Run) -> str:
+    """What became of a run's attempts: "3 attempts: diverged, failed, finished"."""
+    ends = run.attempts
+    known = "" if "unknown" in ends else f": {', '.join(ends)}"
+    return f"{len(ends)} attempts{known}"
 
 
 def _named(runs: Sequence[tuple[Run, str]], at_most: int) -> str:
-    names = [f"{run.env} {style.display_name(run.algo)} seed {run.seed} ({what})" for run, what in runs]
+    names = [f"{run.env} {style.display_name(run.algo)}{_label(run)} seed {run.seed} ({what})" for run, what in runs]
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more
+
+
+def _label(run: Run) -> str:
+    """What tells a run from others of its algorithm, after a blank."""
+    return f" {run.label}" if run.label else ""
 
 
 def _seeds(groups: Sequence[SeedGroup[Trace]]) -> str:

@@ -11,12 +11,11 @@ import numpy as np
 from analysis import aggregate, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.load import Run
-from analysis.outcome import counting, tally
+from analysis.outcome import AS_LONG, counting, tally
 
 log = logging.getLogger(__name__)
 
 GRID_POINTS = 200
-_AS_LONG = 0.95  # seeds of which the shortest has that share of the longest's frames count as equally long
 
 
 class Trace(Protocol):
@@ -85,7 +84,7 @@ class SeedGroup(Generic[AnyTrace_co]):
         """Whether some seeds ended long before others: their mean goes on without them, and is drawn faint there."""
         runs = [trace.run for trace in self.counted]
         known = [float(run.status["frames"]) for run in runs if isinstance(run.status.get("frames"), int | float)]
-        return any(run.state != "finished" for run in runs) or (len(known) > 1 and min(known) < _AS_LONG * max(known))
+        return any(run.state != "finished" for run in runs) or (len(known) > 1 and min(known) < AS_LONG * max(known))
 
     def seeds(self, n_counted: int | None = None) -> str:
         """For a legend: "3 seeds", or "2 of 5 seeds; 3 failed" if means are of less than all."""

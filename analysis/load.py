@@ -62,16 +62,17 @@ class Run:
     @property
     def ending(self) -> str:
         """The state, or "diverged" of a run that failed since a number of its training became infinite or NaN."""
-        diverged = self.state == "failed" and _DIVERGED in str(self.status.get("error"))
-        return "diverged" if diverged else self.state
+        diverged = self.status.get("diverged") is True or _DIVERGED in str(self.status.get("error"))
+        return "diverged" if self.state == "failed" and diverged else self.state
 
     @property
-    def attempts(self) -> int:
-        """How many times training was started: more than once after a stop, a kill or a failure."""
-        attempts = self.status.get("attempts")
-        if isinstance(attempts, list):
-            return len(attempts)
-        return attempts if isinstance(attempts, int) else 1
+    def attempts(self) -> Sequence[str]:
+        """How each start of training ended; "unknown" where an older version did not note it."""
+        history = self.status.get("history")
+        if isinstance(history, list) and history:
+            return [str(one.get("ended", self.state)) if isinstance(one, Mapping) else "unknown" for one in history]
+        known = self.status.get("attempts")
+        return ["unknown"] * (known - 1 if isinstance(known, int) else 0) + [self.ending]
 
     def episodes(self) -> pd.DataFrame:
         """Finished training games, one a row, by `frames` (several may share a value)."""

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.load import Run
 
+AS_LONG = 0.9  # a run with that share of another's frames counts as equally long
 TRAINING_GAMES = 100  # of which a training score is the mean
 RULE = (
     "A run that failed counts with what it had reached: its last evaluation, else the mean of its last "

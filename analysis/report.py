@@ -132,7 +132,7 @@ def _write(
 
 def _lead(runs: Sequence[Run], groups: Sequence[SeedGroup[Member]]) -> list[str]:
     methods, envs = ({getattr(group, name) for group in groups} for name in ("name", "env"))
-    states = Counter(run.state for run in runs)
+    states = Counter(run.ending for run in runs)
     hours = summarise(runs)["hours"].sum()
     sentences = [
         f"{_counted(len(runs), 'run')} of {_counted(len(methods), 'method')} in {_counted(len(envs), 'environment')}"
@@ -147,7 +147,7 @@ def _lead(runs: Sequence[Run], groups: Sequence[SeedGroup[Member]]) -> list[str]
 def _what_was_run(groups: Sequence[SeedGroup[Member]]) -> list[str]:
     rows = []
     for group in groups:
-        states = Counter(run.state for run in group.runs)
+        states = Counter(run.ending for run in group.runs)
         seeds = ", ".join(str(run.seed) for run in group.runs[:10]) + (", ..." if len(group.runs) > 10 else "")
         state = ", ".join(f"{count} {state}" for state, count in states.most_common())
         rows.append([group.env, group.name, f"{len(group.runs)} ({seeds})", caption.frames(group.runs), state])
@@ -173,7 +173,11 @@ def _tables(runs: list[Run], report: Report, threshold: float | None) -> list[st
 
 
 def _troubles(runs: Sequence[Run], broken: Sequence[str]) -> list[str]:
-    rows = [[str(run.path), run.state, _reason(run)] for run in runs if run.state != "finished"]
+    rows = [[str(run.path), run.ending, _reason(run)] for run in runs if run.state != "finished"]
+    again = {caption.tried_again([run]): run for run in runs}
+    rows += [
+        [str(run.path), "finished", f"Tried again: {caption.attempts(run)}."] for name, run in again.items() if name
+    ]
     parts = [page.table(pd.DataFrame(rows, columns=["run", "state", "why"]), words=True)] if rows else []
     if not parts:
         parts = [page.paragraph("None: every run that was found is finished.")]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import integrate, stats
 
 from analysis.aggregate import CONFIDENCE, N_RESAMPLES, SEEDS_FOR_BAND, Floats
 
@@ -55,6 +54,8 @@ def iqm(tasks: Tasks) -> Floats:
 
     A quarter is rounded down: with three runs nothing is left out, and it is the mean.
     """
+    from scipy import stats  # here, as loading it takes long
+
     return stats.trim_mean(np.concatenate(tasks, axis=-1), 0.25, axis=-1)
 
 
@@ -139,7 +140,7 @@ def area_under_curve(x: Floats, y: Floats, end: float | None = None) -> float:
     inside = x < last
     xs = np.append(x[inside], last)
     ys = np.append(y[inside], np.interp(last, x, y))
-    return float(integrate.trapezoid(ys, xs) / (last - x[0]))
+    return float(np.sum(np.diff(xs) * (ys[1:] + ys[:-1]) / 2.0) / (last - x[0]))
 
 
 def first_crossing(x: Floats, y: Floats, threshold: float) -> Crossing:
@@ -163,10 +164,13 @@ def median_crossing(crossings: Sequence[Crossing]) -> float:
         the smallest x by which at least half of the runs are there; infinite if that was not seen, and where fewer than
         half of them arrived, as the estimate would then rest on who happened to train longest.
     """
+    from scipy import stats
+
     reached = [crossing.x for crossing in crossings if crossing.reached]
     if 2 * len(reached) < len(crossings):
         return float("inf")
-    censored = [crossing.x for crossing in crossings if not crossing.reached]
+    beyond = max(reached, default=0.0) + 1.0  # any later place does: those that never arrive are censored there
+    censored = [min(crossing.x, beyond) for crossing in crossings if not crossing.reached]
     missing = stats.ecdf(stats.CensoredData(uncensored=reached, right=censored)).sf
     there = missing.quantiles[missing.probabilities <= 0.5 + 1e-12]
     return float(there[0]) if len(there) else float("inf")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
-import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -76,6 +75,8 @@ class Look:
 
 def context() -> AbstractContextManager[None]:
     """The style, inside a `with` block only: figures of the importing program keep theirs."""
+    import seaborn as sns  # here, as it takes longer than all else, and --help and tables need none of it
+
     settings: Any = {**sns.axes_style("ticks"), **sns.plotting_context("paper"), **_RC}
     return mpl.rc_context(settings)
 

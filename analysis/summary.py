@@ -13,13 +13,12 @@ import pandas as pd
 
 from analysis import aggregate, caption, style
 from analysis.load import Run, flat
-from analysis.outcome import FAILED, TRAINING_GAMES, counting, outcome, tally
+from analysis.outcome import AS_LONG, FAILED, TRAINING_GAMES, counting, outcome, tally
 from analysis.statistics import area_under_curve
 
 log = logging.getLogger(__name__)
 
 NO_OP_MAX = 30  # of DeepMind's no-op starts
-AS_LONG = 0.95  # a run with that share of another's frames is as long
 SHARES = ("share_simulate", "share_predict", "share_train", "share_wait")
 LABELS = {  # of columns, for axes: with unit
     "score": "final evaluation, mean return",

@@ -170,3 +170,9 @@ def test_first_crossing_by_hand():
 )
 def test_median_crossing_by_hand(crossings, expected):
     assert median_crossing([Crossing(float(x), reached) for x, reached in crossings]) == expected
+
+
+def test_what_never_arrives_stays_to_the_end_of_the_curve():
+    never = [Crossing(float("inf"), False)] * 2
+    assert median_crossing([Crossing(x, True) for x in (10.0, 20.0, 30.0)] + never) == 30.0
+    assert np.isinf(median_crossing([Crossing(x, True) for x in (10.0, 20.0)] + [*never, Crossing(15.0, False)]))

@@ -96,7 +96,8 @@ def test_the_words_on_a_number():
 def test_a_run_that_diverged_says_so(make_run, tmp_path):
     write(make_run(seed=0), state="failed", error="TrainingError: loss became nan before frame 9: the run diverged.")
     write(make_run(seed=1), state="failed", error="MemoryError")
-    assert [run.ending for run in load_runs(tmp_path)] == ["diverged", "failed"]
+    write(make_run(seed=2), state="failed", error="TrainingError: it did", diverged=True)
+    assert [run.ending for run in load_runs(tmp_path)] == ["diverged", "failed", "diverged"]
 
 
 # --- tables
@@ -211,11 +212,10 @@ def test_areas_of_runs_of_different_length_end_at_the_same_frame(make_run, tmp_p
     write(make_run(seed=2), rising[:2], state="failed", frames=500.0)
     write(make_run(seed=3), rising[:2], state="running", frames=500.0)
     summary = summarise(load_runs(tmp_path)).set_index("seed")
-    window = [0.0, 50.0, 100.0, 125.0]  # rolling means
-    own = np.trapezoid(window[:3], [0, 500, 1000]) / 1000
-    assert summary.loc[0, "area"] == pytest.approx(own)
-    assert summary.loc[1, "area"] == pytest.approx(own)  # of all its 2,000 frames it would be more
-    assert summary.loc[2, "area"] == pytest.approx(np.trapezoid([0, 50, 50], [0, 500, 1000]) / 1000)
+    # rolling means 0, 50, 100 and 125 at 0, 500, 1000 and 2000 frames
+    assert summary.loc[0, "area"] == pytest.approx((25 * 500 + 75 * 500) / 1000)
+    assert summary.loc[1, "area"] == pytest.approx((25 * 500 + 75 * 500) / 1000)  # not that of its 2,000 frames
+    assert summary.loc[2, "area"] == pytest.approx((25 * 500 + 50 * 500) / 1000)  # it goes on with what it had
     assert np.isnan(summary.loc[3, "area"])
 
 
@@ -286,10 +286,21 @@ def test_a_finished_repeat_of_a_seed_counts_before_a_failed_one(make_run, tmp_pa
     assert [one.value for one in group.reached()] == [5.0]
 
 
-def test_the_caption_names_a_seed_that_took_several_attempts(make_run, tmp_path):
-    write(make_run(seed=7), [(10, 1.0)], [(10, True, 5.0)], attempts=3)
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"attempts": 3}, "(3 attempts)"),
+        ({"attempts": 2, "history": [{"ended": "diverged"}, {}]}, "(2 attempts: diverged, finished)"),
+        ({"attempts": 2, "history": [{"ended": "preempted"}, {"ended": "finished"}]}, None),
+        ({"attempts": 1}, None),
+    ],
+)
+def test_the_caption_names_a_seed_that_was_tried_again(make_run, tmp_path, said, words):
+    write(make_run(seed=7), [(10, 1.0)], [(10, True, 5.0)], **said)
     drawn, _ = curves.figure_and_table(load_runs(tmp_path), FRAMES, 1)
-    assert "In several attempts: CartPole-v1 PAAC seed 7 (3)." in drawn.subfigs[-1].texts[0].get_text()
+    caption = " ".join(drawn.subfigs[-1].texts[0].get_text().split())
+    assert ("Tried again" in caption) is (words is not None)
+    assert words is None or f"Tried again until it finished: CartPole-v1 PAAC seed 7 {words}." in caption
 
 
 def learning_rates(make_run):
