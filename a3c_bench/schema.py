@@ -246,3 +246,7 @@ PRESENTATION_KEYS = (
     "checkpoint_interval_seconds",
     "worker_silence_seconds",
 )
+
+# Keys that only watch a run, or say how long it is: they are in no path, and a run goes on with other values of these.
+# A budget does change what is computed where something is annealed over it: docs/metrics.md says how.
+WATCHING_KEYS = ("evaluation", "lag", "metrics_interval_frames", "budget")

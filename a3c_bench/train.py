@@ -11,11 +11,12 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import yaml
 
 from a3c_bench import build
 from a3c_bench.algos import find_algorithm
@@ -23,8 +24,8 @@ from a3c_bench.calibrate import calibrate
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.errors import CheckpointError, ConfigError, DivergedError, RunDirectoryError, TrainingError, UserError
 from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
-from a3c_bench.runtime import checkpoint, machine
-from a3c_bench.runtime.directory import RunDirectory, diverged, timestamp
+from a3c_bench.runtime import checkpoint, history, machine
+from a3c_bench.runtime.directory import RunDirectory, diverged, read_status, read_yaml, timestamp
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.signals import StopRequest
@@ -51,8 +52,9 @@ def train(config: Config, directory: Path, stop: StopRequest | None = None) -> d
         DivergedError: the run diverged, or did so before and is not to be tried again. This and any other error is in
             status.json as `failed`, with its traceback.
     """
+    asked, config = config, settled(config, directory, machine.usable_cores())
     check_run(config)
-    held = RunDirectory(directory, asdict(config))
+    held = RunDirectory(directory, asdict(config), _filled_in(asked, config))
     try:
         with _log_file(held.path / "a3c_bench.log"), nullcontext(stop) if stop else StopRequest() as told:
             status = held.read_status()
@@ -67,6 +69,38 @@ def train(config: Config, directory: Path, stop: StopRequest | None = None) -> d
         raise RunDirectoryError(f"{directory}: {error.strerror or error}; what was saved before is intact.") from error
     finally:
         held.close()
+
+
+def settled(config: Config, directory: Path, cores: int | None = None) -> Config:
+    """The same with the numbers that null leaves to the machine: those that the run in this directory began with.
+
+    Args:
+        config: of the run.
+        directory: need not exist.
+        cores: of this process, for a run that has not begun; None leaves such a one as it is.
+    """
+    algorithm = find_algorithm(config.algo.name)
+    begun: int | None = (
+        read_status(directory).get("machine", {}).get("cores")
+    )  # older versions kept null, and took them
+    cores = begun or cores
+    try:
+        there = read_yaml(directory / "config.yaml")["algo"]
+        known = {
+            key.removeprefix("algo."): there[key.removeprefix("algo.")]
+            for key in _filled_in(config, algorithm.resolve(config, 1))
+            if there.get(key.removeprefix("algo.")) is not None
+        }
+    except (OSError, TypeError, KeyError, AttributeError, UnicodeDecodeError, yaml.YAMLError):
+        known = {}  # there is no run, or RunDirectory says what is wrong with it
+    config = replace(config, algo=replace(config.algo, **known)) if known else config
+    return config if cores is None else cast(Config, algorithm.resolve(config, cores))
+
+
+def _filled_in(asked: Config, resolved: Config) -> list[str]:
+    """Dotted keys that were null."""
+    before, now = asdict(asked.algo), asdict(resolved.algo)
+    return [f"algo.{key}" for key, value in before.items() if value is None and now[key] is not None]
 
 
 def check_run(config: Config) -> None:
@@ -128,14 +162,26 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
     device = machine.resolve_device(config.device)
     machine.use_cores(build.torch_threads(config))
     saved = _saved_state(config, directory)
-    before = directory.read_status()
+    before, now = directory.read_status(), timestamp()
+    changed = before.get("changed", {})
+    more = {"stop_reason": None} if before.get("stop_reason") else {}
+    for key, (old, new) in changed.items():
+        log.info("%s=%s from here on, after %s.", key, new, old)
+    facts = {
+        "machine": machine.describe(device),
+        "versions": machine.versions(),
+        "git_commit": machine.git_commit(),
+    }
+    attempt = {"attempt": int(before.get("attempts", 0)) + 1, "started_at": now, **facts, "changed": changed}
+    attempt["frames"] = saved["counters"]["frames"] if saved else 0
     directory.write_status(
         state="running",
         error=None,
-        started_at=before.get("started_at", timestamp()),
-        machine=machine.describe(device),
-        versions=machine.versions(),
-        git_commit=machine.git_commit(),
+        started_at=before.get("started_at", now),
+        **facts,
+        history=history.with_attempt(before, **attempt),
+        changed={},
+        **more,
         lost_wall_seconds=before.get("lost_wall_seconds", 0.0) + _lost_seconds(before, saved),
         wall_seconds=saved["wall_seconds"] if saved else 0.0,  # so that what is lost is counted once
     )
@@ -149,6 +195,8 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
         with Session(config, asdict(config), directory, evaluation, stop, saved) as session:
             find_algorithm(config.algo.name).train(config, session)
             status = session.finish()
+        directory.write_status(history=history.with_end(status, status["state"], timestamp()))
+        status = directory.read_status()
         _report_speed(status)
         return status
     except BaseException as error:
@@ -164,6 +212,9 @@ def _saved_state(config: Config, directory: RunDirectory) -> dict[str, Any] | No
     if saved.get("algorithm") != config.algo.name:
         raise CheckpointError(f"{directory.latest_checkpoint} is a checkpoint of {saved.get('algorithm')}, not of "
                               f"{config.algo.name}: remove it to start anew.")  # fmt: skip
+    before = {key.removeprefix("budget."): old for key, (old, _) in directory.read_status().get("changed", {}).items()}
+    budget = asdict(config.budget)
+    saved.setdefault("budget", {key: before.get(key, value) for key, value in budget.items()})  # of an older version
     log.info("Going on from frame %s.", f"{saved['counters']['frames']:,}")
     return saved
 
@@ -180,6 +231,7 @@ def _note_failure(directory: RunDirectory, error: BaseException, attempts: int) 
         directory.write_status(
             state="failed",
             attempts=attempts,
+            history=history.with_end(directory.read_status(), "failed", timestamp()),
             diverged=isinstance(error, DivergedError),
             error=f"{type(error).__name__}: {error}",
             traceback="".join(traceback.format_exception(error)),

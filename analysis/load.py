@@ -102,8 +102,19 @@ class Run:
         return _read_table(self.path / "adjustments.csv", ADJUSTMENT_COLUMNS)
 
     def evaluations(self) -> pd.DataFrame:
-        """Evaluation games, one a row; `final` is True for those of the evaluation after training."""
-        return _read_table(self.path / "eval.csv", EVALUATION_COLUMNS)
+        """Evaluation games, one a row; `final` is True for those of the evaluation after training.
+
+        Where a run was finished and went on with a larger budget, those of its earlier end are no final ones any more.
+        """
+        games = _read_table(self.path / "eval.csv", EVALUATION_COLUMNS)
+        end = games["frames"][games["final"]].max()
+        starts = self.status.get("history")
+        began = (
+            [start.get("frames", 0) for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+        )
+        if self.state != "finished" and any(frames >= end for frames in began):
+            return games.assign(final=False)
+        return games.assign(final=games["final"] & (games["frames"] >= end))
 
 
 def load_runs(*roots: str | Path) -> list[Run]:

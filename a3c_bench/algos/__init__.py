@@ -49,6 +49,8 @@ class Algorithm:
     check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError for what it cannot do
     workload: Callable[[Any], Workload] = _workload  # (Config); this one reads algo.n_envs and algo.t_max
     make_network: Callable[[Any, Any, Any], Any] = _make_network  # (Config, VectorEnv, torch.device): what is evaluated
+    resolve: Callable[[Any, int], Any] = lambda config, cores: config  # (Config, cores): with the nulls of `algo` that
+    # stand for a number of cores filled in; a run does it once, and keeps the numbers
 
 
 def algorithm_names() -> list[str]:

@@ -13,6 +13,7 @@ What a worker learns from was chosen by theta', which is as old as its rollout i
 applied meanwhile are the lag of every sample, and the staleness of the gradient.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -40,6 +41,8 @@ from a3c_bench.runtime.session import PHASES, Session
 from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.runtime.workers import Link, Workers
 from a3c_bench.schema import Config, OptimizerConfig, option, section
+
+log = logging.getLogger(__name__)
 
 _AGENT_STEPS, _UPDATES = 0, 1  # columns of SharedModel.counts
 
@@ -244,6 +247,10 @@ def train(config: Config, session: Session) -> None:
     """Starts the workers and keeps the record of what they do."""
     options: A3CConfig = config.algo
     n_workers = options.n_workers or usable_cores()
+    if n_workers == 1:
+        log.warning(
+            "A3C trains with one worker, and so without lag: say algo.n_workers=2 or more, or give it more cores."
+        )
     network = make_network(config)
     theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
     statistics = [
@@ -282,10 +289,15 @@ def make_network(config: Config) -> ActorCritic:
         envs.close()
 
 
+def resolve(config: Config, cores: int) -> Config:
+    """With a worker per core, unless their number is said."""
+    return replace(config, algo=replace(config.algo, n_workers=config.algo.n_workers or cores))
+
+
 def workload(config: Config) -> Workload:
     """A worker's batches."""
     options: A3CConfig = config.algo
     return Workload(options.envs_per_worker, options.t_max, options.n_workers or usable_cores())
 
 
-ALGORITHM = Algorithm(A3CConfig, train, check, workload)
+ALGORITHM = Algorithm(A3CConfig, train, check, workload, resolve=resolve)

@@ -138,10 +138,21 @@ class Crew:
 
 def make_crew(options: GorilaConfig) -> Crew:
     """With the numbers that are not said filled in."""
-    n_learners = options.n_learners or min(usable_cores(), MOST_LEARNERS)
-    n_actors = options.n_actors or n_learners
+    n_actors, n_learners = _sizes(options, usable_cores())
     one_replay = options.replay.kind == "global"
     return Crew(n_actors, n_learners, options.n_shards, options.envs_per_actor, one_replay)
+
+
+def _sizes(options: GorilaConfig, cores: int) -> tuple[int, int]:
+    """Actors and learners: a bundle per core, unless their numbers are said."""
+    n_learners = options.n_learners or min(cores, MOST_LEARNERS)
+    return options.n_actors or n_learners, n_learners
+
+
+def resolve(config: Config, cores: int) -> Config:
+    """With as many bundles as cores, unless their number is said."""
+    n_actors, n_learners = _sizes(config.algo, cores)
+    return replace(config, algo=replace(config.algo, n_actors=n_actors, n_learners=n_learners))
 
 
 @dataclass
@@ -668,4 +679,4 @@ def workload(config: Config) -> Workload:
     )
 
 
-ALGORITHM = Algorithm(GorilaConfig, train, check, workload, build.make_q_network)
+ALGORITHM = Algorithm(GorilaConfig, train, check, workload, build.make_q_network, resolve)

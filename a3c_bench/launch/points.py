@@ -9,7 +9,7 @@ from a3c_bench.errors import ConfigError, RunDirectoryInUseError
 from a3c_bench.runtime.directory import RunDirectory
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.schema import Config
-from a3c_bench.train import check_build, check_settings
+from a3c_bench.train import check_build, check_settings, settled
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,4 @@ def write_down(points: Sequence[Point]) -> None:
     """
     for point in sorted(points, key=lambda point: not (point.directory / "config.yaml").exists()):
         with suppress(RunDirectoryInUseError):  # it runs: its job holds it, and has its configuration
-            RunDirectory(point.directory, asdict(point.config)).close()
+            RunDirectory(point.directory, asdict(settled(point.config, point.directory))).close()

@@ -78,7 +78,7 @@ def _look(path: Path, queue: Mapping[str, slurm.Queued] | None) -> Standing:
                 return standing("running", True, "" if said == "running" else "starting")
             if said != "preempted":
                 return standing("queued", True, entry.reason)
-            return standing("preempted", True, f"{entry.reason}, after {status.get('stop_reason', 'a signal')}")
+            return standing("preempted", True, f"{entry.reason}, after {status.get('stop_reason') or 'a signal'}")
     used = in_use(path)
     if used:
         return standing("running", True)
@@ -87,8 +87,9 @@ def _look(path: Path, queue: Mapping[str, slurm.Queued] | None) -> Standing:
     if said == "failed":
         return standing("failed", False, str(status.get("error") or "").split("\n")[0])
     if said == "preempted":
-        because = f" ({status['stop_reason']})" if "stop_reason" in status else ""
-        return standing("preempted", False, f"{status.get('stop_signal')}{because}, not queued")
+        sent, reason = status.get("stop_signal"), status.get("stop_reason")
+        because = f"{sent} ({reason})" if sent and reason else sent or reason
+        return standing("preempted", False, f"{because}, not queued")
     if said == "running" and used is None:
         return standing("unknown", False, f"its lock cannot be read; last sign of life {status.get('updated_at')}")
     if said == "running":

@@ -8,14 +8,15 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from a3c_bench.errors import RunDirectoryError, RunDirectoryInUseError
-from a3c_bench.schema import PRESENTATION_KEYS
+from a3c_bench.runtime import history
+from a3c_bench.schema import PRESENTATION_KEYS, WATCHING_KEYS, BudgetConfig
 
 # libyaml, where PyYAML has it: ten times as fast, which a sweep of a thousand runs notices.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -29,32 +30,33 @@ class RunDirectory:
     Args:
         path: the directory.
         config: the complete configuration as plain nested dicts.
+        resolved: dotted keys whose value may take the place of a null there.
 
     Raises:
         RunDirectoryError: not writable, in use by another process, or holding a run with another configuration.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], resolved: Collection[str] = ()) -> None:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "checkpoint").mkdir(exist_ok=True)
             self._lock = _hold(self.path / ".lock")
             try:
-                self._adopt(config)
+                self._adopt(_plain(config), resolved)
             except BaseException:
                 self.close()
                 raise
         except OSError as error:
             raise RunDirectoryError(f"The run directory {path} cannot be written: {error.strerror}.") from error
 
-    def _adopt(self, config: Mapping[str, Any]) -> None:
-        """Writes config.yaml, or makes sure that the one which is there says the same."""
+    def _adopt(self, asked: Mapping[str, Any], resolved: Collection[str]) -> None:
+        """Writes config.yaml, or makes sure that the one which is there says the same of all that a run computes."""
         file = self.path / "config.yaml"
         if not file.exists():
             if any(child.suffix == ".csv" for child in self.path.iterdir()):
                 raise RunDirectoryError(f"{self.path} holds results but no config.yaml: choose another name=.")
-            replace_file(file, yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False))
+            self._write_config(asked)
             return
         try:
             there = read_yaml(file)
@@ -62,7 +64,7 @@ class RunDirectory:
             there = None
         if not isinstance(there, dict):
             raise RunDirectoryError(f"{file} is not a configuration: remove the directory or choose another name=.")
-        different = differing_keys(there, _plain(config))
+        different = [row for row in differing_keys(there, asked) if row[1] is not None or row[0] not in resolved]
         if different:
             shown = "; ".join(f"{key}: {old!r} there, {new!r} asked" for key, old, new in different[:5])
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
@@ -70,6 +72,33 @@ class RunDirectory:
                 f"{self.path} holds a run with another configuration ({shown}{more}): "
                 "choose another name= or remove it."
             )
+        if there != asked:
+            self._note_changes(there, asked)
+            self._write_config(asked)
+
+    def _note_changes(self, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        """Into status.json, what the attempts to come watch otherwise than those before; a longer budget reopens a run.
+
+        Raises:
+            RunDirectoryError: a budget is below what was run.
+        """
+        status = self.read_status()
+        differing = [
+            row for row in differing_keys(there, asked, but=PRESENTATION_KEYS) if is_one_of(row[0], WATCHING_KEYS)
+        ]
+        if not differing or "state" not in status:
+            return
+        contradicted = history.below_what_was_run(status, {key: (old, new) for key, old, new in differing})
+        if contradicted:
+            raise RunDirectoryError(f"{self.path} holds {contradicted}: choose another name= or remove it.")
+        changes = history.with_changes(status.get("changed", {}), differing)
+        more: dict[str, Any] = {}
+        if status["state"] == "finished" and history.goes_on(status, BudgetConfig(**asked["budget"]), changes):
+            more = {"state": "preempted", "stop_signal": None, "stop_reason": "the budget was raised"}
+        self.write_status(changed=changes, **more)
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        replace_file(self.path / "config.yaml", yaml.dump(config, Dumper=_Dumper, sort_keys=False))
 
     @property
     def latest_checkpoint(self) -> Path:
@@ -250,19 +279,29 @@ def replace_file(path: Path, content: str | bytes) -> None:
         raise
 
 
-def differing_keys(there: Mapping[str, Any], asked: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
-    """Keys with other values, as (key, there, asked), leaving out those that change no result."""
+def differing_keys(
+    there: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    path: str = "",
+    but: Sequence[str] = (*PRESENTATION_KEYS, *WATCHING_KEYS),
+) -> list[tuple[str, Any, Any]]:
+    """Keys with other values, as (key, there, asked), leaving out some: those that change nothing that is computed."""
     rows: list[tuple[str, Any, Any]] = []
     for key in dict.fromkeys([*there, *asked]):
         full = f"{path}{key}"
         old, new = there.get(key), asked.get(key)
-        if full in PRESENTATION_KEYS or old == new:
+        if full in but or old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            rows += differing_keys(old, new, f"{full}.")
+            rows += differing_keys(old, new, f"{full}.", but)
         else:
             rows.append((full, old, new))
     return rows
+
+
+def is_one_of(key: str, keys: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or inside one."""
+    return any(f"{key}.".startswith(f"{known}.") for known in keys)
 
 
 def timestamp() -> str:

@@ -108,7 +108,9 @@ class Session:
         self._best_updates = saved.get("best_updates") if saved else None  # when that was; older versions did not say
         self._evaluation_owed = bool(saved and saved["evaluation_owed"])  # due, but the run was told to stop meanwhile
         self._last_evaluation: Mapping[str, float] = saved["last_evaluation"] if saved else {}
-        self._budget_was_spent = bool(saved and saved["budget_was_spent"])
+        self._budget_was_spent = bool(
+            saved and saved["budget_was_spent"] and saved.get("budget", asdict(config.budget)) == asdict(config.budget)
+        )
         self._checkpoint_at = self._status_at = 0.0
         self._memory_at = -SECONDS_BETWEEN_MEMORY
         self._row_frames = self.counters.frames
@@ -319,6 +321,7 @@ class Session:
             "counters": asdict(self.counters),
             "wall_seconds": self.wall_seconds,
             "budget_was_spent": self._budget_was_spent,
+            "budget": asdict(self.config.budget),
             "n_evaluations": self._n_evaluations,
             "evaluation_owed": self._evaluation_owed,
             "best_return": self._best_return,
