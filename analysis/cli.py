@@ -3,8 +3,10 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -65,6 +67,19 @@ def save(name: str, figure: Figure, table: pd.DataFrame, folder: Path) -> list[P
     return [*files, folder / f"{name}.csv"]
 
 
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A place to write files to; once all is written they are moved to `folder`, each whole, a page last.
+
+    After an error nothing of `folder` has changed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".unfinished-") as place:
+        yield Path(place)
+        for file in sorted(Path(place).iterdir(), key=lambda one: (one.suffix == ".html", one.name)):
+            file.replace(folder / file.name)
+
+
 def write_files(
     kind: str, roots: Sequence[Path], out: Path | None, write: Callable[[list[Run], Path], list[Path]]
 ) -> int:
@@ -79,7 +94,9 @@ def write_files(
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     folder = out or (Path(kind) if str(roots[0]).startswith(PREFIX) else roots[0] / kind)
     try:
-        files = write(_load(roots), folder)
+        runs = _load(roots)
+        with aside(folder) as place:
+            files = [folder / file.name for file in write(runs, place)]
     except (NothingToDrawError, FileNotFoundError, WandbError) as error:
         print(error, file=sys.stderr)
         return 2

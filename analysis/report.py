@@ -12,7 +12,7 @@ import logging
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,6 +76,7 @@ def write_report(
     threshold: float | None = None,
     heard: Sequence[str] = (),
     page_only: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Writes all files of the report, and gives their paths, the page first.
 
@@ -86,6 +87,9 @@ def write_report(
         threshold: return to be reached, for the tables; chosen if None.
         heard: warnings of loading, for the page.
         page_only: write index.html alone, to be sent or kept somewhere by itself.
+        say: is told what is being done, a line at a time.
+
+    Nothing in the folder changes before all is written: after an error the report of before is still there.
 
     Raises:
         ValueError: there is no run.
@@ -93,24 +97,40 @@ def write_report(
     if not runs:
         raise ValueError("A report needs at least one run.")
     broken = list(dict.fromkeys(heard))
-    with listening() as warnings:
+    with listening() as warnings, cli.aside(Path(folder)) as place:
         if not page_only:
-            return _write(list(runs), Report(Path(folder), links=True), title, threshold, broken, warnings)
-        with TemporaryDirectory() as aside:
-            first, *_ = _write(list(runs), Report(Path(aside), links=False), title, threshold, broken, warnings)
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            return [Path(shutil.copy(first, folder))]
+            files = _write(list(runs), Report(place, links=True), title, threshold, broken, warnings, say)
+            return [Path(folder) / file.name for file in files]
+        with TemporaryDirectory() as elsewhere:
+            report = Report(Path(elsewhere), links=False)
+            first, *_ = _write(list(runs), report, title, threshold, broken, warnings, say)
+            shutil.copy(first, place)
+            return [Path(folder) / first.name]
 
 
 def _write(
-    runs: list[Run], report: Report, title: str, threshold: float | None, broken: list[str], warnings: list[str]
+    runs: list[Run],
+    report: Report,
+    title: str,
+    threshold: float | None,
+    broken: list[str],
+    warnings: list[str],
+    say: Callable[[str], None],
 ) -> list[Path]:
     folder = report.folder
-    folder.mkdir(parents=True, exist_ok=True)
     groups = group_runs(runs)
-    headline = [part for kind in gallery.HEADLINE for part in report.draw(kind, runs, warnings)]
+    say(f"{_counted(len(runs), 'run')} of {_counted(len(groups), 'configuration')}.")
+
+    def drawn(kinds: Sequence[Kind]) -> Iterator[str]:
+        for kind in kinds:
+            say(f"Drawing: {kind.title}.")
+            yield from report.draw(kind, runs, warnings)
+
+    headline = list(drawn(gallery.HEADLINE))
+    say("Making the tables.")
     tables = _tables(runs, report, threshold)
-    others = [part for kind in gallery.OTHERS for part in report.draw(kind, runs, warnings)]
+    others = list(drawn(gallery.OTHERS))
+    say("Writing the page.")
     script = folder / "reproduce.sh"
     script.write_text(commands(groups), encoding="utf-8")
     chapters = [
@@ -261,7 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     title = chosen.title or ", ".join(root.resolve().name for root in chosen.roots)
     with listening() as heard:
-        write = partial(write_report, title=title, threshold=chosen.threshold, heard=heard, page_only=chosen.page_only)
+        say = partial(print, file=sys.stderr, flush=True)
+        words = {"title": title, "threshold": chosen.threshold, "page_only": chosen.page_only}
+        write = partial(write_report, heard=heard, say=say, **words)
         return cli.write_files("report", chosen.roots, chosen.out, write)
 
 

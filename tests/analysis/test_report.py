@@ -114,8 +114,29 @@ def test_a_figure_that_fails_costs_no_page(make_run, tmp_path, monkeypatch, caps
     monkeypatch.setattr(gallery, "OTHERS", ())
     run = make_run()
     assert main([str(run)]) == 0
-    assert capsys.readouterr().err == ""  # the page says what was left out
+    assert capsys.readouterr().err.splitlines() == [  # the page says what was left out
+        "1 run of 1 configuration.",
+        "Drawing: Return.",
+        "Making the tables.",
+        "Writing the page.",
+    ]
     assert "Return: It failed: ValueError: nothing fits" in " ".join(Page(run / "report" / "index.html").text)
+
+
+@pytest.mark.parametrize("words", [[], ["--page-only"]])
+def test_a_report_that_fails_leaves_the_old_one(make_run, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(gallery, "OTHERS", ())
+    run, out = make_run(), tmp_path / "out"
+    assert main([str(run), "--out", str(out), *words]) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    (run / "status.json").write_text((run / "status.json").read_text().replace("finished", "failed"))
+    monkeypatch.setattr("analysis.page.write", fail)
+    assert main([str(run), "--out", str(out), *words]) == 2
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
 def test_the_page_alone_links_to_no_files(make_run, tmp_path, monkeypatch, capsys):
