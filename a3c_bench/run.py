@@ -20,11 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 from a3c_bench.config import config_directory, explain, from_hydra, register_schemas, run_directory
 from a3c_bench.errors import ConfigError, TrainingError, UserError
 from a3c_bench.launch.sweep import exit_statuses
+from a3c_bench.runtime.signals import ended_by_interrupt
 from a3c_bench.train import train
 
 log = logging.getLogger(__name__)
 
 
+@ended_by_interrupt()  # until a run listens
 def main() -> None:
     """Runs one job, or each job of a sweep; a job that fails does not keep the others from running."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are, and leave as one sentence

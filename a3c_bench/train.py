@@ -54,9 +54,14 @@ def train(config: Config, directory: Path, stop: StopRequest | None = None) -> d
     """
     asked, config = config, settled(config, directory, machine.usable_cores())
     check_run(config)
-    held = RunDirectory(directory, asdict(config), _filled_in(asked, config))
+    with nullcontext(stop) if stop else StopRequest() as told:  # before anything is written
+        return _hold_and_train(config, directory, _filled_in(asked, config), told)
+
+
+def _hold_and_train(config: Config, directory: Path, filled_in: list[str], stop: StopRequest) -> dict[str, Any]:
+    held = RunDirectory(directory, asdict(config), filled_in)
     try:
-        with _log_file(held.path / "a3c_bench.log"), nullcontext(stop) if stop else StopRequest() as told:
+        with _log_file(held.path / "a3c_bench.log"):
             status = held.read_status()
             if status.get("state") == "finished" and held.latest_checkpoint.exists():
                 log.info("%s is finished already: nothing to do.", held.path)
@@ -64,7 +69,7 @@ def train(config: Config, directory: Path, stop: StopRequest | None = None) -> d
             if diverged(status) and not config.retry_diverged:
                 raise DivergedError(f"{held.path} {NOT_RETRIED} ({status.get('error')}).")
             log.info("Settings: %s.", settings_in_words(config))
-            return _train(config, held, told)
+            return _train(config, held, stop)
     except OSError as error:
         raise RunDirectoryError(f"{directory}: {error.strerror or error}; what was saved before is intact.") from error
     finally:

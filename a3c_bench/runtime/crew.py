@@ -15,6 +15,7 @@ from typing import Any
 
 from a3c_bench.errors import WorkerError
 
+_SECONDS_TO_GET_READY = 120.0  # by a thread that starts, on a busy machine
 _SECONDS_TO_END = 2.0
 _SECONDS_TO_WAIT = 0.05  # for a queue, before looking whether to pause or stop
 
@@ -24,7 +25,8 @@ class Member:
 
     def __init__(self, crew: "Crew", name: str) -> None:
         self.name = name
-        self.stands_in = 0  # the pause that this one waits in, or waited in last
+        self.stands_in: int | None = None  # the pause that this one waits in, or waited in last
+        self.ready = False  # it has asked at least once whether to go on
         self.dismissed = False  # set it to let this one go, after its turn
         self.heard = True  # since the crew last looked
         self.silent_seconds = 0.0
@@ -39,7 +41,7 @@ class Member:
     def _awake(self) -> bool:
         """Waits while the crew is paused; False if it is to end. One that is dismissed finishes its turn first."""
         crew = self._crew
-        self.heard = True
+        self.ready = self.heard = True
         while (pause := crew.pause) and not crew.stopped.is_set():
             self.stands_in = pause
             while crew.pause == pause and not crew.stopped.is_set():
@@ -77,7 +79,7 @@ class Crew:
 
     Args:
         handle: called with each report, in the thread that polls.
-        silence_seconds: a thread that is not heard of for so long ends the run.
+        silence_seconds: a thread that is not heard of for so long ends the run; two minutes, while it starts.
     """
 
     def __init__(self, handle: Callable[[Any], None], silence_seconds: float) -> None:
@@ -87,6 +89,7 @@ class Crew:
         self.reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._handle = handle
         self._silence_seconds = silence_seconds
+        self._seconds_to_get_ready = max(_SECONDS_TO_GET_READY, silence_seconds)
         self._members: list[Member] = []
         self._looked_at = time.monotonic()
 
@@ -122,8 +125,9 @@ class Crew:
             present = member.heard or member.stands_in == self.pause
             member.silent_seconds = 0.0 if present else member.silent_seconds + passed
             member.heard = False
-            if member.silent_seconds > self._silence_seconds:
-                raise WorkerError(f"The {member.name} said nothing for {self._silence_seconds:g} seconds.\n"
+            patience = self._silence_seconds if member.ready else self._seconds_to_get_ready
+            if member.silent_seconds > patience:
+                raise WorkerError(f"The {member.name} said nothing for {patience:g} seconds.\n"
                                   f"{_where_it_is(member)}")  # fmt: skip
 
     @contextmanager

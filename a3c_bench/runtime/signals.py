@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, SIGINT and SLURM's SIGUSR2 ask a run to save and leave."""
+"""Being told to stop: SIGTERM, SIGINT, SIGHUP and SLURM's SIGUSR2 ask a run to save and leave."""
 
 import signal
 import threading
@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class StopRequest:
     """While entered, remembers the first stop signal; a second SIGINT interrupts at once.
+
+    SIGHUP stays ignored where it was: that is what nohup does. SIGTERM and SIGUSR2 do not: SLURM's jobs begin with them
+    ignored, so that none is lost before this handler is there.
 
     Signals are delivered to the main thread only: elsewhere this does nothing, and a run can be stopped by `request`.
     """
@@ -22,7 +25,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+            heeded = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
+            self._previous = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(
@@ -42,6 +46,10 @@ class StopRequest:
         self.request(signal.Signals(number))
 
 
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN
+
+
 @contextmanager
 def held_back() -> Iterator[None]:
     """While entered, stop signals wait; a process that is started here begins with them waiting too."""
@@ -50,3 +58,20 @@ def held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """While entered, and no `StopRequest` is, Ctrl-C ends the process as SIGTERM does: at once, without a traceback.
+
+    A SIGINT that somebody else handles or ignores stays theirs.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -31,7 +32,7 @@ from a3c_bench.runtime.signals import STOP_SIGNALS, held_back
 
 _RUN, _STOP = 0, -1  # orders; a number above 0 is a pause. Each has its own: one may follow another at once
 SECONDS_BETWEEN_REPORTS = 0.1
-_SECONDS_TO_IMPORT = 120.0  # Python and torch, with many workers on few cores
+_SECONDS_TO_GET_READY = 120.0  # by a worker that has a core: Python, torch, environments, on a busy machine
 _SECONDS_TO_DIE = 2.0
 
 
@@ -101,6 +102,7 @@ class _Worker:
         self.reports = reports
         self.traces = traces
         self.started = False
+        self.ready = False  # it has asked at least once whether to go on
         self.standing = False
         self.done = False
         self.silent_seconds = 0.0
@@ -113,8 +115,8 @@ class Workers:
         main: run in each as main(link, *arguments); must be importable, and is to loop while link.going(...).
         arguments: of each worker.
         handle: called in the parent with each report.
-        silence_seconds: a worker that says nothing for so long ends the run. Before the first release, while all make
-            ready at once, for so many times longer as there are more workers than cores.
+        silence_seconds: a worker that says nothing for so long ends the run. One that is still making ready has two
+            minutes, and so many times longer as there are more workers than cores: it may say nothing until it is.
         names: of each worker, for messages; by default "worker 0" and so on.
     """
 
@@ -130,15 +132,14 @@ class Workers:
         allow_many_files()
         self._handle = handle
         self._silence_seconds = silence_seconds
-        self._seconds_to_get_ready = silence_seconds * max(1.0, len(arguments) / usable_cores())
+        self._seconds_to_get_ready = max(_seconds_to_get_ready(len(arguments)), silence_seconds)
         self._n_pauses = 1
-        self._released = False
         self._order = torch.ones(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._workers: list[_Worker] = []
         self._looked_at = time.monotonic()
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["a3c_bench.runtime.workers", "a3c_bench.build"])
         try:
+            _start_fork_server()
             for name, own_arguments in zip(names, arguments, strict=True):
                 reports, reports_end = context.Pipe(duplex=False)
                 traces, traces_end = context.Pipe(duplex=False)
@@ -146,8 +147,7 @@ class Workers:
                 process = context.Process(
                     target=link.run, args=(main, own_arguments), name=f"a3c_bench {name}", daemon=True
                 )
-                with held_back():  # for ever in the fork server, and in workers until they ignore them
-                    process.start()
+                process.start()
                 reports_end.close()  # so that the pipe ends with the worker
                 traces_end.close()
                 self._workers.append(_Worker(name.capitalize(), process, reports, traces))
@@ -170,8 +170,7 @@ class Workers:
                 self._read(worker)
             else:
                 worker.silent_seconds += passed
-                ready_to_go = self._silence_seconds if self._released else self._seconds_to_get_ready
-                patience = ready_to_go if worker.started else _SECONDS_TO_IMPORT
+                patience = self._silence_seconds if worker.ready else self._seconds_to_get_ready
                 if worker.silent_seconds > patience and not worker.standing:
                     raise WorkerError(f"{worker.name} said nothing for {patience:g} seconds.\n"
                                       f"{self._where_it_is(worker)}")  # fmt: skip
@@ -192,7 +191,6 @@ class Workers:
         for worker in self._workers:
             worker.standing, worker.silent_seconds = False, 0.0
         self._order.fill_(_RUN)
-        self._released = True
 
     def __enter__(self) -> "Workers":
         return self
@@ -219,7 +217,7 @@ class Workers:
             if kind == "started":
                 worker.started = True
             elif kind == "standing":
-                worker.standing = True
+                worker.ready = worker.standing = True
             elif kind == "done":
                 worker.done = True
             elif kind == "raised":
@@ -258,3 +256,20 @@ class Workers:
             worker.reports.close()
             worker.traces.close()
         self._workers = []
+
+
+def _seconds_to_get_ready(n_workers: int) -> float:
+    return _SECONDS_TO_GET_READY * max(1.0, n_workers / usable_cores())
+
+
+def _start_fork_server() -> None:
+    """Starts the helpers of multiprocessing deaf to stop signals, which may be sent to the whole process group.
+
+    Both begin with the signals blocked and never let them through, and so do the workers until they ignore them. The
+    resource tracker has a step of its own: who starts it has SIGINT and SIGTERM unblocked afterwards, and the fork
+    server, started in the same step, would be killed by them.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["a3c_bench.runtime.workers", "a3c_bench.build"])
+    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+        with held_back():
+            start()

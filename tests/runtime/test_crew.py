@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from a3c_bench.errors import WorkerError
+from a3c_bench.runtime import crew as crew_module
 from a3c_bench.runtime.crew import Crew, Member
 
 
@@ -165,4 +166,51 @@ def test_a_thread_that_hangs_ends_the_run_with_its_stack() -> None:
     assert "The hanger said nothing for 0.3 seconds" in str(caught.value)
     assert "hang_here" in str(caught.value)
     assert time.monotonic() - started < 10
+    release.set()
+
+
+def test_a_thread_that_is_hired_on_the_way_and_hangs_is_found_before_any_pause() -> None:
+    release = threading.Event()
+
+    def hang_here(member: Member) -> None:
+        member.going()
+        release.wait(30.0)
+
+    with pytest.raises(WorkerError, match=r"The hired said nothing for 0\.3 seconds") as caught:  # noqa: PT012, SIM117
+        with Crew(lambda report: None, 0.3) as crew:
+            crew.start("counter", count)
+            with crew.standstill():
+                pass
+            crew.start("hired", hang_here)
+            run_for(crew, 5.0)
+    assert "hang_here" in str(caught.value)
+    release.set()
+
+
+def test_a_thread_may_take_longer_to_start_than_to_be_found_silent() -> None:
+    reported: list[int] = []
+
+    def start_slowly(member: Member) -> None:
+        time.sleep(0.5)
+        count(member)
+
+    with Crew(reported.append, 0.2) as crew:
+        crew.start("first", start_slowly)
+        with crew.standstill():
+            assert reported == []
+        hired = crew.start("hired", start_slowly)
+        run_for(crew, 0.7)
+        with crew.standstill():
+            assert hired.stands_in == crew.pause
+    assert len(reported) > 10
+
+
+def test_a_thread_that_never_starts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "_SECONDS_TO_GET_READY", 0.4)
+    release = threading.Event()
+    with pytest.raises(WorkerError, match=r"The sleeper said nothing for 0\.4 seconds"):  # noqa: PT012, SIM117
+        with Crew(lambda report: None, 0.2) as crew:
+            crew.start("sleeper", lambda member: release.wait(30.0) and None)
+            with crew.standstill():
+                pass
     release.set()

@@ -243,7 +243,7 @@ def test_a_resumed_recorder_saves_where_its_tables_end(tmp_path: Path) -> None:
 # --- stopping and going on ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP])
 def test_a_stopped_run_goes_on_to_its_budget(
     tiny: Config, tmp_path: Path, stop_at_update: Callable[..., None], sent: signal.Signals
 ) -> None:

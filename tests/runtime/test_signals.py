@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from a3c_bench.runtime.signals import StopRequest
+from a3c_bench.runtime.signals import StopRequest, ended_by_interrupt
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 def ignored(number: int, frame: object) -> None:
@@ -31,7 +31,7 @@ def test_a_signal_is_remembered(sent: signal.Signals) -> None:
         assert stop.signal is None
         os.kill(os.getpid(), sent)
         assert stop.signal is sent
-    assert [signal.getsignal(number) for number in SIGNALS] == [ignored] * 3
+    assert [signal.getsignal(number) for number in SIGNALS] == [ignored] * len(SIGNALS)
 
 
 def test_handlers_come_back_after_an_error() -> None:
@@ -42,7 +42,7 @@ def test_handlers_come_back_after_an_error() -> None:
 
     with pytest.raises(KeyError):
         fail()
-    assert [signal.getsignal(number) for number in SIGNALS] == [ignored] * 3
+    assert [signal.getsignal(number) for number in SIGNALS] == [ignored] * len(SIGNALS)
 
 
 def test_the_first_signal_counts() -> None:
@@ -73,4 +73,28 @@ def test_outside_the_main_thread_it_is_asked() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [ignored] * 3 + [signal.SIGTERM]
+    assert seen == [ignored] * len(SIGNALS) + [signal.SIGTERM]
+
+
+def test_nohup_is_respected() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_an_interrupt_before_a_run_listens_ends_the_process_without_a_traceback() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with ended_by_interrupt():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal is signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_ones_handler_for_interrupts_stays() -> None:
+    with ended_by_interrupt():
+        assert signal.getsignal(signal.SIGINT) is ignored

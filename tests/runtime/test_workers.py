@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from a3c_bench.errors import WorkerError
+from a3c_bench.runtime import workers as workers_module
 from a3c_bench.runtime.workers import Link, Workers
 
 N = 2
@@ -71,14 +72,19 @@ def hang_at_start(link: Link, counts: Tensor, index: int) -> None:
     count(link, counts, index)
 
 
+def die_at_start(link: Link, counts: Tensor, index: int) -> None:
+    kill_itself(index)
+    count(link, counts, index)
+
+
 def children() -> set[str]:
     """Processes of this one that are not gone, zombies included, without multiprocessing's own helpers."""
     table = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
     ).stdout
     lines = [line.strip() for line in table.splitlines()]
     return {
-        line for line in lines if not any(word in line for word in ("resource_tracker", "forkserver", " ps --ppid"))
+        line for line in lines if not any(word in line for word in ("resource_tracker", "forkserver", "ps -ww --ppid"))
     }
 
 
@@ -182,12 +188,38 @@ def test_a_fault_midway_ends_the_run_with_the_workers_own_words(action: Any, wor
     ("main", "words"),
     [
         (raise_at_start, ["Worker 1 raised ZeroDivisionError", "in raise_at_start"]),
-        (hang_at_start, ["Worker 1 said nothing", "in hang_at_start"]),
+        (hang_at_start, ["Worker 1 said nothing for 6 seconds", "in hang_at_start"]),
+        (die_at_start, ["Worker 1 was killed by SIGKILL"]),
     ],
 )
-def test_a_fault_at_the_start_too(main: Any, words: list[str]) -> None:
+def test_a_fault_at_the_start_too(main: Any, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if main is hang_at_start:
+        monkeypatch.setattr(workers_module, "_SECONDS_TO_GET_READY", 6.0)
+        monkeypatch.setattr(workers_module, "usable_cores", lambda: N)
     message, _ = run_until_it_fails(main, None)
     assert all(word in message for word in words), message
+
+
+def make_ready_for_long(link: Link, counts: Tensor, index: int) -> None:
+    time.sleep(2.0)
+    count(link, counts, index)
+
+
+def test_workers_may_take_longer_to_get_ready_than_to_be_found_silent() -> None:
+    counts, reported = shared_counts(), []
+    with Workers(make_ready_for_long, [(counts, i) for i in range(N)], reported.append, 0.7) as workers:
+        with workers.standstill():
+            assert reported == [0, 0]
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            workers.poll(0.05)
+    assert sum(reported) > 0
+
+
+@pytest.mark.parametrize(("n_workers", "seconds"), [(1, 120.0), (2, 120.0), (8, 480.0)])
+def test_workers_that_share_cores_have_longer(monkeypatch: pytest.MonkeyPatch, n_workers: int, seconds: float) -> None:
+    monkeypatch.setattr(workers_module, "usable_cores", lambda: 2)
+    assert workers_module._seconds_to_get_ready(n_workers) == seconds
 
 
 def test_an_error_of_the_parent_ends_the_workers() -> None:
@@ -199,27 +231,47 @@ def test_an_error_of_the_parent_ends_the_workers() -> None:
 
 
 PARENT = """
-import sys, time, torch
+import os, sys, time
+from multiprocessing import forkserver, resource_tracker
 sys.path[:0] = sys.argv[1:]
 from test_workers import count, shared_counts
-from a3c_bench.runtime.workers import Workers
+from a3c_bench.runtime import workers
+from a3c_bench.runtime.signals import STOP_SIGNALS, StopRequest
+
+
+def stop_all(moment):
+    for sent in STOP_SIGNALS:
+        os.killpg(0, sent)
+    time.sleep(0.2)
+    helpers = forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid
+    print(moment, *(os.waitpid(pid, os.WNOHANG) == (0, 0) for pid in helpers), flush=True)
+
 
 if __name__ == "__main__":
-    with Workers(count, [(shared_counts(), i) for i in range(2)], lambda report: None, 10.0) as workers:
-        with workers.standstill():
-            pids = [worker.process.pid for worker in workers._workers]
-        print(*pids, flush=True)
-        while True:
-            workers.poll(0.1)
+    with StopRequest():
+        workers._start_fork_server()
+        stop_all("starting")
+        with workers.Workers(count, [(shared_counts(), i) for i in range(2)], lambda report: None, 60.0) as made:
+            stop_all("forking")
+            with made.standstill():
+                stop_all("standing")
+            made.poll(0.1)
+            stop_all("running")
+            with made.standstill():
+                print(*(worker.process.pid for worker in made._workers), flush=True)
+            while True:
+                made.poll(0.1)
 """
 
 
-def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+def test_workers_outlive_stop_signals_to_the_whole_group_but_not_their_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     command = [sys.executable, str(script), str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
         assert parent.stdout is not None
+        for moment in ("starting", "forking", "standing", "running"):
+            assert parent.stdout.readline() == f"{moment} True True\n"
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
         parent.kill()
