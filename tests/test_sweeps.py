@@ -260,7 +260,7 @@ def test_plan_from_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_plan_of_a_budget_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
-    words = ("budget.wall_clock_seconds=7200", "seed=0,1", "--runs", str(tmp_path))
+    words = ("budget.frames=500_000", "budget.wall_clock_seconds=7200", "seed=0,1", "--runs", str(tmp_path))
     rows, _ = planned(capsys, *words)
     assert rows[0][8:10] == ["0.556", "1.11"]  # 500,000 frames at 250 frames/s come first
     rows, _ = planned(capsys, *words, "budget.frames=null", "algo.optimizer.anneal=false")
