@@ -73,7 +73,7 @@ def hardware(runs: Sequence[Run]) -> str:
 
 def unfinished(runs: Sequence[Run], at_most: int = 4) -> str:
     """Which runs did not end as they should; empty if all did."""
-    return _named([(run, run.ending) for run in runs if run.state != "finished"], at_most)
+    return named([run for run in runs if run.state != "finished"], at_most)
 
 
 def tried_again(runs: Sequence[Run], at_most: int = 4) -> str:
@@ -82,6 +82,11 @@ def tried_again(runs: Sequence[Run], at_most: int = 4) -> str:
         run for run in runs if run.state == "finished" and {"failed", "diverged", "unknown"} & {*run.attempts[:-1]}
     ]
     return _named([(run, attempts(run)) for run in again], at_most)
+
+
+def named(runs: Sequence[Run], at_most: int = 4) -> str:
+    """Some runs, with how they ended."""
+    return _named([(run, run.ending) for run in runs], at_most)
 
 
 def attempts(run: Run) -> str:

@@ -71,11 +71,12 @@ def save(name: str, figure: Figure, table: pd.DataFrame, folder: Path) -> list[P
 def aside(folder: Path) -> Iterator[Path]:
     """A place to write files to; once all is written they are moved to `folder`, each whole, a page last.
 
-    After an error nothing of `folder` has changed.
+    After an error nothing of `folder` has changed, and it is not made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".unfinished-") as place:
+    there = next(place for place in (folder, *folder.parents) if place.exists())  # on the same disk
+    with TemporaryDirectory(dir=there, prefix=".unfinished-") as place:
         yield Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(Path(place).iterdir(), key=lambda one: (one.suffix == ".html", one.name)):
             file.replace(folder / file.name)
 

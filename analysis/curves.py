@@ -164,13 +164,14 @@ def _doubt(checked: bool) -> str:
 # --- from curves to a figure ------------------------------------------------------------------------------------------
 
 
-def draw(groups: Sequence[Group], axes: Sequence[str], window: int) -> Figure:
+def draw(groups: Sequence[Group], axes: Sequence[str], window: int, without: Sequence[Run] = ()) -> Figure:
     """The figure: per environment a row with a panel per x axis and a legend, and one caption under all.
 
     Args:
         groups: what to draw; not empty.
         axes: keys of AXES, a panel each.
         window: training games in the rolling mean, for axis and caption.
+        without: runs of methods of which nothing can be drawn.
     """
     looks = style.looks([(group.algo, group.label) for group in groups])
     sections = []
@@ -181,7 +182,7 @@ def draw(groups: Sequence[Group], axes: Sequence[str], window: int) -> Figure:
         legend = [*(_legend_text(group) for group in row), *(reference.text for reference in references)]
         sections.append(figure.Section(env, n_rows=1, legend=legend, fill=fill))
     width = style.TWO_COLUMNS if len(axes) > 1 else style.ONE_COLUMN
-    return figure.compose(sections, make_caption(groups, axes, window), width)
+    return figure.compose(sections, make_caption(groups, axes, window, without), width)
 
 
 def _fill(
@@ -259,7 +260,7 @@ def _largest_x(groups: Iterable[Group], column: str) -> float:
 # --- the caption and the command line ---------------------------------------------------------------------------------
 
 
-def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int) -> str:
+def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int, without: Sequence[Run] = ()) -> str:
     """How the figure was made: a line on what is drawn, then one per environment, then the machines."""
     sentences = [
         f"Training return: mean of a run's last {window} training games, or of those so far.",
@@ -281,6 +282,8 @@ def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int) -> s
             "Wide dots: published evaluation scores from no-op starts, after the training that their papers had; "
             "? : not checked against its source."
         )
+    if without:
+        sentences.append(f"Not drawn, as no game of theirs ended: {caption.named(without)}.")
     if "wall_clock" in axes:
         sentences.append("Time is training time, without evaluation.")
     return caption.complete(" ".join(sentences), groups)
@@ -305,7 +308,8 @@ def figure_and_table(runs: list[Run], axes: Sequence[str], window: int) -> tuple
         raise cli.NothingToDrawError(
             f"None of the {len(runs)} runs found has finished a training game yet, or was evaluated."
         )
-    return draw(groups, axes, window), make_table(groups, axes)
+    shown = {run.path for group in groups for run in group.all_runs}
+    return draw(groups, axes, window, [run for run in runs if run.path not in shown]), make_table(groups, axes)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -82,10 +82,11 @@ def throughput(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
         SeedGroup(env, algo, label, [Member(by_path[path]) for path in here["path"]])
         for (env, algo, label), here in summary.groupby(["env", "algo", "label"])
     ]
+    over = " that are over" if len(counted_rows(summary, "frames_per_second")) < len(summary) else ""
     how = (
-        "Bars: means over the runs of a method, whole run, checkpoints included. PPS: agent steps acted on per second; "
-        "TPS: updates per second, of samples that differ in number. Shares: of the loop's time, summed over workers or "
-        "threads. "
+        f"Bars: means over the runs of a method{over}, whole run, checkpoints included. PPS: agent steps acted on per "
+        "second; TPS: updates per second, of samples that differ in number. Shares: of the loop's time, summed over "
+        "workers or threads. "
         + (_BOUND_MEANS if summary["bound_pps"].notna().any() else "")
         + "Speeds hold for the load that the machine had."
     )

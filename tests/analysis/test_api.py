@@ -38,8 +38,15 @@ def test_commands_start_without_a_warning(command):
     assert "ROOT" in done.stdout
 
 
-def test_reading_needs_no_matplotlib():
-    code = "import sys; from analysis import load_runs; assert 'matplotlib' not in sys.modules"
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("from analysis import load_runs", ["matplotlib"]),
+        ("import analysis.report, analysis.table", ["seaborn", "scipy", "wandb", "torch"]),
+    ],
+)
+def test_nothing_is_imported_that_is_not_needed(imported, absent):
+    code = f"import sys; {imported}; assert not {{*sys.modules}} & {{*{absent}}}"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(analysis.__file__).parents[1]
     )

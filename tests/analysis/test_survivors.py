@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import curves, gallery, load_runs, profiles, relation, speed, summarise, table
+from analysis import curves, gallery, lag, load_runs, profiles, relation, speed, summarise, table
 from analysis.outcome import counting, outcome, tally
 
 FRAMES = ["frames"]
@@ -257,6 +257,27 @@ def test_curves_go_on_faint_where_a_seed_has_ended(make_run, tmp_path):
     numbers = curves.make_table([group], FRAMES)
     assert set(zip(numbers["n_seeds"], numbers["mean_return"], strict=True)) == {(4, 80.0), (3, 100.0)}
     assert "fainter from there, of the seeds that go on" in " ".join(drawn.subfigs[-1].texts[0].get_text().split())
+
+
+def test_lag_goes_on_without_a_seed_that_failed(make_run, tmp_path):
+    for seed, end in ((0, 1000), (1, 1000), (2, 1000), (3, 200)):
+        path = write(make_run(seed=seed), state="failed" if seed == 3 else "finished", frames=float(end))
+        rows = pd.DataFrame({"frames": [100, end], "agent_steps": 0, "updates": 0, "wall_seconds": 1.0})
+        rows = rows.assign(**{f"lag_updates_{part}": 5.0 if seed == 3 else 1.0 for part in ("mean", "p95", "max")})
+        rows.to_csv(path / "lag.csv", index=False)
+    drawn, numbers = lag.figure_and_table(load_runs(tmp_path), ["lag_updates"])
+    means = numbers[numbers["curve"] == "mean"]
+    assert set(zip(means["n_seeds"], means["value"], strict=True)) == {(4, 2.0), (3, 1.0)}
+    assert means["x"].max() == 1000.0
+    assert legend(drawn) == ["PAAC (4 seeds; 1 failed)"]
+
+
+def test_the_caption_names_a_method_of_which_nothing_came(make_run, tmp_path):
+    write(make_run(), [(10, 1.0)], [(10, True, 5.0)])
+    write(make_run(algo="a3c", seed=4), state="failed")
+    drawn, _ = curves.figure_and_table(load_runs(tmp_path), FRAMES, 1)
+    caption = " ".join(drawn.subfigs[-1].texts[0].get_text().split())
+    assert "Not drawn, as no game of theirs ended: CartPole-v1 A3C seed 4 (failed)." in caption
 
 
 def test_a_running_seed_is_a_thin_line_beside_the_mean(make_run, tmp_path):
