@@ -8,17 +8,19 @@ from torch import Tensor
 
 from a3c_bench.core import advantages
 from a3c_bench.core.arrays import Allocate, in_memory
-from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, QNetwork
+from a3c_bench.core.networks import ActorCritic, QNetwork, kinds_that_read
 from a3c_bench.core.optim import RMSProp
 from a3c_bench.core.replay import Replay
 from a3c_bench.core.schedules import linear
 from a3c_bench.core.sum_tree import SumTree
-from a3c_bench.envs import VectorEnv
+from a3c_bench.envs import EnvSpec, VectorEnv, find_spec
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.storage import check_memory
 from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig
+
+Shapes = EnvSpec | VectorEnv  # whatever tells observations and actions
 
 
 def make_envs(
@@ -38,7 +40,7 @@ def torch_threads(config: Config) -> int:
     return config.n_torch_threads or (1 if config.network.kind == "mlp" else usable_cores())
 
 
-def make_network(config: Config, envs: VectorEnv, device: torch.device) -> ActorCritic:
+def make_network(config: Config, envs: Shapes, device: torch.device) -> ActorCritic:
     """The actor-critic for these environments, initialised from the run's seed.
 
     Raises:
@@ -78,7 +80,7 @@ def make_network(config: Config, envs: VectorEnv, device: torch.device) -> Actor
     return network
 
 
-def make_q_network(config: Config, envs: VectorEnv, device: torch.device) -> QNetwork:
+def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwork:
     """The Q-network for these environments, initialised from the run's seed.
 
     Raises:
@@ -117,17 +119,18 @@ def make_q_network(config: Config, envs: VectorEnv, device: torch.device) -> QNe
     return network
 
 
-def _prepare(config: Config, envs: VectorEnv) -> None:
-    if config.network.kind == "mlp" and len(envs.observation_shape) == 3:
+def _prepare(config: Config, envs: Shapes) -> None:
+    fitting = kinds_that_read(envs.observation_shape)
+    if config.network.kind == "mlp" and fitting:
         raise ConfigError(
             f"network=mlp cannot read the {'x'.join(map(str, envs.observation_shape))} frames of this environment: "
-            f"say network={' or network='.join(IMAGE_KINDS)}."
+            f"say network={' or network='.join(fitting)}."
         )
     torch.manual_seed(int(sequence(config.seed, Stream.NETWORK).generate_state(1)[0]))
 
 
 def _compile(
-    network: ActorCritic | QNetwork, work: Callable[[Tensor], Tensor], envs: VectorEnv, device: torch.device
+    network: ActorCritic | QNetwork, work: Callable[[Tensor], Tensor], envs: Shapes, device: torch.device
 ) -> None:
     """Compiles now what acting and learning will need: later it would look as if the run hung."""
     network.compile_trunk()
@@ -181,7 +184,7 @@ def make_estimator(config: Config, gamma: float) -> Callable[[Tensor, Tensor, Te
 
 def make_replay(
     config: Config,
-    envs: VectorEnv,
+    envs: Shapes,
     n_envs: int,
     priority_exponent: float = 0.0,
     allocate: Allocate = in_memory,
@@ -209,7 +212,7 @@ def make_replay(
         raise ConfigError(f"{error}.") from error
 
 
-def replay_bytes(config: Config, envs: VectorEnv, n_envs: int) -> int:
+def replay_bytes(config: Config, envs: Shapes, n_envs: int) -> int:
     """What a full replay of N environments like these takes."""
     shape, dtype = envs.observation_shape, envs.observation_dtype
     return Replay.bytes_needed(_rows_per_env(config, n_envs), n_envs, shape, dtype, stack=_stack(config, envs))
@@ -239,17 +242,14 @@ def check_replay(config: Config, n_envs: int, n_replays: int = 1) -> None:
             )
     if config.advantage.kind != "nstep":
         raise ConfigError(f"advantage={config.advantage.kind} is for actor-critics: say algo.n_step=2 or more here.")
-    envs = make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION))
-    try:
-        rows, needed = _rows_per_env(config, n_envs), _stack(config, envs) + config.algo.n_step
-        if rows < needed:
-            raise ConfigError(
-                f"algo.replay.capacity_agent_steps={capacity} leaves {rows} for each of {n_envs} environments, "
-                f"and algo.n_step={config.algo.n_step} needs at least {needed}."
-            )
-        n_bytes = replay_bytes(config, envs, n_envs)
-    finally:
-        envs.close()
+    spec = find_spec(config.env)
+    rows, needed = _rows_per_env(config, n_envs), _stack(config, spec) + config.algo.n_step
+    if rows < needed:
+        raise ConfigError(
+            f"algo.replay.capacity_agent_steps={capacity} leaves {rows} for each of {n_envs} environments, "
+            f"and algo.n_step={config.algo.n_step} needs at least {needed}."
+        )
+    n_bytes = replay_bytes(config, spec, n_envs)
     what = f"a replay of {capacity:,} agent steps" + (f", {n_replays} times," if n_replays > 1 else "")
     remedy = "lower algo.replay.capacity_agent_steps"
     if options.storage == "memory":
@@ -262,5 +262,5 @@ def _rows_per_env(config: Config, n_envs: int) -> int:
     return -(-config.algo.replay.capacity_agent_steps // n_envs)
 
 
-def _stack(config: Config, envs: VectorEnv) -> int:
+def _stack(config: Config, envs: Shapes) -> int:
     return config.env.frame_stack if envs.is_atari else 1

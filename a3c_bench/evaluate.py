@@ -19,9 +19,9 @@ import torch
 from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample_actions
-from a3c_bench.envs import Episode, Step, VectorEnv
+from a3c_bench.envs import Episode, Step, VectorEnv, find_spec
 from a3c_bench.envs.reference import human_normalised_percent
-from a3c_bench.envs.vector import episode_limit_frames
+from a3c_bench.envs.spec import episode_limit_frames
 from a3c_bench.errors import UserError
 from a3c_bench.runtime import checkpoint
 from a3c_bench.runtime.machine import resolve_device
@@ -128,11 +128,8 @@ def evaluation_seed(config: Config, number: int) -> np.random.SeedSequence:
 def load_network(config: Config, path: Path, device: torch.device) -> ActorCritic | QNetwork:
     """The network of a checkpoint, ready to play."""
     content = checkpoint.load(path, device)
-    envs = build.make_envs(config, 1, sequence(config.seed, Stream.PLAY))
-    try:
-        network: ActorCritic | QNetwork = find_algorithm(config.algo.name).make_network(config, envs, device)
-    finally:
-        envs.close()
+    algorithm = find_algorithm(config.algo.name)
+    network: ActorCritic | QNetwork = algorithm.make_network(config, find_spec(config.env), device)
     network.load_state_dict(content["parts"]["network"])
     return network.eval()
 

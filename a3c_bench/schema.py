@@ -83,7 +83,7 @@ def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
 class EnvConfig:
     """One task and everything that changes what is simulated, learnt from or counted."""
 
-    id: str = "CartPole-v1"  # EnvPool's name; for Atari it follows from `game`
+    id: str = "CartPole-v1"  # EnvPool's name; "atari" with a `game`
     game: str | None = None  # Atari only: "Pong", "SpaceInvaders", ...
     frame_skip: int = option(1, at_least=1)  # frames per agent step
     max_episode_frames: int | None = option(None, at_least=1)  # truncates an episode; null: the environment's own limit

@@ -22,11 +22,11 @@ from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.calibrate import calibrate
 from a3c_bench.core.networks import ActorCritic, QNetwork
+from a3c_bench.envs import find_spec
 from a3c_bench.errors import CheckpointError, ConfigError, DivergedError, RunDirectoryError, TrainingError, UserError
 from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.runtime import checkpoint, history, machine
 from a3c_bench.runtime.directory import RunDirectory, diverged, read_status, read_yaml, timestamp
-from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.signals import StopRequest
 from a3c_bench.schema import Config, check
@@ -151,16 +151,12 @@ def settings_in_words(config: Config) -> str:
 
 
 def check_build(config: Config) -> None:
-    """Builds environment and network, as the run will.
+    """Finds out what the task is, and builds the network for it, as the run will.
 
     Raises:
         ConfigError: one sentence.
     """
-    envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION))
-    try:
-        find_algorithm(config.algo.name).make_network(config, envs, torch.device("cpu"))
-    finally:
-        envs.close()
+    find_algorithm(config.algo.name).make_network(config, find_spec(config.env), torch.device("cpu"))
 
 
 def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[str, Any]:

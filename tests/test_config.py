@@ -14,7 +14,7 @@ from a3c_bench import config as config_module
 from a3c_bench.algos import algorithm_names, find_algorithm
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.config import compose, config_directory, load_config, run_directory
-from a3c_bench.envs.vector import ATARI
+from a3c_bench.envs.spec import ATARI
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import RunDirectory
 from a3c_bench.schema import Config, EnvConfig, check

@@ -140,7 +140,7 @@ def test_wandb_is_a_guest() -> None:
 
 
 def test_envpool_stays_in_envs() -> None:
-    assert importers("envpool", "gymnasium") == {"a3c_bench.envs.vector"}
+    assert importers("envpool", "gymnasium") == {"a3c_bench.envs.spec", "a3c_bench.envs.vector"}
 
 
 def test_analysis_knows_run_directories_only() -> None:

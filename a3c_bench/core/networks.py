@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IMAGE_KINDS = ("nips", "nature")
+_SMALLEST_SIDES = {"nips": 20, "nature": 36}  # pixels, of which the filters leave one
 
 
 class _Network(nn.Module):
@@ -38,6 +39,8 @@ class _Network(nn.Module):
     def _inputs(self, observations: Tensor) -> Tensor:
         if observations.dtype == torch.uint8:
             observations = observations.to(torch.float32).mul_(1.0 / 255.0)
+        elif not observations.is_floating_point():  # numbers of cards, one-hot states, boards of bits
+            observations = observations.to(torch.float32)
         if self._input_mean != 0.0:
             observations = observations - self._input_mean
         if self._input_std != 1.0:
@@ -291,15 +294,31 @@ def _trunk(
 ) -> tuple[nn.Sequential, int]:
     """The layers below the heads, and how many features they give; a hidden layer and its activation come last."""
     if kind in IMAGE_KINDS:
+        _check_image(kind, observation_shape)
         return _image_trunk(kind, observation_shape)
     return _mlp_trunk(math.prod(observation_shape), hidden_sizes, activation)
 
 
-def _image_trunk(kind: str, observation_shape: Sequence[int]) -> tuple[nn.Sequential, int]:
+def kinds_that_read(observation_shape: Sequence[int]) -> list[str]:
+    """The image kinds whose filters fit observations [C, H, W]; none if these are no images, or small ones."""
     if len(observation_shape) != 3:
-        raise ValueError(
-            f"network {kind!r} needs images [C, H, W], not observations of shape {tuple(observation_shape)}"
-        )
+        return []
+    return [kind for kind in IMAGE_KINDS if min(observation_shape[1:]) >= _SMALLEST_SIDES[kind]]
+
+
+def _check_image(kind: str, observation_shape: Sequence[int]) -> None:
+    fitting = kinds_that_read(observation_shape)
+    if kind in fitting:
+        return
+    remedy = f"say network={' or network='.join(fitting or ['mlp'])}"
+    if len(observation_shape) != 3:
+        shape = tuple(observation_shape)
+        raise ValueError(f"network {kind!r} needs images [C, H, W], not observations of shape {shape}: {remedy}")
+    height, width = observation_shape[1:]
+    raise ValueError(f"frames of {height}x{width} are too small for {kind!r}: {remedy}")
+
+
+def _image_trunk(kind: str, observation_shape: Sequence[int]) -> tuple[nn.Sequential, int]:
     channels = observation_shape[0]
     layers: list[nn.Module]
     if kind == "nips":
@@ -309,13 +328,8 @@ def _image_trunk(kind: str, observation_shape: Sequence[int]) -> tuple[nn.Sequen
         n_features = 512
         layers = [nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
         layers += [nn.Conv2d(64, 64, 3, stride=1), nn.ReLU()]
-    try:
-        with torch.no_grad():
-            n_flat = nn.Sequential(*layers)(torch.zeros(1, *observation_shape)).numel()
-    except RuntimeError as error:
-        raise ValueError(
-            f"frames of {observation_shape[1]}x{observation_shape[2]} are too small for {kind!r}"
-        ) from error
+    with torch.no_grad():
+        n_flat = nn.Sequential(*layers)(torch.zeros(1, *observation_shape)).numel()
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_flat, n_features), nn.ReLU()), n_features
 
 
