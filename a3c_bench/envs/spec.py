@@ -137,7 +137,8 @@ def atari_games() -> list[str]:
 
 def cannot_be_made(env_id: str, error: Exception) -> ConfigError:
     """What to raise where EnvPool has an environment that does not start here."""
-    return ConfigError(f"env.id={env_id} cannot be made here: {str(error).strip().splitlines()[0]}")
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return ConfigError(f"env.id={env_id} cannot be made here: {reason}")
 
 
 def _refuse_atari_keys(config: EnvConfig) -> None:
