@@ -143,8 +143,8 @@ def _actor_critic_training(network: ActorCritic, observations: Tensor, t_max: in
 
     def work() -> None:
         log_probs, values = network.unroll(batch, state, ~ones.bool())
-        weights = {"entropy_weight": 0.01, "value_weight": 0.25}
-        loss = actor_critic_loss(log_probs, values, actions, ones, ones, ones.bool(), **weights, reduction="mean")
+        samples = (log_probs, values, actions, ones, ones, ones.bool())
+        loss = actor_critic_loss(*samples, entropy_weight=0.01, value_weight=0.25, reduction="mean")
         loss.total.backward()  # type: ignore[no-untyped-call]
 
     return work

@@ -121,7 +121,7 @@ class NetworkConfig:
     lstm_size: int | None = option(None, at_least=1)  # units of an LSTM before the heads; null: feed-forward
     input_mean: float = 0.0  # subtracted from the observations, from frames after their scaling to [0, 1]
     input_std: float = option(1.0, above=0.0)  # what the observations are divided by then
-    bf16: bool = False  # layers compute in bfloat16; what they give, and the parameters, stay float32
+    bf16: bool = False  # hidden layers compute in bfloat16; LSTM, heads and what they give, and parameters, are float32
     compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
 
 

@@ -200,30 +200,28 @@ class Worker:
             reduction=options.loss_reduction,
         )
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
-        learning_rate = self.learning_rate_at(shared.agent_steps * notes.frame_skip)
-        set_learning_rate(self.optimizer, learning_rate)
         with shared.exclusively():
-            if self.lag.enabled:
-                notes.lags.append(self._lag(rollout, batch, found))
+            diverged = self._divergence(batch, found)  # a forward pass, while which others go on: so before the stamp
+            now = Stamp(shared.version, shared.agent_steps * notes.frame_skip, time.perf_counter())
+            learning_rate = self.learning_rate_at(now.frames)
+            set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
             shared.counts.numpy()[notes.index, _UPDATES] += 1
+        if self.lag.enabled:
+            stale = {"gradient_staleness_updates": np.array([now.version - notes.version])}
+            notes.lags.append(rollout.lag(now, found.mask) | stale | diverged)
         notes.n_updates += 1
         notes.metrics.append({**found.figures(), "gradient_norm": gradient_norm, "learning_rate": learning_rate})
         notes.fits.append(found.fit)
         notes.timer.lap("train")
 
     @torch.no_grad()
-    def _lag(self, rollout: Rollout, batch: Batch, found: Gradient) -> dict[str, Any]:
-        """Of the samples of this gradient, just before it is applied."""
-        notes = self.notes
-        version = self.shared.version
-        now = Stamp(version, self.shared.agent_steps * notes.frame_skip, time.perf_counter())
-        lag: dict[str, Any] = rollout.lag(now, found.mask)
-        lag["gradient_staleness_updates"] = np.array([version - notes.version])
-        if notes.n_updates % self.lag.divergence_every_updates == 0:
-            log_probs, _ = self.shared_network.unroll(batch.observations, batch.state, ~batch.valid)
-            lag |= divergence(batch, log_probs, found.mask)
-        return lag
+    def _divergence(self, batch: Batch, found: Gradient) -> dict[str, Tensor]:
+        """Of the policy that acted from theta's, per sample of this gradient; of one update in so many."""
+        if not self.lag.enabled or self.notes.n_updates % self.lag.divergence_every_updates:
+            return {}
+        log_probs, _ = self.shared_network.unroll(batch.observations, batch.state, ~batch.valid)
+        return divergence(batch, log_probs, found.mask)
 
 
 def worker_main(link: Link, config: Config, shared: SharedModel, index: int, attempt: int) -> None:

@@ -527,22 +527,23 @@ class Trainer:
             vtrace=self.vtrace,
         )
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
-        learning_rate = self.learning_rate_at(counts.frames)
-        set_learning_rate(self.optimizer, learning_rate)
         # keep is found.mask (of a rollout estimators can use all or nothing), known without waiting for the device.
         learns = bool(keep.any())
+        if learns:
+            self._wait_for_device()  # the gradient is there, so that the stamp is that of the step
+        now = counts.stamp()
+        learning_rate = self.learning_rate_at(now[1])
+        set_learning_rate(self.optimizer, learning_rate)
+        if learns:
+            self.optimizer.step()
+            self._wait_for_device()  # before it is counted
+            counts.updates[self.name] += 1
         lag: dict[str, Any] = {}
         if learns and self.measure_lag:
-            now = counts.stamp()
             lags = np.array(now) - stamps[keep]
             lag = {"lag_updates": lags[:, 0], "lag_frames": lags[:, 1], "lag_seconds": lags[:, 2]}
             lag["gradient_staleness_updates"] = np.array([now[0] - version])
             lag |= divergence(batch, found.log_probs, found.mask)
-        if learns:
-            self.optimizer.step()
-            if self.device.type == "cuda":
-                torch.cuda.current_stream(self.device).synchronize()  # before it is counted
-            counts.updates[self.name] += 1
         metrics = found.figures() | {
             "gradient_norm": gradient_norm,
             "learning_rate": learning_rate,
@@ -552,6 +553,10 @@ class Trainer:
         return Trained(
             metrics, found.fit, lag, int(valid.sum()), int(valid.sum()) - n_young, n_young - int(keep.sum()), {}
         )
+
+    def _wait_for_device(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
 
 def _ended(step: Step) -> NDArray[np.bool_]:

@@ -498,19 +498,19 @@ class Shard:
 
     def _apply(self, gradient: Tensor, staleness: int, samples: NDArray[np.float64]) -> None:
         server, index = self.server, self.index
-        now = self.notes.now(int(server.versions[index]))
         self.notes.n_updates += self.counts_updates
-        if self.measures_lag:
-            lag = lag_of(samples, now) | {"gradient_staleness_updates": np.array([staleness])}
-            self.notes.lags.append(lag)
-        set_learning_rate(self.optimizer, self.learning_rate_at(now.frames))
         self.theta.grad = gradient
         with torch.no_grad(), server.locks[index]:
+            now = self.notes.now(int(server.versions[index]))  # when the lock is there: others go on meanwhile
+            set_learning_rate(self.optimizer, self.learning_rate_at(now.frames))
             self.optimizer.step()
             server.versions[index] += 1
             if int(server.versions[index]) % self.options.target_period_updates == 0:
                 server.target[self.part].copy_(self.theta)
                 server.target_versions[index] = server.versions[index]
+        if self.measures_lag:
+            lag = lag_of(samples, now) | {"gradient_staleness_updates": np.array([staleness])}
+            self.notes.lags.append(lag)
 
 
 def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:

@@ -29,6 +29,7 @@ def actor_critic_loss(
     value_weight: float,
     reduction: str,
     log_epsilon: float = 0.0,
+    valid: Tensor | None = None,
 ) -> ActorCriticLoss:
     """L = reduce[ -log pi(a_t | s_t) psi_t - beta H(pi(. | s_t)) + c (R_t - V(s_t))^2 ]  (Mnih et al. 2016, section 4).
 
@@ -37,6 +38,10 @@ def actor_critic_loss(
         sum             sum over t and environments (A3C, GA3C)
         mean            mean over the valid samples
         mean_over_envs  sum over t, mean over the B environments (PAAC: its code takes the batch mean times t_max)
+
+    An environment (or rollout, in GA3C) of whose samples none is learnt from, because all were too old or the
+    estimator can use none, is not among the B: else a bound on lag would shorten the steps too. One that only
+    had phantoms is: nothing of it was left out.
 
     Args:
         log_probs: [T, B, A], log pi(. | s_t), with gradient.
@@ -50,6 +55,7 @@ def actor_critic_loss(
         reduction: one of REDUCTIONS.
         log_epsilon: epsilon of log(pi + epsilon) in both policy terms (Babaeizadeh et al. 2017, section 3.3), which
             bounds what an action that has become improbable meanwhile can do.
+        valid: [T, B], bool; False for phantoms and padding alone. None: so is the mask.
     """
     if log_epsilon > 0.0:
         log_of_pi = (log_probs.exp() + log_epsilon).log()
@@ -65,7 +71,8 @@ def actor_critic_loss(
     if reduction == "mean":
         total = total / n_valid
     elif reduction == "mean_over_envs":
-        total = total / mask.shape[1]
+        left_out = torch.zeros_like(mask[0]) if valid is None else valid.any(0) & ~mask.any(0)
+        total = total / (~left_out).sum().clamp(min=1)
     elif reduction != "sum":
         raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
     return ActorCriticLoss(total, policy.detach() / n_valid, value.detach() / n_valid, entropy.detach() / n_valid)

@@ -33,8 +33,15 @@ class _Network(nn.Module):
             self._memory_format = torch.channels_last
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _precision(self, observations: Tensor) -> AbstractContextManager[Any]:
-        return torch.autocast(observations.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+    def _hidden(self, layers: nn.Module, inputs: Tensor) -> Tensor:
+        """The features of hidden layers, in their precision, as float32: heads and an LSTM have that of the result."""
+        with self._precision(inputs):
+            return self._through(layers, inputs).float()
+
+    def _precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        # The cache of cast weights is one for all threads and outlives a change of the weights: another thread's update
+        # would be answered with the weights before it for as long as any thread is inside.
+        return torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False) if self._bf16 else nullcontext()
 
     def _inputs(self, observations: Tensor) -> Tensor:
         if observations.dtype == torch.uint8:
@@ -66,7 +73,9 @@ class ActorCritic(_Network):
         shared_trunk: one trunk under both heads as in the papers, or one each.
         channels_last: memory layout of the convolutions.
         lstm_size: units of an LSTM between the trunk and the heads (256 in Mnih et al. 2016); None: there is none.
-        bf16: layers compute in bfloat16 (autocast); parameters, log-probabilities, values and state stay float32.
+        bf16: the trunk computes in bfloat16 (autocast); the LSTM and the heads, and with them log-probabilities, values
+            and state, stay float32: bfloat16 would round a value of 100 to a whole 0.5, and forget small changes of a
+            cell. So do the parameters.
         input_mean: subtracted from the observations, from frames after their scaling to [0, 1]. Around 0, gradients of
             the first layer's weights do not all point one way, and its units stay alive (LeCun et al. 1998, 4.3).
         input_std: what the observations are divided by then, to be of size 1 (ibid.).
@@ -124,21 +133,19 @@ class ActorCritic(_Network):
         Returns:
             log-probabilities [B, A], values [B] and the state [B, S] after the step.
         """
-        with self._precision(observations):
-            features, value_features = self._features(observations)
-            if self.lstm is not None:
-                state = self._remember(features, state)
-                features = value_features = state[:, : self.state_size // 2]
-            return *self._heads(features, value_features), state
+        features, value_features = self._features(observations)
+        if self.lstm is not None:
+            state = self._remember(features, state)
+            features = value_features = state[:, : self.state_size // 2]
+        return *self._heads(features, value_features), state
 
     def policy(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, without the values: log-probabilities [B, A] and the state [B, S] after the step."""
-        with self._precision(observations):
-            features = self._through(self.trunk, self._inputs(observations))
-            if self.lstm is not None:
-                state = self._remember(features, state)
-                features = state[:, : self.state_size // 2]
-            return F.log_softmax(self.policy_head(features).float(), dim=-1), state
+        features = self._hidden(self.trunk, self._inputs(observations))
+        if self.lstm is not None:
+            state = self._remember(features, state)
+            features = state[:, : self.state_size // 2]
+        return F.log_softmax(self.policy_head(features), dim=-1), state
 
     def unroll(self, observations: Tensor, state: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """T steps of B environments; the same as T calls of `forward`, with the trunk in one batch.
@@ -152,31 +159,30 @@ class ActorCritic(_Network):
             log-probabilities [T, B, A] and values [T, B].
         """
         n_steps, n_envs = observations.shape[:2]
-        with self._precision(observations):
-            features, value_features = self._features(observations.flatten(0, 1))
-            if self.lstm is not None:
-                hidden = []
-                for step_features, step_ends in zip(features.view(n_steps, n_envs, -1), ends, strict=True):
-                    state = self._remember(step_features, state)
-                    hidden.append(state[:, : self.state_size // 2])
-                    state = state.masked_fill(step_ends.unsqueeze(-1), 0.0)
-                features = value_features = torch.cat(hidden)
-            log_probs, values = self._heads(features, value_features)
+        features, value_features = self._features(observations.flatten(0, 1))
+        if self.lstm is not None:
+            hidden = []
+            for step_features, step_ends in zip(features.view(n_steps, n_envs, -1), ends, strict=True):
+                state = self._remember(step_features, state)
+                hidden.append(state[:, : self.state_size // 2])
+                state = state.masked_fill(step_ends.unsqueeze(-1), 0.0)
+            features = value_features = torch.cat(hidden)
+        log_probs, values = self._heads(features, value_features)
         return log_probs.view(n_steps, n_envs, -1), values.view(n_steps, n_envs)
 
     def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:  # of the policy and of the value
         inputs = self._inputs(observations)
-        features = self._through(self.trunk, inputs)
-        return features, features if self.value_trunk is None else self._through(self.value_trunk, inputs)
+        features = self._hidden(self.trunk, inputs)
+        return features, features if self.value_trunk is None else self._hidden(self.value_trunk, inputs)
 
     def _remember(self, features: Tensor, state: Tensor) -> Tensor:
         assert self.lstm is not None
         h, c = state.chunk(2, dim=-1)
-        return torch.cat(self.lstm(features, (h, c)), dim=-1).float()
+        return torch.cat(self.lstm(features, (h, c)), dim=-1)
 
     def _heads(self, features: Tensor, value_features: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = F.log_softmax(self.policy_head(features).float(), dim=-1)
-        return log_probs, self.value_head(value_features).float().squeeze(-1)
+        log_probs = F.log_softmax(self.policy_head(features), dim=-1)
+        return log_probs, self.value_head(value_features).squeeze(-1)
 
 
 class QNetwork(_Network):
@@ -193,7 +199,7 @@ class QNetwork(_Network):
         initialisation: "orthogonal" (gain sqrt 2, last layers 1, biases 0) or "fan_in", as there.
         dueling: two streams.
         channels_last: memory layout of the convolutions.
-        bf16: layers compute in bfloat16 (autocast); parameters and Q stay float32.
+        bf16: hidden layers compute in bfloat16 (autocast); the heads, and with them Q, and the parameters stay float32.
         input_mean: subtracted from the observations, as in `ActorCritic`.
         input_std: what they are divided by then, as there.
 
@@ -238,15 +244,16 @@ class QNetwork(_Network):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Q [B, A] of observations [B, ...]; uint8 frames are scaled to [0, 1] here."""
-        with self._precision(observations):
-            features = self._through(self.trunk, self._inputs(observations))
-            if self.advantage_stream is None:
-                return self.head(features).float()
-            if features.requires_grad:
-                features.register_hook(_halve_power)  # type: ignore[no-untyped-call]
-            advantages = self.head(self.advantage_stream(features)).float()
-            value = self.value_head(self.value_stream(features)).float()
-            return value + advantages - advantages.mean(-1, keepdim=True)
+        features = self._hidden(self.trunk, self._inputs(observations))
+        if self.advantage_stream is None:
+            return self.head(features)
+        if features.requires_grad:
+            features.register_hook(_halve_power)  # type: ignore[no-untyped-call]
+        with self._precision(features):
+            advantage_features = self.advantage_stream(features).float()
+            value_features = self.value_stream(features).float()
+        advantages = self.head(advantage_features)
+        return self.value_head(value_features) + advantages - advantages.mean(-1, keepdim=True)
 
 
 class EpsilonGreedy(nn.Module):

@@ -202,6 +202,7 @@ def actor_critic_backward(
         value_weight=value_weight,
         reduction=reduction,
         log_epsilon=log_epsilon,
+        valid=batch.valid,
     )
     loss.total.backward()  # type: ignore[no-untyped-call]
     return Gradient(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum())

@@ -106,7 +106,7 @@ class Session:
         self._n_evaluations = saved["n_evaluations"] if saved else 0
         self._best_return = saved["best_return"] if saved else float("-inf")
         self._best_updates = saved.get("best_updates") if saved else None  # when that was; older versions did not say
-        self._evaluation_owed = bool(saved and saved["evaluation_owed"])  # due, but the run was told to stop meanwhile
+        self._evaluated_frames = _evaluated_frames(saved) if saved else 0  # up to where evaluations took place
         self._last_evaluation: Mapping[str, float] = saved["last_evaluation"] if saved else {}
         self._budget_was_spent = bool(
             saved and saved["budget_was_spent"] and saved.get("budget", asdict(config.budget)) == asdict(config.budget)
@@ -192,26 +192,25 @@ class Session:
         Args:
             standstill: while entered, nothing learns, and all that was done has been counted here.
         """
-        if self._evaluation_owed:
-            with standstill():
-                self._run_evaluation(final=False)
-            self.timer.start()
-        over = self._budget_is_spent() or self._stop.signal is not None
-        interval = self.config.metrics_interval_frames
-        if not over and self.counters.frames // interval > self._row_frames // interval:  # the last row is finish()'s
-            evaluates = self._evaluation_is_due()
-            saves = self.wall_seconds - self._checkpoint_at >= self.config.checkpoint_interval_seconds
-            with standstill() if evaluates or saves else nullcontext():
+        if self._is_over():  # the last row is finish()'s
+            return False
+        evaluates = self._evaluation_is_due()
+        if not (evaluates or self._row_is_due()):
+            return True
+        saves = self.wall_seconds - self._checkpoint_at >= self.config.checkpoint_interval_seconds
+        stands = evaluates or saves
+        with standstill() if stands else nullcontext():
+            if self.counters.frames > self._row_frames:
                 self._end_interval()
-                if self.wall_seconds - self._status_at >= SECONDS_BETWEEN_STATUS:
-                    self._write_status("running")
-                if evaluates:
-                    self._run_evaluation(final=False)
-                    over = self._stop.signal is not None
-                if saves:
-                    self._save(self._directory.latest_checkpoint)
-            self.timer.start()
-        return not over
+            if self.wall_seconds - self._status_at >= SECONDS_BETWEEN_STATUS:
+                self._write_status("running")
+            # Asked again: the standstill may have handed over the frames that make it due, or those that end the run.
+            if stands and self._evaluation_is_due() and not self._budget_is_spent():
+                self._run_evaluation(final=False)
+            if saves:
+                self._save(self._directory.latest_checkpoint)
+        self.timer.start()
+        return not self._is_over()
 
     # --- what train.py uses -------------------------------------------------------------------------------------
 
@@ -231,8 +230,6 @@ class Session:
         Returns:
             the status that was written.
         """
-        if not self._budget_is_spent() and self._evaluation_is_due():  # told to stop just before it
-            self._evaluation_owed = True
         if self.counters.frames > self._row_frames:
             self._end_interval()
         self._clock.stop()
@@ -251,6 +248,9 @@ class Session:
 
     def _now(self) -> dict[str, float]:
         return asdict(self.counters) | {"wall_seconds": self.wall_seconds}
+
+    def _is_over(self) -> bool:
+        return self._budget_is_spent() or self._stop.signal is not None
 
     def _budget_is_spent(self) -> bool:
         """Once it is, it stays so: a game that workers report after that may lower the mean return again."""
@@ -277,19 +277,24 @@ class Session:
         in_use = machine.memory_mib()
         return {} if in_use is None else {"memory_mib": in_use}
 
+    def _row_is_due(self) -> bool:
+        interval = self.config.metrics_interval_frames
+        return self.counters.frames // interval > self._row_frames // interval
+
     def _evaluation_is_due(self) -> bool:
+        """Whether a multiple of the interval was passed since the last one; of several, one evaluation is due."""
         interval = self.config.evaluation.interval_frames
-        return interval is not None and self.counters.frames // interval > self._row_frames // interval
+        return interval is not None and self.counters.frames // interval > self._evaluated_frames // interval
 
     def _run_evaluation(self, final: bool) -> bool:
-        """Evaluates, unless told to stop meanwhile; then the evaluation is owed. Gives whether it took place."""
+        """Evaluates, unless told to stop meanwhile; then it stays due. Gives whether it took place."""
         network = self._parts["network"]
         assert isinstance(network, ActorCritic | QNetwork)
         with self._clock.paused():
             result = self._evaluate(network, self._n_evaluations)
-        self._evaluation_owed = result is None and not final
         if result is None:
             return False
+        self._evaluated_frames = self.counters.frames
         self._n_evaluations += 1
         self._last_evaluation = dict(result.summary)
         self._recorder.add_evaluation(self._now(), final, result.games, result.summary)
@@ -323,7 +328,7 @@ class Session:
             "budget_was_spent": self._budget_was_spent,
             "budget": asdict(self.config.budget),
             "n_evaluations": self._n_evaluations,
-            "evaluation_owed": self._evaluation_owed,
+            "evaluated_frames": self._evaluated_frames,
             "best_return": self._best_return,
             "best_updates": self._best_updates,
             "last_evaluation": dict(self._last_evaluation),
@@ -352,3 +357,9 @@ def _updates_of(file: Path) -> float:
         return float(checkpoint.load(file)["counters"]["updates"])
     except CheckpointError:
         return float("inf")
+
+
+def _evaluated_frames(saved: Mapping[str, Any]) -> int:
+    """Up to where evaluations took place; older versions said whether one was owed."""
+    done = 0 if saved.get("evaluation_owed") else saved["counters"]["frames"]
+    return int(saved.get("evaluated_frames", done))

@@ -186,6 +186,34 @@ def test_staleness_is_what_others_applied_meanwhile(k: int) -> None:
         assert lag["lag_kl_nats"].max() > 1e-6
 
 
+def test_what_others_do_while_the_divergence_is_taken_is_in_the_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = replace(CONSTANT, anneal=True)
+    config = replace(with_algo(optimizer=optimizer), lag=LagConfig(divergence_every_updates=1))
+    first, second = make_workers(config, 2)
+    first.synchronise()
+    rollout = first.actor.act()
+    frames = first.shared.agent_steps
+    real = first.shared_network.unroll
+
+    def meanwhile(*arguments: Any) -> Any:
+        found = real(*arguments)
+        with torch.enable_grad():
+            for _ in range(3):
+                second.update()
+        return found
+
+    monkeypatch.setattr(first.shared_network, "unroll", meanwhile)
+    first.learn(rollout)
+    lag = first.notes.lags[-1]
+    assert lag["gradient_staleness_updates"].tolist() == [3]
+    assert lag["lag_updates"].tolist() == [3] * rollout.length
+    others = second.notes.n_agent_steps
+    assert others > 0
+    assert lag["lag_frames"].tolist() == [others + rollout.length - t for t in range(rollout.length)]
+    rate = first.notes.metrics[-1]["learning_rate"]
+    assert rate == pytest.approx(0.01 * (1 - (frames + others) / 3000))
+
+
 def test_the_divergence_is_from_theta_just_before_the_update() -> None:
     first, second = make_workers(with_algo(optimizer=replace(CONSTANT, lr=0.3)), 2)
     first.synchronise()

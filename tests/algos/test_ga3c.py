@@ -298,6 +298,48 @@ def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: py
     assert set(lag["lag_updates"]) == {1}
 
 
+def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others apply while the divergence is computed either comes after the step or is in the lag."""
+    parts = Parts(SMALL)
+    other = parts.another_trainer(SMALL, "other")
+    first, second = parts.collect(2), parts.collect(2)
+    real, step = ga3c.divergence, parts.trainer.optimizer.step
+    at_step: list[int] = []
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(ga3c, "divergence", real)
+        other.learn(second)
+        return real(*arguments)
+
+    def apply() -> None:
+        at_step.append(parts.counts.version)
+        step()
+
+    monkeypatch.setattr(ga3c, "divergence", meanwhile)
+    monkeypatch.setattr(parts.trainer.optimizer, "step", apply)
+    lag = parts.trainer.learn(first).lag
+    assert parts.counts.version == 2
+    assert lag["gradient_staleness_updates"].tolist() == at_step
+    assert set(lag["lag_updates"]) == set(at_step)
+
+
+def test_rollouts_that_are_wholly_discarded_do_not_shorten_the_step() -> None:
+    parts = Parts(with_algo(max_lag_updates=1, loss_reduction="mean_over_envs"))
+    old = parts.collect(3)
+    for _ in range(2):
+        parts.trainer.learn(parts.collect(2))
+    parts.collect(6)  # those that began before the updates
+    young, theta = parts.collect(4), parts.theta.clone()
+    trained = parts.trainer.learn(old + young)
+    gradients = parts.trainer.parameters.gradients.clone()
+    assert trained.n_discarded == parts.experience.lengths[old].sum()
+    parts.theta.copy_(theta)
+    parts.counts.updates["trainer"] -= 1
+    assert parts.trainer.learn(young).n_discarded == 0
+    assert gradients.norm() > 0.0
+    torch.testing.assert_close(gradients, parts.trainer.parameters.gradients)
+
+
 def test_samples_beyond_the_bound_are_discarded() -> None:
     parts = Parts(with_algo(max_lag_updates=1))
     old = parts.collect(3)

@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -360,6 +361,14 @@ def test_lag_is_measured_when_a_gradient_is_applied() -> None:
     bundle.learner.learn()
     waiting = parts.shared.server.samples[0].numpy().copy()
     parts.shared.counts[-1, 0] += 1000  # others went on
+    locks = parts.shared.server.locks
+
+    @contextmanager
+    def wait() -> Iterator[None]:
+        parts.shared.counts[-1, 0] += 300  # and do while the shard waits for its lock
+        yield
+
+    locks[0] = wait()
     parts.shards[0].notes.report()
     parts.serve()
     lag = parts.shards[0].notes.report().lag
@@ -367,7 +376,7 @@ def test_lag_is_measured_when_a_gradient_is_applied() -> None:
     np.testing.assert_array_equal(lag["lag_updates"], 10 - waiting[:, 0])
     np.testing.assert_array_equal(lag["lag_frames"], frames - waiting[:, 1])
     np.testing.assert_array_equal(lag["replay_age_frames"], frames - waiting[:, 3])
-    assert lag["replay_age_frames"].min() >= 1000
+    assert lag["replay_age_frames"].min() >= 1300
     silent = make_parts(replace(SMALL, lag=LagConfig(enabled=False)))
     silent.run(5)
     assert silent.shards[0].notes.lags == []

@@ -52,6 +52,24 @@ def test_loss_by_hand(reduction: str, total: float) -> None:
     assert loss.value.item() == pytest.approx(1.75)
 
 
+# The second environment alone: policy 0.517037, entropy 1.062737, value 1.25, total 0.517037 - 0.106274 + 0.3125
+@pytest.mark.parametrize(
+    ("valid", "divisor"),
+    [
+        (MASK, 1),  # the first environment's one sample is left out: the mean is over the other
+        (torch.tensor([[False, True], [False, True]]), 2),  # it had phantoms alone: nothing was left out
+        (None, 2),
+    ],
+)
+def test_the_mean_is_over_environments_of_which_something_is_learnt(valid: Tensor | None, divisor: int) -> None:
+    tensors = rollout(mask=torch.tensor([[False, True], [False, True]]))
+    weights = {"entropy_weight": 0.1, "value_weight": 0.25, "reduction": "mean_over_envs"}
+    loss = actor_critic_loss(**tensors, **weights, valid=valid)
+    assert loss.total.item() == pytest.approx(0.723263 / divisor, abs=2e-6)
+    nothing = actor_critic_loss(**tensors | {"mask": torch.zeros(2, 2, dtype=torch.bool)}, **weights, valid=MASK)
+    assert nothing.total.item() == 0.0
+
+
 @pytest.mark.parametrize(("reduction", "divisor"), [("sum", 1), ("mean", 3), ("mean_over_envs", 2)])
 def test_gradients_by_hand(reduction: str, divisor: int) -> None:
     tensors = rollout()

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,17 @@ def test_layout_and_precision_change_numbers_little(changes: dict[str, Any], due
     torch.testing.assert_close(plain(frames), plain(frames.float() / 255.0))
     if "bf16" in changes:
         assert not torch.equal(changed(frames), plain(frames))
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_in_bf16_q_has_the_precision_of_float32(dueling: bool) -> None:
+    network = QNetwork((4,), 2, hidden_sizes=(8, 8), dueling=dueling, bf16=True)
+    heads = (network.head, network.value_head) if dueling else (network.head,)
+    with torch.no_grad():
+        for head in heads:
+            head.weight.zero_()
+            head.bias.fill_(100.3)
+    assert network(torch.randn(3, 4)).tolist() == [[np.float32(100.3)] * 2] * 3
 
 
 def test_inputs_are_standardised_after_scaling() -> None:

@@ -5,7 +5,8 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from a3c_bench import train as train_module
 from a3c_bench.algos import paac
 from a3c_bench.core.losses import ActorCriticLoss
+from a3c_bench.core.networks import ActorCritic
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.errors import CheckpointError, ConfigError, DivergedError, RunDirectoryError
 from a3c_bench.evaluate import EvaluationResult
@@ -24,6 +26,7 @@ from a3c_bench.runtime import checkpoint, recorder
 from a3c_bench.runtime.directory import RunDirectory, read_status
 from a3c_bench.runtime.recorder import Recorder
 from a3c_bench.runtime.session import Session
+from a3c_bench.runtime.signals import StopRequest
 from a3c_bench.schema import BudgetConfig, Config, EvaluationConfig, OptimizerConfig
 from a3c_bench.train import train
 
@@ -238,6 +241,106 @@ def test_a_resumed_recorder_saves_where_its_tables_end(tmp_path: Path) -> None:
     resumed.close()
     directory.close()
     assert (tmp_path / "episodes.csv").stat().st_size == saved["sizes"]["episodes"]
+
+
+# --- when evaluations take place --------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A session that is told counters by hand, and the frames at which it evaluates and writes rows."""
+
+    def __init__(self, path: Path, tiny: Config, saved: Any = None, **changes: Any) -> None:
+        evaluation = EvaluationConfig(interval_frames=changes.pop("evaluates_every"))
+        config = replace(
+            tiny, budget=BudgetConfig(frames=changes.pop("frames", 10_000)), evaluation=evaluation, **changes
+        )
+        self.directory = RunDirectory(path, asdict(config))
+        self.stop = StopRequest()
+        self.session = Session(config, {}, self.directory, self._evaluate, self.stop, saved)
+        self.evaluated: list[int] = []
+        self.session.restore(network=ActorCritic((2,), 2, hidden_sizes=(2,)))
+
+    def _evaluate(self, network: Any, number: int) -> EvaluationResult | None:
+        if self.stop.signal is not None:
+            return None
+        self.evaluated.append(self.session.counters.frames)
+        return EvaluationResult([], {"evaluation_mean_return": 0.0})
+
+    def told(self, frames: int, at_standstill: int = 0) -> bool:
+        """Whether it goes on after so many frames, and so many more that workers report when they stand still."""
+
+        @contextmanager
+        def standstill() -> Iterator[None]:
+            self.session.count(at_standstill)
+            yield
+
+        self.session.count(frames)
+        return self.session.running(standstill)
+
+    def close(self) -> None:
+        """Lets the directory go."""
+        self.session.__exit__(None, None, None)
+        self.directory.close()
+
+
+def test_frames_that_a_standstill_hands_over_skip_no_evaluation(tiny: Config, tmp_path: Path) -> None:
+    """Rows every 50 frames, each with a checkpoint and so a standstill, an evaluation every 100."""
+    run = Watched(tmp_path, tiny, evaluates_every=100, metrics_interval_frames=50, checkpoint_interval_seconds=1e-9)
+    assert run.told(60, at_standstill=20)  # a row is due at 60: 80
+    assert run.told(10, at_standstill=70)  # 90: nothing is due, so nothing stands still
+    assert run.evaluated == []
+    assert run.told(20, at_standstill=30)  # due at 110: 140
+    assert run.told(15, at_standstill=70)  # a row is due at 155, and the evaluation with what comes then: 225
+    assert run.told(40, at_standstill=20)  # a row at 265: 285
+    assert run.told(20, at_standstill=300)  # due at 305: 605; 400, 500 and 600 fell due with it
+    assert run.told(90, at_standstill=1)  # a row at 695: 696
+    run.close()
+    assert run.evaluated == [140, 225, 605]
+    assert pd.read_csv(tmp_path / "metrics.csv").frames.tolist() == [80, 140, 225, 285, 605, 696]
+
+
+@pytest.mark.parametrize(("metrics", "rows"), [(1000, [100, 205, 310]), (30, [40, 60, 99, 100, 130, 160, 205, 310])])
+def test_evaluations_do_not_wait_for_rows(tiny: Config, tmp_path: Path, metrics: int, rows: list[int]) -> None:
+    run = Watched(tmp_path, tiny, evaluates_every=100, metrics_interval_frames=metrics, checkpoint_interval_seconds=1e6)
+    for frames in (40, 20, 39, 1, 30, 30, 45, 105):  # 40, 60, 99, 100, 130, 160, 205, 310
+        assert run.told(frames)
+    run.close()
+    assert run.evaluated == [100, 205, 310]
+    assert pd.read_csv(tmp_path / "metrics.csv").frames.tolist() == rows
+
+
+def test_frames_that_end_the_run_leave_the_evaluation_to_its_end(tiny: Config, tmp_path: Path) -> None:
+    run = Watched(tmp_path, tiny, evaluates_every=100, frames=300, metrics_interval_frames=100)
+    assert run.told(110)
+    assert not run.told(100, at_standstill=100)
+    assert run.session.finish()["state"] == "finished"
+    run.close()
+    assert run.evaluated == [110, 310]
+    assert pd.read_csv(tmp_path / "metrics.csv").frames.tolist() == [110, 310]
+
+
+def test_an_evaluation_that_a_stop_prevented_comes_when_the_run_goes_on(tiny: Config, tmp_path: Path) -> None:
+    options = {"evaluates_every": 100, "metrics_interval_frames": 1000}
+    run = Watched(tmp_path, tiny, **options)
+    assert run.told(150)
+    run.stop.signal = signal.SIGTERM
+    assert not run.told(70)  # due at 220
+    assert run.session.finish()["state"] == "preempted"
+    run.close()
+    assert run.evaluated == [150]
+    saved = checkpoint.load(tmp_path / "checkpoint" / "latest.pt")
+    again = Watched(tmp_path, tiny, saved, **options)
+    assert again.told(0)
+    assert again.told(50)
+    assert again.told(40)
+    again.close()
+    assert again.evaluated == [220, 310]
+    older = {key: value for key, value in saved.items() if key != "evaluated_frames"}
+    for owed, expected in ((True, [220]), (False, [])):
+        run = Watched(tmp_path, tiny, older | {"evaluation_owed": owed}, **options)
+        run.told(0)
+        run.close()
+        assert run.evaluated == expected
 
 
 # --- stopping and going on ------------------------------------------------------------------------------------------
