@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import envpool
 import numpy as np
+import pandas as pd
 import pytest
 
+from a3c_bench.algos.ga3c import GA3CConfig
 from a3c_bench.config import compose
 from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.envs.spec import episode_limit_frames, find_spec
-from a3c_bench.schema import EnvConfig
+from a3c_bench.schema import Config, EnvConfig
+from a3c_bench.train import train
 
 Policy = Callable[[int, Any], int]  # of the agent step and the observation
 
@@ -53,10 +57,9 @@ def test_a_true_end_at_the_limit_is_an_end_and_no_truncation(name: str) -> None:
     (game,) = steps[-1].episodes
     n = game.episode_length
     assert (bool(steps[-1].terminated[0]), bool(steps[-1].truncated[0])) == (True, False)
-    for limit in (n, n + 1):
-        capped = play_one(replace(config, max_episode_frames=limit * config.frame_skip), policy, 3000)
-        assert capped[-1].episodes == [game]
-        assert (bool(capped[-1].terminated[0]), bool(capped[-1].truncated[0])) == (True, False)
+    capped = play_one(replace(config, max_episode_frames=n * config.frame_skip), policy, 3000)
+    assert capped[-1].episodes == [game]
+    assert (bool(capped[-1].terminated[0]), bool(capped[-1].truncated[0])) == (True, False)
     if n > 1:
         cut = play_one(replace(config, max_episode_frames=(n - 1) * config.frame_skip), policy, 3000)
         assert [episode.episode_length for episode in cut[-1].episodes] == [n - 1]
@@ -155,3 +158,16 @@ def test_the_limit_of_a_task(config: EnvConfig, limit: int | None) -> None:
     assert spec.limit_agent_steps == limit
     VectorEnv(config, 1, np.random.SeedSequence(0), 1).close()
     assert episode_limit_frames(replace(config, max_episode_frames=None)) in (limit, None)
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+def test_limits_hold_in_ga3c(tiny: Config, tmp_path: Path, synchronous: bool) -> None:
+    """Whose predictors send the agents on as they come, or all in lock step."""
+    algo = GA3CConfig(n_agents=4, n_predictors=1, n_trainers=1, synchronous=synchronous)
+    env = EnvConfig(id="Catch-v0", max_episode_frames=5)
+    status = train(replace(tiny, algo=algo, env=env), tmp_path)
+    assert status["state"] == "finished"
+    games = pd.read_csv(tmp_path / "episodes.csv")
+    assert len(games) > 40
+    assert set(games["episode_length"]) == {5}
+    assert set(pd.read_csv(tmp_path / "eval.csv")["episode_length"]) == {5}
