@@ -22,7 +22,7 @@ from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample
 from a3c_bench.envs import Episode, Step, VectorEnv, find_spec
 from a3c_bench.envs.reference import human_normalised_percent
 from a3c_bench.envs.spec import episode_limit_frames
-from a3c_bench.errors import UserError
+from a3c_bench.errors import ConfigError, UserError
 from a3c_bench.runtime import checkpoint
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
@@ -162,7 +162,11 @@ def _result(config: Config, policy: str, episodes: list[Episode]) -> EvaluationR
 
 
 def parse_run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> tuple[argparse.Namespace, Config]:
-    """Adds what `evaluate` and `play` have in common, parses, and loads the configuration of the run."""
+    """Adds what `evaluate` and `play` have in common, parses, and loads the configuration of the run.
+
+    Raises:
+        UserError: one sentence.
+    """
     from a3c_bench.config import load_config
 
     parser.add_argument("run", type=Path, help="a run directory, runs/.../seed<k>")
@@ -171,6 +175,8 @@ def parse_run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> t
     parser.add_argument("--seed", type=int, default=0, help="of environments and actions (default 0)")
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args(arguments)
+    if chosen.seed < 0:
+        raise ConfigError(f"--seed {chosen.seed} must be at least 0.")
     config = load_config(chosen.run)
     protocol: EvaluationConfig = config.evaluation
     if chosen.policy:
@@ -185,6 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen, config = parse_run(parser, arguments)
         if chosen.games is not None:
+            if chosen.games < 1:
+                raise ConfigError(f"--games {chosen.games} must be at least 1.")
             config = dataclasses.replace(
                 config, evaluation=dataclasses.replace(config.evaluation, n_games=chosen.games)
             )
@@ -198,6 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        return 130
     env = config.env
     print(f"{env.name}, {config.algo.name}, seed {config.seed}, {chosen.checkpoint} checkpoint, "
           f"{policy_name(config, network)} policy")  # fmt: skip

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from leftovers import SHARED_MEMORY, left_behind
 
 from a3c_bench import run
 from a3c_bench.algos.paac import PAACConfig
@@ -50,14 +50,10 @@ def tiny() -> Config:
 
 @pytest.fixture
 def leaves_no_shared_memory() -> Iterator[None]:
-    """What lies in /dev/shm for longer than other tests beside this one need it there was left behind."""
-    place = Path("/dev/shm")
-    before = set(place.iterdir())
+    """What lies in /dev/shm when the test is over, and that no other program uses, was left behind."""
+    before = set(SHARED_MEMORY.iterdir())
     yield
-    until = time.monotonic() + 20.0
-    while set(place.iterdir()) - before and time.monotonic() < until:
-        time.sleep(0.2)
-    assert set(place.iterdir()) - before == set()
+    assert left_behind(before, patience=20.0) == set()
 
 
 @pytest.fixture

@@ -188,7 +188,15 @@ def test_the_command_line_evaluates_a_checkpoint(run: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nowhere"], ["RUN", "--games", "0"], ["RUN", "--device", "cuda:99"]],
+    [
+        ["nowhere"],
+        ["RUN", "--games", "0"],
+        ["RUN", "--games", "-1"],
+        ["RUN", "--seed", "-1"],
+        ["RUN", "--device", "cuda:99"],
+        ["RUN", "--device", "nonsense"],
+        ["RUN", "--device", ""],
+    ],
 )
 def test_bad_arguments_of_evaluate(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate_module.main([str(run) if word == "RUN" else word for word in arguments]) == 2
@@ -229,10 +237,112 @@ def test_play_records_a_video(run: Path, tmp_path: Path, suffix: str, capsys: py
     assert (pictures[0] != pictures[-1]).any()
 
 
-@pytest.mark.parametrize("arguments", [["--video", "x.avi"], ["--episodes", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--video", "x.avi"],
+        ["--episodes", "0"],
+        *(["--fps", fps] for fps in ("-3", "0", "nan", "inf", "10000")),
+        ["--seed", "-1"],
+        ["--device", "nonsense"],
+    ],
+)
 def test_bad_arguments_of_play(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert play_module.main([str(run), *arguments]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1
+    assert arguments[0].lstrip("-") in said
+    assert arguments[1] in said
+
+
+@pytest.fixture
+def no_game(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A game that is played fails the test."""
+
+    def play(*arguments: Any) -> None:
+        raise AssertionError("it plays")
+
+    monkeypatch.setattr(play_module, "play", play)
+
+
+@pytest.mark.usefixtures("no_game")
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_video_that_cannot_be_written_is_found_before_the_game(
+    run: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / f"directory{suffix}").mkdir()
+    for place, reason in {
+        tmp_path / f"directory{suffix}": "Is a directory",
+        tmp_path / "file" / f"below{suffix}": "Not a directory",
+        tmp_path / "file" / "more" / f"below{suffix}": "Not a directory",
+        Path("/proc/nowhere") / f"game{suffix}": "No such file or directory",
+        tmp_path / f"{'long' * 70}{suffix}": "File name too long",
+    }.items():
+        assert play_module.main([str(run), "--video", str(place)]) == 2
+        assert capsys.readouterr() == ("", f"{place} cannot be written: {reason}.\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"directory{suffix}", "file"]
+
+
+@pytest.mark.usefixtures("no_game")
+def test_a_machine_without_ffmpeg_is_found_before_the_game(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+
+    def missing() -> str:
+        raise RuntimeError("No ffmpeg exe could be found. Install ffmpeg on your system.")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    video = tmp_path / "game.mp4"
+    assert play_module.main([str(run), "--video", str(video)]) == 2
+    assert capsys.readouterr().err.startswith(f"{video} cannot be written: No ffmpeg exe could be found.")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(28, "No space left on device"), 2, "{video} cannot be written: No space left on device.\n"),
+    ],
+)
+def test_a_game_that_breaks_off_leaves_the_video_of_before(
+    run: Path,
+    tmp_path: Path,
+    suffix: str,
+    error: BaseException,
+    status: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import imageio
+
+    video, pictures = tmp_path / f"game{suffix}", []
+    video.write_text("of before")
+    open_writer = imageio.get_writer
+
+    class Breaking:
+        """A writer that fails at the fifth picture."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._writer = open_writer(*arguments, **options)
+            self.close = self._writer.close
+
+        def append_data(self, picture: Any) -> None:
+            pictures.append(picture)
+            if len(pictures) == 5:
+                raise error
+            self._writer.append_data(picture)
+
+    monkeypatch.setattr(imageio, "get_writer", Breaking)
+    assert play_module.main([str(run), "--video", str(video)]) == status
+    assert capsys.readouterr().err == said.format(video=video)
+    assert len(pictures) == 5
+    assert [path.name for path in tmp_path.iterdir()] == [video.name]
+    assert video.read_text() == "of before"
 
 
 def test_the_serial_bound_is_made_of_its_parts() -> None:

@@ -93,12 +93,12 @@ def memory_mib() -> float | None:
     Linux 5.4).
     """
     try:
-        return sum(_proportional_kib(pid) for pid in _family(os.getpid())) / 1024.0
+        return sum(_proportional_kib(pid) for pid in family(os.getpid())) / 1024.0
     except OSError:
         return None
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process and its descendants that are there now."""
     found = [pid]
     for parent in found:  # grows meanwhile
