@@ -18,7 +18,7 @@ from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.storage import check_memory
-from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig
+from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, check_actor_critic, check_q_network
 
 Shapes = EnvSpec | VectorEnv  # whatever tells observations and actions
 
@@ -47,8 +47,7 @@ def make_network(config: Config, envs: Shapes, device: torch.device) -> ActorCri
         ConfigError: the network does not fit what the environments show, or not an actor-critic.
     """
     options = config.network
-    if options.dueling:
-        raise ConfigError(f"network.dueling=true is for Q-networks: algo={config.algo.name} has a policy and a value.")
+    check_actor_critic(config)
     _prepare(config, envs)
     try:
         network = ActorCritic(
@@ -87,10 +86,7 @@ def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwo
         ConfigError: the network does not fit what the environments show, or not Q-values.
     """
     options = config.network
-    if options.lstm_size is not None:
-        raise ConfigError(f"network.lstm_size={options.lstm_size} is for actor-critics: a replay holds no LSTM states.")
-    if not options.shared_trunk:
-        raise ConfigError("network.shared_trunk=false is for actor-critics: a Q-network has one trunk.")
+    check_q_network(config)
     _prepare(config, envs)
     try:
         network = QNetwork(
@@ -219,7 +215,7 @@ def replay_bytes(config: Config, envs: Shapes, n_envs: int) -> int:
 
 
 def check_replay(config: Config, n_envs: int, n_replays: int = 1) -> None:
-    """Checks what can be checked of algo.replay before anything starts.
+    """Checks whether algo.replay can be held; `schema.check_replay` has checked the rest.
 
     Args:
         config: of the run.
@@ -227,21 +223,10 @@ def check_replay(config: Config, n_envs: int, n_replays: int = 1) -> None:
         n_replays: there are to be.
 
     Raises:
-        ConfigError: it is too small or too large, or begins too late.
+        ConfigError: it is too small or too large.
     """
     options: ReplayConfig = config.algo.replay
-    capacity, batch_size = options.capacity_agent_steps, options.batch_size
-    if capacity < batch_size:
-        raise ConfigError(f"algo.replay.capacity_agent_steps={capacity} is smaller than a batch of {batch_size}.")
-    if config.budget.frames is not None:
-        budget = config.budget.frames // config.env.frame_skip
-        if options.learning_starts_agent_steps >= budget:
-            raise ConfigError(
-                f"algo.replay.learning_starts_agent_steps={options.learning_starts_agent_steps} is not below the "
-                f"budget of {budget} agent steps: nothing would be learnt."
-            )
-    if config.advantage.kind != "nstep":
-        raise ConfigError(f"advantage={config.advantage.kind} is for actor-critics: say algo.n_step=2 or more here.")
+    capacity = options.capacity_agent_steps
     spec = find_spec(config.env)
     rows, needed = _rows_per_env(config, n_envs), _stack(config, spec) + config.algo.n_step
     if rows < needed:

@@ -24,7 +24,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from a3c_bench.algos import algorithm_names, find_algorithm
+from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import read_yaml, runs_below
 from a3c_bench.schema import PRESENTATION_KEYS, Config, check, nearest
@@ -54,7 +54,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="config_schema", node=open_schema(Config))
     for name in algorithm_names():
-        node = open_schema(find_algorithm(name).config_class)
+        node = open_schema(find_settings(name).config_class)
         store.store(group="algo", name=f"{name}_schema", node=node)
         if not (config_directory() / "algo" / f"{name}.yaml").exists():
             store.store(group="algo", name=name, node=node)
@@ -179,7 +179,7 @@ def load_config(run: Path) -> Config:
         raise RunDirectoryError(f"{run} holds {runs}.{''.join(shown)}{more}")
     try:
         content = read_yaml(file)
-        algorithm = find_algorithm(content["algo"]["name"])
+        algorithm = find_settings(content["algo"]["name"])
     except (OSError, TypeError, KeyError, UnicodeDecodeError, yaml.YAMLError):
         raise RunDirectoryError(f"{run} is no run directory: it has no readable config.yaml.") from None
     schema = open_schema(Config)

@@ -17,11 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from a3c_bench.checks import check_settings
 from a3c_bench.config import config_directory, explain, from_hydra, register_schemas, run_directory
 from a3c_bench.errors import ConfigError, TrainingError, UserError
 from a3c_bench.launch.sweep import exit_statuses
 from a3c_bench.runtime.signals import ended_by_interrupt
-from a3c_bench.train import train
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,10 @@ def main() -> None:
         try:
             _refuse_a_launcher_without_a_sweep()
             config = from_hydra(composed)
+            check_settings(config)
+            from a3c_bench.train import train  # torch and EnvPool: seconds that bad input need not wait for
+
             directory = run_directory(config, HydraConfig.get().overrides.task)
-            log.info("Run directory: %s", directory)
             status = train(config, directory)
         except (UserError, TrainingError) as error:
             _say(str(error))

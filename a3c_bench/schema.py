@@ -234,6 +234,38 @@ class Config:
     retry_diverged: bool = False  # start a run again that has diverged; else the same command leaves it alone
 
 
+def check_actor_critic(config: Config) -> None:
+    """Raises ConfigError for a network that is no actor-critic."""
+    if config.network.dueling:
+        raise ConfigError(f"network.dueling=true is for Q-networks: algo={config.algo.name} has a policy and a value.")
+
+
+def check_q_network(config: Config) -> None:
+    """Raises ConfigError for a network that is no Q-network."""
+    options = config.network
+    if options.lstm_size is not None:
+        raise ConfigError(f"network.lstm_size={options.lstm_size} is for actor-critics: a replay holds no LSTM states.")
+    if not options.shared_trunk:
+        raise ConfigError("network.shared_trunk=false is for actor-critics: a Q-network has one trunk.")
+
+
+def check_replay(config: Config) -> None:
+    """Raises ConfigError for an algo.replay from which nothing can be learnt; whether it fits, its user finds out."""
+    options: ReplayConfig = config.algo.replay
+    capacity, batch_size = options.capacity_agent_steps, options.batch_size
+    if capacity < batch_size:
+        raise ConfigError(f"algo.replay.capacity_agent_steps={capacity} is smaller than a batch of {batch_size}.")
+    if config.budget.frames is not None:
+        budget = config.budget.frames // config.env.frame_skip
+        if options.learning_starts_agent_steps >= budget:
+            raise ConfigError(
+                f"algo.replay.learning_starts_agent_steps={options.learning_starts_agent_steps} is not below the "
+                f"budget of {budget} agent steps: nothing would be learnt."
+            )
+    if config.advantage.kind != "nstep":
+        raise ConfigError(f"advantage={config.advantage.kind} is for actor-critics: say algo.n_step=2 or more here.")
+
+
 # Keys that change neither what is computed nor where it is kept: a run may be resumed with other values of these.
 PRESENTATION_KEYS = (
     "root",

@@ -18,18 +18,18 @@ from typing import Any, cast
 import torch
 import yaml
 
-from a3c_bench import build
+from a3c_bench import build, checks
 from a3c_bench.algos import find_algorithm
 from a3c_bench.calibrate import calibrate
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.envs import find_spec
-from a3c_bench.errors import CheckpointError, ConfigError, DivergedError, RunDirectoryError, TrainingError, UserError
+from a3c_bench.errors import CheckpointError, DivergedError, RunDirectoryError, TrainingError, UserError
 from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.runtime import checkpoint, history, machine
 from a3c_bench.runtime.directory import RunDirectory, diverged, read_status, read_yaml, timestamp
 from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.signals import StopRequest
-from a3c_bench.schema import Config, check
+from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def _hold_and_train(config: Config, directory: Path, filled_in: list[str], stop:
     held = RunDirectory(directory, asdict(config), filled_in)
     try:
         with _log_file(held.path / "a3c_bench.log"):
+            log.info("Run directory: %s", held.path)
             status = held.read_status()
             if status.get("state") == "finished" and held.latest_checkpoint.exists():
                 log.info("%s is finished already: nothing to do.", held.path)
@@ -120,25 +121,12 @@ def check_run(config: Config) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """The part of `check_run` that holds on any machine and takes no time.
+    """The part of `check_run` that holds on any machine.
 
     Raises:
         ConfigError: one sentence.
     """
-    check(config)
-    budget = config.budget
-    if budget.frames is None and budget.wall_clock_seconds is None and budget.target_return is None:
-        raise ConfigError("There is no budget: set budget.frames, budget.wall_clock_seconds or budget.target_return.")
-    if budget.frames is None and config.algo.optimizer.anneal:
-        raise ConfigError("algo.optimizer.anneal=true needs budget.frames, over which the learning rate falls to 0.")
-    lr_range = config.algo.optimizer.lr_range
-    if lr_range is not None and lr_range[0] > lr_range[1]:
-        raise ConfigError(f"algo.optimizer.lr_range={list(lr_range)} must be [lowest, highest].")
-    if config.tuned_for not in (None, config.env.name):
-        raise ConfigError(
-            f"These settings are tuned for {config.tuned_for}, and this is {config.env.name}: say settings=paper, "
-            f"without an experiment, or tuned_for={config.env.name} to use them all the same."
-        )
+    checks.check_settings(config)
     find_algorithm(config.algo.name).check(config)
 
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("runtime",),
     ("build",),
     ("algos",),
-    ("config", "evaluate", "play", "calibrate", "train"),
+    ("checks", "config", "evaluate", "play", "calibrate", "train"),
     ("launch",),
     ("run",),
 )
@@ -159,3 +159,31 @@ def test_no_column_is_called_steps() -> None:
     columns = {column for table in tables for column in table}
     assert "agent_steps" in columns
     assert columns.isdisjoint({"steps", "step", "timesteps", "time", "iterations"})
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["--cfg", "job"], 0),
+        (["algo=pacc"], 2),
+        (["algo.n_env=3"], 2),
+        (["algo.n_envs=0"], 2),
+        (["algo=a3c", "device=cuda"], 2),
+        (["-m", "algo=ga3c", "algo.prediction_batch=99", "hydra/launcher=local"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_words_need_neither_torch_nor_a_simulator(words: list[str], status: int) -> None:
+    """Help, the configuration, and what is refused without either: none of them waits for what a run imports."""
+    code = (
+        "import atexit, sys\n"
+        "heavy = ('torch', 'envpool', 'wandb', 'submitit', 'pandas')\n"
+        "atexit.register(lambda: print('heavy:', [name for name in heavy if name in sys.modules]))\n"
+        "from a3c_bench.run import main\n"
+        f"sys.argv = ['a3c_bench', *{words!r}]\n"
+        "main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert ran.stdout.endswith("heavy: []\n")
+    assert ran.returncode == status, ran.stderr

@@ -46,16 +46,39 @@ class Algorithm:
 
     config_class: type  # a frozen dataclass with at least `name`, `gamma` and `optimizer`
     train: Callable[[Any, Any], None]  # (Config, Session): runs until session.running() is False
-    check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError for what it cannot do
+    check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError for what it cannot do; of
+    # an algorithm of this package, only for what takes a simulator to know: `settings` has the rest
     workload: Callable[[Any], Workload] = _workload  # (Config); this one reads algo.n_envs and algo.t_max
     make_network: Callable[[Any, Any, Any], Any] = _make_network  # (Config, VectorEnv, torch.device): what is evaluated
     resolve: Callable[[Any, int], Any] = lambda config, cores: config  # (Config, cores): with the nulls of `algo` that
     # stand for a number of cores filled in; a run does it once, and keeps the numbers
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is known of an algorithm without torch."""
+
+    config_class: type  # as that of Algorithm
+    check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError; no simulator, no torch
+
+
 def algorithm_names() -> list[str]:
     """All algorithms that can be named."""
     return sorted({*_BUILT_IN, *(entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def find_settings(name: str) -> Settings:
+    """The settings of the algorithm of that name; an algorithm of this package is not imported for them.
+
+    Raises:
+        ConfigError: with the names there are.
+    """
+    from a3c_bench.algos.settings import SETTINGS  # it imports this module
+
+    if name in SETTINGS:
+        return SETTINGS[name]
+    algorithm = find_algorithm(name)
+    return Settings(algorithm.config_class, algorithm.check)
 
 
 def find_algorithm(name: str) -> Algorithm:

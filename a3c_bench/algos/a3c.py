@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
-from a3c_bench.core.losses import REDUCTIONS
+from a3c_bench.algos.settings import A3CConfig
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, Gradient, Rollout, Stamp, actor_critic_backward, divergence
 from a3c_bench.envs import Episode
-from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.actor import Actor
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.machine import usable_cores, use_cores
@@ -40,28 +39,11 @@ from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import PHASES, Session
 from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.runtime.workers import Link, Workers
-from a3c_bench.schema import Config, OptimizerConfig, option, section
+from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 
 _AGENT_STEPS, _UPDATES = 0, 1  # columns of SharedModel.counts
-
-
-@dataclass(frozen=True)
-class A3CConfig:
-    """Settings of A3C; conf/algo/a3c.yaml gives their sources."""
-
-    name: str = "a3c"
-    n_workers: int | None = option(None, at_least=1)  # processes; null: the cores this process may use
-    envs_per_worker: int = option(1, at_least=1)
-    t_max: int = option(5, at_least=1)  # agent steps per environment and update
-    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
-    entropy_weight: float = option(0.01, at_least=0.0)  # beta
-    value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
-    loss_reduction: str = option("sum", choices=REDUCTIONS)
-    shared_statistics: bool = True  # one RMSProp accumulator for all workers, or one each
-    lock: bool = False  # for comparison: one worker at a time reads or changes theta
-    optimizer: OptimizerConfig = section(OptimizerConfig)
 
 
 @dataclass
@@ -235,12 +217,6 @@ def worker_main(link: Link, config: Config, shared: SharedModel, index: int, att
         worker.envs.close()
 
 
-def check(config: Config) -> None:
-    """Raises ConfigError for what A3C cannot do."""
-    if config.device != "cpu":
-        raise ConfigError(f"algo=a3c runs its workers on CPU cores: device={config.device} is for algo=ga3c or paac.")
-
-
 def train(config: Config, session: Session) -> None:
     """Starts the workers and keeps the record of what they do."""
     options: A3CConfig = config.algo
@@ -298,4 +274,4 @@ def workload(config: Config) -> Workload:
     return Workload(options.envs_per_worker, options.t_max, options.n_workers or usable_cores())
 
 
-ALGORITHM = Algorithm(A3CConfig, train, check, workload, resolve=resolve)
+ALGORITHM = Algorithm(A3CConfig, train, workload=workload, resolve=resolve)

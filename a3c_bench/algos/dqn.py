@@ -21,52 +21,27 @@ A sample was chosen by a policy that is long gone: the lag is the time it has la
 """
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
+from a3c_bench.algos.settings import DQNConfig
 from a3c_bench.core.arrays import Allocate, in_memory
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
-from a3c_bench.core.q_learning import REDUCTIONS, q_backward, value_figures
+from a3c_bench.core.q_learning import q_backward, value_figures
 from a3c_bench.core.schedules import linear
-from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.explorer import Explorer
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import NumpyGeneratorState, Stream, sequence
 from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.storage import check_disk, mapped_files
-from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, option, section
+from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 PRIORITY_OF_NO_ERROR = 1e-6  # Schaul et al. 2016, section 3.3: a "small positive constant"
-
-
-@dataclass(frozen=True)
-class DQNConfig:
-    """Settings of DQN; conf/algo/dqn.yaml gives their sources."""
-
-    name: str = "dqn"
-    n_envs: int = option(1, at_least=1)
-    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
-    n_step: int = option(1, at_least=1)  # rewards before the value stands for the rest
-    double: bool = False
-    dueling: bool | None = None  # null: as network.dueling says
-    prioritized: bool = False
-    priority_exponent: float = option(0.6, above=0.0)  # alpha; prioritized
-    importance_exponent: float = option(0.4, at_least=0.0, at_most=1.0)  # beta, to 1 over the budget; prioritized
-    update_period_agent_steps: int = option(4, at_least=1)
-    target_period_agent_steps: int = option(10_000, at_least=1)
-    td_error_clip: float | None = option(1.0, above=0.0)  # null: the squared error everywhere
-    loss_reduction: str = option("sum", choices=REDUCTIONS)
-    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
-    epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
-    epsilon_horizon_agent_steps: int = option(1_000_000, at_least=1)  # from where learning starts
-    replay: ReplayConfig = section(ReplayConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
 
 
 class DQN:
@@ -201,11 +176,8 @@ def train(config: Config, session: Session) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for what cannot run."""
-    options: DQNConfig = config.algo
-    if options.prioritized and config.budget.frames is None:
-        raise ConfigError("algo.prioritized=true needs budget.frames, over which its importance weights become exact.")
-    build.check_replay(config, options.n_envs)
+    """Raises ConfigError for a replay that cannot be held."""
+    build.check_replay(config, config.algo.n_envs)
 
 
 def workload(config: Config) -> Workload:

@@ -36,60 +36,22 @@ from torch import Tensor, nn
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
+from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes
 from a3c_bench.core.adjustment import Adjuster, Sizes
 from a3c_bench.core.advantages import VTrace
-from a3c_bench.core.losses import REDUCTIONS
 from a3c_bench.core.networks import ActorCritic, sample_actions
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, actor_critic_backward, divergence
 from a3c_bench.envs import Episode, Step, VectorEnv
-from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.crew import Crew, Member
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import PHASES, Session
-from a3c_bench.schema import Config, OptimizerConfig, option, section
+from a3c_bench.schema import Config
 
 SECONDS_BETWEEN_POLLS = 0.02
 NEED_THE_END = ("monte_carlo", "baseline")  # estimators that cannot use a rollout which goes on elsewhere
-
-
-@dataclass(frozen=True)
-class AdjustConfig:
-    """GA3C's dynamic adjustment of its numbers of agents, predictors and trainers."""
-
-    enabled: bool = False
-    window_seconds: float = option(20.0, above=0.0)  # a trial runs for so long
-    max_agents: int | None = option(None, at_least=1)  # null: twice n_agents
-    max_predictors: int = option(8, at_least=1)
-    max_trainers: int = option(8, at_least=1)
-
-
-@dataclass(frozen=True)
-class GA3CConfig:
-    """Settings of GA3C; conf/algo/ga3c.yaml gives their sources."""
-
-    name: str = "ga3c"
-    n_agents: int = option(32, at_least=1)  # N_A
-    n_predictors: int = option(2, at_least=1)  # N_P
-    n_trainers: int = option(2, at_least=1)  # N_T
-    prediction_batch: int | None = option(None, at_least=1)  # agents predicted at once; null: n_agents / 4
-    min_training_batch: int = option(1, at_least=1)  # samples; rollouts are merged until there are so many
-    training_queue_size: int = option(100, at_least=1)  # rollouts
-    t_max: int = option(5, at_least=1)  # agent steps per rollout
-    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
-    entropy_weight: float = option(0.01, at_least=0.0)  # beta
-    value_weight: float = option(0.5, at_least=0.0)  # of (R - V)^2
-    loss_reduction: str = option("sum", choices=REDUCTIONS)
-    log_epsilon: float = option(1e-6, at_least=0.0)  # log(pi + epsilon)
-    max_lag_updates: int | None = option(None, at_least=0)  # older samples are discarded; null: none are
-    correction: str = option("none", choices=("none", "vtrace"))
-    rho_bar: float = option(1.0, above=0.0)  # of V-trace
-    c_bar: float = option(1.0, above=0.0)  # of V-trace
-    synchronous: bool = False  # lock step, without lag: the control experiment
-    adjust: AdjustConfig = section(AdjustConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
 
 
 class Experience:
@@ -573,35 +535,6 @@ def own_stream(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
 
 
-def check(config: Config) -> None:
-    """Raises ConfigError for what cannot run."""
-    options: GA3CConfig = config.algo
-    most = options.n_agents * options.t_max
-    if options.min_training_batch > most:
-        raise ConfigError(
-            f"algo.min_training_batch={options.min_training_batch} is more than all {options.n_agents} agents produce "
-            f"in t_max={options.t_max} steps: say at most {most}."
-        )
-    if options.prediction_batch is not None and options.prediction_batch > options.n_agents:
-        raise ConfigError(
-            f"algo.prediction_batch={options.prediction_batch} is more than there are agents ({options.n_agents})."
-        )
-    if options.correction == "vtrace" and config.advantage.kind != "nstep":
-        raise ConfigError(f"algo.correction=vtrace corrects n-step returns: not advantage={config.advantage.kind}.")
-    if options.adjust.enabled and options.synchronous:
-        raise ConfigError("algo.synchronous=true has one thread of each kind: say algo.adjust.enabled=false with it.")
-    most_there_are = largest_sizes(options)
-    if acting_batch(options) == most_there_are.n_agents and most_there_are.n_predictors > 1:
-        # EnvPool takes it for lock step then, and counts wrongly when one thread receives before another has sent.
-        raise ConfigError(
-            f"Predicting all {most_there_are.n_agents} agents at once leaves a second predictor without any: "
-            "say algo.n_predictors=1 or a smaller algo.prediction_batch."
-        )
-    for kind, first, most in zip(Sizes._fields, first_sizes(options), most_there_are, strict=True):
-        if first > most:
-            raise ConfigError(f"algo.{kind}={first} is more than algo.adjust.{kind.replace('n_', 'max_')}={most}.")
-
-
 class Staff:
     """Starts threads and lets them go, until there are as many as wanted.
 
@@ -701,21 +634,6 @@ class Gauges:
         return figures
 
 
-def first_sizes(options: GA3CConfig) -> Sizes:
-    """At the start, and all the time unless they are adjusted."""
-    if options.synchronous:
-        return Sizes(options.n_agents, 1, 1)
-    return Sizes(options.n_agents, options.n_predictors, options.n_trainers)
-
-
-def largest_sizes(options: GA3CConfig) -> Sizes:
-    """That there may ever be."""
-    first, adjust = first_sizes(options), options.adjust
-    if not adjust.enabled:
-        return first
-    return Sizes(adjust.max_agents or 2 * first.n_agents, adjust.max_predictors, adjust.max_trainers)
-
-
 def slots_needed(options: GA3CConfig) -> int:
     """Rollouts in the making, in predictors' hands, in the queue and in trainers' hands, at most."""
     most = largest_sizes(options)
@@ -781,16 +699,9 @@ def train(config: Config, session: Session) -> None:
         envs.close()
 
 
-def acting_batch(options: GA3CConfig) -> int:
-    """Agents whose actions a predictor chooses at once."""
-    if options.synchronous:
-        return options.n_agents
-    return options.prediction_batch or max(1, options.n_agents // 4)
-
-
 def workload(config: Config) -> Workload:
     """A predictor's batch, as if it were trained on alone."""
     return Workload(acting_batch(config.algo), config.algo.t_max)
 
 
-ALGORITHM = Algorithm(GA3CConfig, train, check, workload)
+ALGORITHM = Algorithm(GA3CConfig, train, workload=workload)

@@ -34,10 +34,11 @@ from torch import Tensor, nn
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
+from a3c_bench.algos.settings import GorilaConfig
 from a3c_bench.core.arrays import Allocate, in_memory
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
-from a3c_bench.core.q_learning import REDUCTIONS, q_backward, value_figures
+from a3c_bench.core.q_learning import q_backward, value_figures
 from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.rollout import Stamp
 from a3c_bench.core.schedules import linear
@@ -52,47 +53,13 @@ from a3c_bench.runtime.storage import SharedArrays, check_disk, mapped_files
 from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer, Transport
 from a3c_bench.runtime.workers import Link, Workers
-from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, option, section
+from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 _AGENT_STEPS, _GRADIENTS = 0, 1  # columns of Shared.counts
 _SECONDS_TO_WAIT = 0.02  # for others, before looking up
 _LOSSES_BEFORE_JUDGING = 100
 MOST_LEARNERS, MOST_SHARDS = 100, 48  # two files of each learner in each shard, four of each shard in each bundle
-
-
-@dataclass(frozen=True)
-class GorilaReplayConfig(ReplayConfig):
-    """Replays of bundles."""
-
-    kind: str = option("local", choices=("local", "global"))  # one per bundle, or one for all
-
-
-@dataclass(frozen=True)
-class GorilaConfig:
-    """Settings of Gorila; conf/algo/gorila.yaml gives their sources."""
-
-    name: str = "gorila"
-    n_learners: int | None = option(None, at_least=1)  # null: the cores this process may use
-    n_actors: int | None = option(None, at_least=1)  # null: as many as learners, all in bundles
-    n_shards: int = option(1, at_least=1)
-    envs_per_actor: int = option(1, at_least=1)
-    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
-    n_step: int = option(1, at_least=1)
-    double: bool = False
-    dueling: bool | None = None  # null: as network.dueling says
-    update_period_agent_steps: int = option(4, at_least=1)  # agent steps per gradient
-    target_period_updates: int = option(60_000, at_least=1)
-    refresh_period_agent_steps: int = option(100, at_least=1)  # of an actor's copy of theta, in its own steps
-    max_staleness_updates: int | None = option(50, at_least=0)  # older gradients are dropped; null: none
-    max_loss_deviations: float | None = option(10.0, above=0.0)  # gradients of larger losses are dropped; null: none
-    td_error_clip: float | None = option(1.0, above=0.0)
-    loss_reduction: str = option("sum", choices=REDUCTIONS)
-    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
-    epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
-    epsilon_horizon_updates: int = option(1_000_000, at_least=1)
-    replay: GorilaReplayConfig = section(GorilaReplayConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
 
 
 # --- who there is -----------------------------------------------------------------------------------------------------
@@ -656,8 +623,6 @@ def _zeros(*shape: int) -> Tensor:
 
 def check(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
-    if config.device != "cpu":
-        raise ConfigError(f"algo=gorila runs its bundles on CPU cores: device={config.device} is for algo=dqn.")
     crew = make_crew(config.algo)
     if crew.n_learners > MOST_LEARNERS or crew.n_shards > MOST_SHARDS:
         raise ConfigError(

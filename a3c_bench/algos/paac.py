@@ -14,11 +14,9 @@ Every action is chosen by the parameters that the next update changes, so the la
 and recorded like everybody's.
 """
 
-from dataclasses import dataclass
-
 from a3c_bench import build
 from a3c_bench.algos import Algorithm
-from a3c_bench.core.losses import REDUCTIONS
+from a3c_bench.algos.settings import PAACConfig
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, GradientVariance, set_learning_rate
 from a3c_bench.core.rollout import Rollout, actor_critic_backward, divergence
@@ -26,21 +24,7 @@ from a3c_bench.runtime.actor import Actor
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
-from a3c_bench.schema import Config, OptimizerConfig, option, section
-
-
-@dataclass(frozen=True)
-class PAACConfig:
-    """Settings of PAAC; conf/algo/paac.yaml gives their sources."""
-
-    name: str = "paac"
-    n_envs: int = option(32, at_least=1)  # n_e
-    t_max: int = option(5, at_least=1)  # agent steps per environment and update
-    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
-    entropy_weight: float = option(0.01, at_least=0.0)  # beta
-    value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
-    loss_reduction: str = option("mean_over_envs", choices=REDUCTIONS)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
+from a3c_bench.schema import Config
 
 
 class PAAC:

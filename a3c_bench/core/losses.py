@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-REDUCTIONS = ("sum", "mean", "mean_over_envs")
+from a3c_bench.core.names import ACTOR_CRITIC_REDUCTIONS as REDUCTIONS
 
 
 class ActorCriticLoss(NamedTuple):

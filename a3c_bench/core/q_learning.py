@@ -10,7 +10,6 @@ from torch import Tensor
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.replay import Sample
 
-REDUCTIONS = ("sum", "mean")
 _UNKNOWN_SHARE = 0.01  # of a discounted return, that a time limit may hide
 
 

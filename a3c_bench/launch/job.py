@@ -60,7 +60,6 @@ class Job:
         logging.getLogger("submitit").propagate = False  # it prints by itself
         with StopRequest() as stop:
             path = Path(directory)
-            log.info("Run directory: %s", path)
             if self.on_slurm:
                 write_job(path, record())
             frames_before = read_status(path).get("frames", 0)

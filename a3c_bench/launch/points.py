@@ -5,11 +5,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from a3c_bench import checks
 from a3c_bench.errors import ConfigError, RunDirectoryInUseError
 from a3c_bench.runtime.directory import RunDirectory
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.schema import Config
-from a3c_bench.train import check_build, check_settings, settled
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ def check_points(points: Sequence[Point], on_this_machine: bool) -> None:
         if point.directory in seen:
             raise ConfigError(f"Two points of the sweep are the same run, {point.directory}: leave one out.")
         seen.add(point.directory)
+        checks.check_settings(point.config)
+    from a3c_bench.train import check_build, check_settings  # torch and EnvPool: bad input need not wait for them
+
+    for point in points:
         check_settings(point.config)
         if on_this_machine:
             resolve_device(point.config.device)
@@ -47,6 +51,8 @@ def write_down(points: Sequence[Point]) -> None:
     Raises:
         RunDirectoryError: a directory holds a run with another configuration, or cannot be written.
     """
+    from a3c_bench.train import settled
+
     for point in sorted(points, key=lambda point: not (point.directory / "config.yaml").exists()):
         with suppress(RunDirectoryInUseError):  # it runs: its job holds it, and has its configuration
             RunDirectory(point.directory, asdict(settled(point.config, point.directory))).close()

@@ -29,10 +29,10 @@ def launch_local(points: Sequence[Point], options: LocalOptions, sweep: Path) ->
     Raises:
         UserError: bad options or points; nothing was started.
     """
-    from a3c_bench.launch import local
-
     check_local(options)
     check_points(points, on_this_machine=True)
+    from a3c_bench.launch import local  # torch
+
     local.slots(options, sorted(os.sched_getaffinity(0)), local.visible_gpus())
     folder = sweep / ".submitit"
     with StopRequest() as stop:
@@ -57,10 +57,10 @@ def launch_slurm(points: Sequence[Point], options: SlurmOptions, sweep: Path) ->
     Raises:
         UserError: bad options or points, or SLURM does not take the jobs.
     """
-    from a3c_bench.launch import cluster
-
     check_slurm(options)
     check_points(points, on_this_machine=False)
+    from a3c_bench.launch import cluster  # submitit
+
     n_unused = sum(point.config.device == "cpu" for point in points)
     if n_unused and (options.gpus_per_node or options.gres):
         log.warning("%d runs get a GPU that they will not use: say device=cuda.", n_unused)

@@ -10,11 +10,12 @@ import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from a3c_bench.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch  # in functions only: who asks for the cores need not wait for it
 
 _PACKAGES = ("a3c-bench", "torch", "envpool", "numpy", "hydra-core")
 
@@ -26,6 +27,8 @@ def usable_cores() -> int:
 
 def use_cores(n_threads: int) -> None:
     """Gives torch that many threads, and keeps the memory that it frees."""
+    import torch
+
     torch.set_num_threads(n_threads)
     _keep_freed_memory()
 
@@ -66,12 +69,14 @@ def keep_to_cores(cores: Iterable[int]) -> None:
             os.sched_setaffinity(int(thread), wanted)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> "torch.device":
     """The torch device of that name.
 
     Raises:
         ConfigError: there is no such device on this machine.
     """
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -121,8 +126,10 @@ def _proportional_kib(pid: int) -> int:
     return sum(parts)
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: "torch.device") -> dict[str, Any]:
     """CPU model, usable cores, GPU, host operating system."""
+    import torch
+
     return {
         "cpu": _cpu_model(),
         "cores": usable_cores(),

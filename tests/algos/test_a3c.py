@@ -360,7 +360,7 @@ def test_the_learning_rate_is_drawn_log_uniformly_by_the_seed() -> None:
 
 def test_what_a3c_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigError, match="CPU cores"):
-        a3c.check(replace(SMALL, device="cuda"))
+        check_run(replace(SMALL, device="cuda"))
     with pytest.raises(ConfigError, match="lr_range"):
         check_run(with_algo(optimizer=replace(CONSTANT, lr_range=(1e-2, 1e-4))))
 

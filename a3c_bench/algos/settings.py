@@ -1,0 +1,246 @@
+"""The settings of every algorithm, their ranges and what cannot go together, as far as this is known without torch.
+
+An algorithm's file shows them as its own (`from a3c_bench.algos.paac import PAACConfig`). They stand apart from it so
+that `--help`, `--cfg` and bad input wait neither for torch nor for a simulator: nothing here may import either.
+"""
+
+from dataclasses import dataclass
+
+from a3c_bench.algos import Settings
+from a3c_bench.core.adjustment import Sizes
+from a3c_bench.core.names import ACTOR_CRITIC_REDUCTIONS, Q_REDUCTIONS
+from a3c_bench.errors import ConfigError
+from a3c_bench.schema import (
+    Config,
+    OptimizerConfig,
+    ReplayConfig,
+    check_actor_critic,
+    check_q_network,
+    check_replay,
+    option,
+    section,
+)
+
+# --- PAAC -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PAACConfig:
+    """Settings of PAAC; conf/algo/paac.yaml gives their sources."""
+
+    name: str = "paac"
+    n_envs: int = option(32, at_least=1)  # n_e
+    t_max: int = option(5, at_least=1)  # agent steps per environment and update
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    entropy_weight: float = option(0.01, at_least=0.0)  # beta
+    value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
+    loss_reduction: str = option("mean_over_envs", choices=ACTOR_CRITIC_REDUCTIONS)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+# --- A3C --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class A3CConfig:
+    """Settings of A3C; conf/algo/a3c.yaml gives their sources."""
+
+    name: str = "a3c"
+    n_workers: int | None = option(None, at_least=1)  # processes; null: the cores this process may use
+    envs_per_worker: int = option(1, at_least=1)
+    t_max: int = option(5, at_least=1)  # agent steps per environment and update
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    entropy_weight: float = option(0.01, at_least=0.0)  # beta
+    value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
+    loss_reduction: str = option("sum", choices=ACTOR_CRITIC_REDUCTIONS)
+    shared_statistics: bool = True  # one RMSProp accumulator for all workers, or one each
+    lock: bool = False  # for comparison: one worker at a time reads or changes theta
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+def check_a3c(config: Config) -> None:
+    """Raises ConfigError for what A3C cannot do."""
+    check_actor_critic(config)
+    if config.device != "cpu":
+        raise ConfigError(f"algo=a3c runs its workers on CPU cores: device={config.device} is for algo=ga3c or paac.")
+
+
+# --- GA3C -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AdjustConfig:
+    """GA3C's dynamic adjustment of its numbers of agents, predictors and trainers."""
+
+    enabled: bool = False
+    window_seconds: float = option(20.0, above=0.0)  # a trial runs for so long
+    max_agents: int | None = option(None, at_least=1)  # null: twice n_agents
+    max_predictors: int = option(8, at_least=1)
+    max_trainers: int = option(8, at_least=1)
+
+
+@dataclass(frozen=True)
+class GA3CConfig:
+    """Settings of GA3C; conf/algo/ga3c.yaml gives their sources."""
+
+    name: str = "ga3c"
+    n_agents: int = option(32, at_least=1)  # N_A
+    n_predictors: int = option(2, at_least=1)  # N_P
+    n_trainers: int = option(2, at_least=1)  # N_T
+    prediction_batch: int | None = option(None, at_least=1)  # agents predicted at once; null: n_agents / 4
+    min_training_batch: int = option(1, at_least=1)  # samples; rollouts are merged until there are so many
+    training_queue_size: int = option(100, at_least=1)  # rollouts
+    t_max: int = option(5, at_least=1)  # agent steps per rollout
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    entropy_weight: float = option(0.01, at_least=0.0)  # beta
+    value_weight: float = option(0.5, at_least=0.0)  # of (R - V)^2
+    loss_reduction: str = option("sum", choices=ACTOR_CRITIC_REDUCTIONS)
+    log_epsilon: float = option(1e-6, at_least=0.0)  # log(pi + epsilon)
+    max_lag_updates: int | None = option(None, at_least=0)  # older samples are discarded; null: none are
+    correction: str = option("none", choices=("none", "vtrace"))
+    rho_bar: float = option(1.0, above=0.0)  # of V-trace
+    c_bar: float = option(1.0, above=0.0)  # of V-trace
+    synchronous: bool = False  # lock step, without lag: the control experiment
+    adjust: AdjustConfig = section(AdjustConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+def acting_batch(options: GA3CConfig) -> int:
+    """Agents whose actions a predictor chooses at once."""
+    if options.synchronous:
+        return options.n_agents
+    return options.prediction_batch or max(1, options.n_agents // 4)
+
+
+def first_sizes(options: GA3CConfig) -> Sizes:
+    """At the start, and all the time unless they are adjusted."""
+    if options.synchronous:
+        return Sizes(options.n_agents, 1, 1)
+    return Sizes(options.n_agents, options.n_predictors, options.n_trainers)
+
+
+def largest_sizes(options: GA3CConfig) -> Sizes:
+    """That there may ever be."""
+    first, adjust = first_sizes(options), options.adjust
+    if not adjust.enabled:
+        return first
+    return Sizes(adjust.max_agents or 2 * first.n_agents, adjust.max_predictors, adjust.max_trainers)
+
+
+def check_ga3c(config: Config) -> None:
+    """Raises ConfigError for what cannot run."""
+    check_actor_critic(config)
+    options: GA3CConfig = config.algo
+    most = options.n_agents * options.t_max
+    if options.min_training_batch > most:
+        raise ConfigError(
+            f"algo.min_training_batch={options.min_training_batch} is more than all {options.n_agents} agents produce "
+            f"in t_max={options.t_max} steps: say at most {most}."
+        )
+    if options.prediction_batch is not None and options.prediction_batch > options.n_agents:
+        raise ConfigError(
+            f"algo.prediction_batch={options.prediction_batch} is more than there are agents ({options.n_agents})."
+        )
+    if options.correction == "vtrace" and config.advantage.kind != "nstep":
+        raise ConfigError(f"algo.correction=vtrace corrects n-step returns: not advantage={config.advantage.kind}.")
+    if options.adjust.enabled and options.synchronous:
+        raise ConfigError("algo.synchronous=true has one thread of each kind: say algo.adjust.enabled=false with it.")
+    most_there_are = largest_sizes(options)
+    if acting_batch(options) == most_there_are.n_agents and most_there_are.n_predictors > 1:
+        # EnvPool takes it for lock step then, and counts wrongly when one thread receives before another has sent.
+        raise ConfigError(
+            f"Predicting all {most_there_are.n_agents} agents at once leaves a second predictor without any: "
+            "say algo.n_predictors=1 or a smaller algo.prediction_batch."
+        )
+    for kind, first, most in zip(Sizes._fields, first_sizes(options), most_there_are, strict=True):
+        if first > most:
+            raise ConfigError(f"algo.{kind}={first} is more than algo.adjust.{kind.replace('n_', 'max_')}={most}.")
+
+
+# --- DQN --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Settings of DQN; conf/algo/dqn.yaml gives their sources."""
+
+    name: str = "dqn"
+    n_envs: int = option(1, at_least=1)
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    n_step: int = option(1, at_least=1)  # rewards before the value stands for the rest
+    double: bool = False
+    dueling: bool | None = None  # null: as network.dueling says
+    prioritized: bool = False
+    priority_exponent: float = option(0.6, above=0.0)  # alpha; prioritized
+    importance_exponent: float = option(0.4, at_least=0.0, at_most=1.0)  # beta, to 1 over the budget; prioritized
+    update_period_agent_steps: int = option(4, at_least=1)
+    target_period_agent_steps: int = option(10_000, at_least=1)
+    td_error_clip: float | None = option(1.0, above=0.0)  # null: the squared error everywhere
+    loss_reduction: str = option("sum", choices=Q_REDUCTIONS)
+    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
+    epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
+    epsilon_horizon_agent_steps: int = option(1_000_000, at_least=1)  # from where learning starts
+    replay: ReplayConfig = section(ReplayConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+def check_dqn(config: Config) -> None:
+    """Raises ConfigError for what cannot run."""
+    if config.algo.prioritized and config.budget.frames is None:
+        raise ConfigError("algo.prioritized=true needs budget.frames, over which its importance weights become exact.")
+    check_q_network(config)
+    check_replay(config)
+
+
+# --- Gorila -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GorilaReplayConfig(ReplayConfig):
+    """Replays of bundles."""
+
+    kind: str = option("local", choices=("local", "global"))  # one per bundle, or one for all
+
+
+@dataclass(frozen=True)
+class GorilaConfig:
+    """Settings of Gorila; conf/algo/gorila.yaml gives their sources."""
+
+    name: str = "gorila"
+    n_learners: int | None = option(None, at_least=1)  # null: the cores this process may use
+    n_actors: int | None = option(None, at_least=1)  # null: as many as learners, all in bundles
+    n_shards: int = option(1, at_least=1)
+    envs_per_actor: int = option(1, at_least=1)
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    n_step: int = option(1, at_least=1)
+    double: bool = False
+    dueling: bool | None = None  # null: as network.dueling says
+    update_period_agent_steps: int = option(4, at_least=1)  # agent steps per gradient
+    target_period_updates: int = option(60_000, at_least=1)
+    refresh_period_agent_steps: int = option(100, at_least=1)  # of an actor's copy of theta, in its own steps
+    max_staleness_updates: int | None = option(50, at_least=0)  # older gradients are dropped; null: none
+    max_loss_deviations: float | None = option(10.0, above=0.0)  # gradients of larger losses are dropped; null: none
+    td_error_clip: float | None = option(1.0, above=0.0)
+    loss_reduction: str = option("sum", choices=Q_REDUCTIONS)
+    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
+    epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
+    epsilon_horizon_updates: int = option(1_000_000, at_least=1)
+    replay: GorilaReplayConfig = section(GorilaReplayConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+def check_gorila(config: Config) -> None:
+    """Raises ConfigError for what cannot run."""
+    if config.device != "cpu":
+        raise ConfigError(f"algo=gorila runs its bundles on CPU cores: device={config.device} is for algo=dqn.")
+    check_q_network(config)
+    check_replay(config)
+
+
+SETTINGS = {
+    "a3c": Settings(A3CConfig, check_a3c),
+    "dqn": Settings(DQNConfig, check_dqn),
+    "ga3c": Settings(GA3CConfig, check_ga3c),
+    "gorila": Settings(GorilaConfig, check_gorila),
+    "paac": Settings(PAACConfig, check_actor_critic),
+}

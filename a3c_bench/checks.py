@@ -1,0 +1,28 @@
+"""What can be said of a configuration as a whole without torch: bad input is refused before torch is imported."""
+
+from a3c_bench.algos import find_settings
+from a3c_bench.errors import ConfigError
+from a3c_bench.schema import Config, check
+
+
+def check_settings(config: Config) -> None:
+    """Checks a run before torch or a simulator is there; `train.check_run` checks the rest.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    check(config)
+    budget = config.budget
+    if budget.frames is None and budget.wall_clock_seconds is None and budget.target_return is None:
+        raise ConfigError("There is no budget: set budget.frames, budget.wall_clock_seconds or budget.target_return.")
+    if budget.frames is None and config.algo.optimizer.anneal:
+        raise ConfigError("algo.optimizer.anneal=true needs budget.frames, over which the learning rate falls to 0.")
+    lr_range = config.algo.optimizer.lr_range
+    if lr_range is not None and lr_range[0] > lr_range[1]:
+        raise ConfigError(f"algo.optimizer.lr_range={list(lr_range)} must be [lowest, highest].")
+    if config.tuned_for not in (None, config.env.name):
+        raise ConfigError(
+            f"These settings are tuned for {config.tuned_for}, and this is {config.env.name}: say settings=paper, "
+            f"without an experiment, or tuned_for={config.env.name} to use them all the same."
+        )
+    find_settings(config.algo.name).check(config)
