@@ -79,8 +79,8 @@ def make_network(config: Config, envs: Shapes, device: torch.device) -> ActorCri
     return network
 
 
-def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwork:
-    """The Q-network for these environments, initialised from the run's seed.
+def make_q_network(config: Config, envs: Shapes, device: torch.device, dueling: bool | None = None) -> QNetwork:
+    """The Q-network for these environments, initialised from the run's seed; `dueling` goes before network.dueling.
 
     Raises:
         ConfigError: the network does not fit what the environments show, or not Q-values.
@@ -96,7 +96,7 @@ def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwo
             options.hidden_sizes,
             options.activation,
             options.initialisation,
-            options.dueling if config.algo.dueling is None else config.algo.dueling,
+            options.dueling if dueling is None else dueling,
             options.channels_last,
             options.bf16,
             options.input_mean,

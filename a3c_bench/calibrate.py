@@ -87,7 +87,7 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
     else:
         training_batch, n_steps = workload.replayed_batch, workload.update_period_agent_steps
         target_network = algorithm.make_network(config, envs, device)
-        differentiate = _q_training(config, network, target_network, observations, training_batch)
+        differentiate = _q_training(workload.double, network, target_network, observations, training_batch)
 
     def simulate() -> None:
         envs.step(rng.integers(n_actions, size=n_envs))
@@ -151,7 +151,7 @@ def _actor_critic_training(network: ActorCritic, observations: Tensor, t_max: in
 
 
 def _q_training(
-    config: Config, network: QNetwork, target_network: QNetwork, observations: Tensor, batch_size: int
+    double: bool, network: QNetwork, target_network: QNetwork, observations: Tensor, batch_size: int
 ) -> Work:
     batch = observations[:1].repeat(batch_size, *([1] * (observations.dim() - 1)))
     ones, actions = observations.new_ones(batch_size).float(), torch.zeros(batch_size).to(observations.device).long()
@@ -159,7 +159,7 @@ def _q_training(
     sample = Sample(batch, actions, ones, ones, batch, ones, nothing, nothing, nothing, nothing, nothing)
 
     def work() -> None:
-        q_backward(network, target_network, sample, double=config.algo.double, clip=1.0, reduction="sum")
+        q_backward(network, target_network, sample, double=double, clip=1.0, reduction="sum")
 
     return work
 

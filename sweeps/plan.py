@@ -3,6 +3,8 @@
     python -m sweeps.plan atari57 --launcher slurm_gpu hydra.launcher.cpus_per_task=16
     python -m sweeps.plan algo=a3c,ga3c,paac seed=0,1,2
 
+A launcher that the sweep names itself is the one that counts, unless --launcher names another.
+
 Speeds come from finished runs of the same algorithm, kind of environment, network and device below --runs; where there
 are none, from calibration on this machine, as the serial bound, which a run stays below. Evaluation and start-up (some
 seconds per start) are not in the hours. Exit status: 0, or 2 for bad input.
@@ -25,11 +27,11 @@ from rich.table import Table
 from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.calibrate import calibrate
+from a3c_bench.envs import find_spec
 from a3c_bench.errors import UserError
 from a3c_bench.runtime.directory import read_status, read_yaml
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.recorder import LAG_COLUMNS, METRIC_COLUMNS
-from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.schema import Config
 from sweeps.status import duration, run_directories
 
@@ -84,7 +86,7 @@ def kind_of(config: Config) -> Kind:
 
 
 def measured_speeds(root: Path) -> dict[tuple[str, str, str, str], list[tuple[float, int]]]:
-    """Frames per second and bytes of finished runs, by algorithm, environment, network and device."""
+    """Frames per second of finished runs, and bytes without replays, by algorithm, environment, network and device."""
     found = defaultdict(list)
     for path in run_directories(root) if root.is_dir() else []:
         status = read_status(path)
@@ -92,23 +94,43 @@ def measured_speeds(root: Path) -> dict[tuple[str, str, str, str], list[tuple[fl
             continue
         config = read_yaml(path / "config.yaml")
         env = "Atari" if config["env"].get("game") else config["env"]["id"]
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        files = (file for file in path.rglob("*") if file.is_file() and file.parent != path / "replay")
+        size = sum(file.stat().st_size for file in files)
         key = (config["algo"]["name"], env, config["network"]["kind"], config["device"])
         found[key].append((status["frames"] / status["wall_seconds"], size))
     return dict(found)
 
 
-def cost_of(kind: Kind, config: Config, measured: Mapping[tuple[str, str, str, str], list[tuple[float, int]]]) -> Cost:
+class Bounds:
+    """The serial bounds of this machine in agent steps per second, each measured once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, float] = {}
+
+    def of(self, config: Config) -> float:
+        """Runs that differ in their game, seed or budget only have one bound."""
+        env = replace(config.env, game="any" if config.env.game else None)
+        parts = (config.algo.name, find_algorithm(config.algo.name).workload(config), env, config.network)
+        key = repr((*parts, config.device, config.n_torch_threads))
+        if key not in self._known:
+            _say(f"measuring the speed of {config.algo.name} on this machine")
+            found = calibrate(config, repeats=3, seconds_per_repeat=0.3)
+            self._known[key] = found.serial_bound_agent_steps_per_second
+        return self._known[key]
+
+
+def cost_of(
+    kind: Kind, config: Config, measured: Mapping[tuple[str, str, str, str], list[tuple[float, int]]], bounds: Bounds
+) -> Cost:
     """What a run of this kind costs."""
     runs = measured.get((kind.algo, kind.env, kind.network, kind.device))
     if runs:
         speed = statistics.median(speed for speed, _ in runs)
-        gigabytes = statistics.median(size for _, size in runs) / 1e9
+        gigabytes = (statistics.median(size for _, size in runs) + replay_bytes(config)) / 1e9
         source = f"{len(runs)} finished runs"
     else:
         here = config if kind.device == "cpu" or torch.cuda.is_available() else replace(config, device="cpu")
-        bound = calibrate(here, repeats=3, seconds_per_repeat=0.3).serial_bound_agent_steps_per_second
-        speed = bound * config.env.frame_skip
+        speed = bounds.of(here) * config.env.frame_skip
         gigabytes = estimated_bytes(config) / 1e9
         source = "calibrated here" + ("" if here is config else " without a GPU")
     hours = [kind.frames / speed / 3600] if kind.frames else []
@@ -117,21 +139,24 @@ def cost_of(kind: Kind, config: Config, measured: Mapping[tuple[str, str, str, s
 
 
 def estimated_bytes(config: Config) -> int:
-    """Of a finished run's directory: two checkpoints and the tables."""
-    envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION))
-    try:
-        network = build.make_network(config, envs, torch.device("cpu"))
-    finally:
-        envs.close()
+    """Of a finished run's directory: two checkpoints, the tables and the replays that lie in files."""
+    network = find_algorithm(config.algo.name).make_network(config, find_spec(config.env), torch.device("cpu"))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     copies = 3 if config.algo.optimizer.kind == "adam" or config.algo.optimizer.centered else 2  # with the optimiser's
     frames = config.budget.frames or 0
     rows = frames // config.metrics_interval_frames * (len(METRIC_COLUMNS) + len(LAG_COLUMNS)) * _BYTES_PER_CELL
     games = frames // _FRAMES_PER_GAME[config.env.game is not None] * _BYTES_PER_GAME
-    return 2 * copies * 4 * n_parameters + rows + games
+    return 2 * copies * 4 * n_parameters + rows + games + replay_bytes(config)
 
 
-def resources_of(launcher: str, options: Mapping[str, Any]) -> Resources:
+def replay_bytes(config: Config) -> int:
+    """Of the replays in files of the run directory."""
+    replays = find_algorithm(config.algo.name).workload(config).mapped_replays
+    spec = find_spec(config.env)
+    return sum(build.replay_bytes(config, spec, n_envs) for n_envs in replays)
+
+
+def resources_of(options: Mapping[str, Any]) -> Resources:
     """What a launcher gives each run."""
     cores = usable_cores()
     if "timeout_min" in options:
@@ -150,7 +175,7 @@ def resources_of(launcher: str, options: Mapping[str, Any]) -> Resources:
 def plan_table(costs: Sequence[tuple[Kind, int, Cost]], resources: Resources) -> Table:
     """One row per kind of run, and their sum."""
     table = Table("algo", "environment", "network", "device", "batch")
-    for title in ("runs", "frames each", "frames/s", "hours each", "hours", "core-hours", "GPU-hours", "disk GB"):
+    for title in ("runs", "frames each", "frames/s", "time each", "time", "core-hours", "GPU-hours", "disk GB"):
         table.add_column(title, justify="right")
     table.add_column("speed from")
     for kind, n_runs, cost in costs:
@@ -159,14 +184,14 @@ def plan_table(costs: Sequence[tuple[Kind, int, Cost]], resources: Resources) ->
         table.add_row(
             *(kind.algo, kind.env, kind.network, kind.device, str(kind.acting_batch), f"{n_runs:,}"),
             *(f"{kind.frames:,}" if kind.frames else "", _number(cost.frames_per_second)),
-            *(_number(cost.hours), _number(hours), _number(None if hours is None else hours * resources.cores)),
+            *(_time(cost.hours), _time(hours), _number(None if hours is None else hours * resources.cores)),
             *(_number(gpu_hours), _number(cost.gigabytes * n_runs), cost.source),
         )
     hours, frames = _total(costs), sum(n_runs * (kind.frames or 0) for kind, n_runs, _ in costs)
     table.add_section()
     table.add_row(
         *("in all", "", "", "", "", f"{sum(n for _, n, _ in costs):,}", f"{frames:,}", "", ""),
-        *(_number(hours), _number(hours * resources.cores), _number(hours * resources.gpus)),
+        *(_time(hours), _number(hours * resources.cores), _number(hours * resources.gpus)),
         *(_number(sum(cost.gigabytes * n_runs for _, n_runs, cost in costs)), ""),
     )
     return table
@@ -177,22 +202,23 @@ def notes(costs: Sequence[tuple[Kind, int, Cost]], resources: Resources) -> Iter
     n_runs = sum(n for _, n, _ in costs)
     at_once = min(resources.at_once, n_runs)
     hours = [cost.hours for _, _, cost in costs if cost.hours is not None]
-    each = f"{resources.cores} cores" + (f" and {resources.gpus} GPUs" if resources.gpus else "")
+    each = _counted(resources.cores, "core") + (f" and {_counted(resources.gpus, 'GPU')}" if resources.gpus else "")
     if hours:
         longest = max(max(hours), _total(costs) / at_once)
-        yield f"{at_once} runs at once, each with {each}: {duration(3600 * longest)} if all of that is free at once."
+        runs, needed = _counted(at_once, "run"), duration(3600 * longest)
+        yield f"{runs} at once, each with {each}: {needed} if all of that is free at once."
     if resources.timeout_hours is not None and hours and max(hours) > resources.timeout_hours:
         starts, limit = math.ceil(max(hours) / resources.timeout_hours), duration(3600 * resources.timeout_hours)
         yield f"The longest run needs {starts} starts of {limit}, the time limit."
     n_idle = sum(n for kind, n, _ in costs if kind.device == "cpu") if resources.gpus else 0
     if n_idle:
-        yield f"{n_idle} runs would hold a GPU that they do not use (device=cpu): give them another launcher."
+        yield f"{_counted(n_idle, 'run')} would hold a GPU without using it (device=cpu): give them another launcher."
     if len(hours) < len(costs):
         yield "Some runs end at a return only: nobody can tell their hours."
     if any(cost.source.startswith("calibrated") for _, _, cost in costs):
         yield (
-            f"Calibrated speeds are the serial bound on {usable_cores()} cores of this machine: real runs stay below "
-            "it; --runs takes speeds from finished runs."
+            f"Calibrated speeds are the serial bound on {_counted(usable_cores(), 'core')} of this machine: "
+            "real runs stay below it; --runs takes speeds from finished runs."
         )
 
 
@@ -203,7 +229,23 @@ def _total(costs: Sequence[tuple[Kind, int, Cost]]) -> float:
 def _number(value: float | None) -> str:
     if value is None:
         return "?"
+    if 0 < value < 0.01:
+        return "<0.01"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    return "<1 s" if 0 < hours < 1 / 3600 else duration(3600 * hours)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def _say(what: str) -> None:
+    print(f"sweeps.plan: {what}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -212,21 +254,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m sweeps.plan", description="What a sweep will cost.")
     parser.add_argument("words", nargs="+", metavar="WORD", help="name of a sweep, and words as for a3c_bench.run")
-    parser.add_argument("--launcher", default="basic", help="local, slurm_cpu, slurm_gpu, ... (default: none)")
+    parser.add_argument("--launcher", help="local, slurm_cpu, slurm_gpu, ... (default: what the sweep names, or none)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="finished runs to take speeds from")
     options = parser.parse_intermixed_args(arguments)
     words = [word if "=" in word else f"+sweeps={word}" for word in options.words]
     try:
-        hydra, points = compose_sweep([*words, f"hydra/launcher={options.launcher}"])
+        _say("composing the runs")
+        launcher = [f"hydra/launcher={options.launcher}"] if options.launcher else []
+        hydra, points = compose_sweep([*words, *launcher])
         kinds: dict[Kind, list[Config]] = defaultdict(list)
         for _, config in points:
             kinds[kind_of(config)].append(config)
+        _say(
+            f"{_counted(len(points), 'run')} of {_counted(len(kinds), 'kind')}; reading finished runs in {options.runs}"
+        )
         measured = measured_speeds(options.runs)
-        costs = [(kind, len(configs), cost_of(kind, configs[0], measured)) for kind, configs in kinds.items()]
-        launcher = {key: value for key, value in hydra.launcher.items() if key != "_target_"}
-        resources = resources_of(options.launcher, launcher)
+        costs, bounds = [], Bounds()
+        for kind, configs in kinds.items():
+            _say(f"{kind.algo} on {kind.env}, network {kind.network}, {_counted(len(configs), 'run')}")
+            costs.append((kind, len(configs), cost_of(kind, configs[0], measured, bounds)))
+        resources = resources_of({key: value for key, value in hydra.launcher.items() if key != "_target_"})
     except UserError as error:
-        print(f"sweeps.plan: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_status
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(plan_table(costs, resources))

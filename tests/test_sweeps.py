@@ -11,6 +11,7 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from a3c_bench import config as config_module
 from a3c_bench import train as train_module
 from a3c_bench.algos import algorithm_names
 from a3c_bench.calibrate import Calibration, calibrate
@@ -237,13 +238,13 @@ def test_plan_from_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     words = ("algo=paac", "seed=range(0,6)", "budget.frames=720000", "--launcher", "slurm_gpu", "--runs", str(tmp_path))
     rows, out = planned(capsys, *words, "hydra.launcher.timeout_min=30", "hydra.launcher.cpus_per_task=3")
     # 720,000 frames at the median of 200 frames/s: one hour; six of them on 3 cores and 1 GPU each
-    assert rows[0][5:12] == ["6", "720,000", "200", "1", "6", "18", "6"]
+    assert rows[0][5:12] == ["6", "720,000", "200", "1.0 h", "6.0 h", "18", "6"]
     assert rows[0][13] == "3 finished runs"
     assert rows[1][5:7] == ["6", "4,320,000"]
     assert bound == []
-    assert "6 runs at once, each with 3 cores and 1 GPUs: 1.0 h if all of that is free at once." in out
+    assert "6 runs at once, each with 3 cores and 1 GPU: 1.0 h if all of that is free at once." in out
     assert "The longest run needs 2 starts of 30 min" in out
-    assert "6 runs would hold a GPU that they do not use" in out
+    assert "6 runs would hold a GPU without using it" in out
 
 
 def test_plan_from_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
@@ -253,7 +254,7 @@ def test_plan_from_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(bound) == 3  # once for each kind, whatever the game and the seed
     assert {config.device for config in bound} == {"cpu"}
     # 200M frames at 4 x 250 frames/s: 55.6 hours, of 57 x 5 runs
-    assert rows[2][5:10] == ["285", "200,000,000", "1,000", "55.6", "15,833"]
+    assert rows[2][5:10] == ["285", "200,000,000", "1,000", "2.3 d", "659.7 d"]
     assert rows[3][6] == "171,000,000,000"
     assert float(rows[2][12]) > 1.0  # 285 x (2 checkpoints of nips, and its tables)
     assert "Calibrated speeds are the serial bound" in out
@@ -262,9 +263,84 @@ def test_plan_from_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_plan_of_a_budget_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
     words = ("budget.frames=500_000", "budget.wall_clock_seconds=7200", "seed=0,1", "--runs", str(tmp_path))
     rows, _ = planned(capsys, *words)
-    assert rows[0][8:10] == ["0.556", "1.11"]  # 500,000 frames at 250 frames/s come first
+    assert rows[0][8:10] == ["33 min", "1.1 h"]  # 500,000 frames at 250 frames/s come first
     rows, _ = planned(capsys, *words, "budget.frames=null", "algo.optimizer.anneal=false")
-    assert rows[0][8:10] == ["2", "4"]
+    assert rows[0][8:10] == ["2.0 h", "4.0 h"]
+
+
+def test_plan_says_what_it_does_and_measures_each_kind_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]
+) -> None:
+    words = ("algo=paac", "env.game=Pong,Qbert", "env=atari", "budget.frames=4000,8000", "seed=0,1")
+    assert plan.main([*words, "--runs", str(tmp_path)]) == 0
+    assert len(bound) == 1  # of two budgets
+    assert capsys.readouterr().err.splitlines() == [
+        "sweeps.plan: composing the runs",
+        f"sweeps.plan: 8 runs of 2 kinds; reading finished runs in {tmp_path}",
+        "sweeps.plan: paac on Atari, network nips, 4 runs",
+        "sweeps.plan: measuring the speed of paac on this machine",
+        "sweeps.plan: paac on Atari, network nips, 4 runs",
+    ]
+
+
+def test_plan_of_seconds_is_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
+    rows, _ = planned(capsys, "budget.frames=90", "--runs", str(tmp_path))
+    assert rows[0][8:11] == ["<1 s", "<1 s", "<0.01"]
+    costs = [
+        (plan.kind_of(compose([])), 1, plan.Cost(1.0, 0.5, 0.1, "")),
+    ]
+    (first, *_) = plan.notes(costs, plan.Resources(1, 1, 4, None))
+    assert first == "1 run at once, each with 1 core and 1 GPU: 30 min if all of that is free at once."
+
+
+def test_plan_keeps_the_launcher_that_the_sweep_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]
+) -> None:
+    words = ("algo=paac", "hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=7", "--runs", str(tmp_path))
+    _, out = planned(capsys, *words)
+    assert "each with 7 cores:" in out
+    _, out = planned(capsys, "algo=paac", "--launcher", "slurm_gpu", "--runs", str(tmp_path))
+    assert "each with 8 cores and 1 GPU:" in out
+
+
+@pytest.mark.parametrize("network", ["nature_dueling", "nips"])
+def test_plan_of_a_network_that_is_the_algorithms_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config], network: str
+) -> None:
+    rows, _ = planned(capsys, "algo=dqn", "env=pong", f"network={network}", "--runs", str(tmp_path))
+    assert rows[0][:3] == ["dqn", "Atari", network.split("_")[0]]
+
+
+def test_plan_counts_replays_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
+    words = ("env=pong", "algo.replay.capacity_agent_steps=100000", "--runs", str(tmp_path))
+    gigabytes = {}
+    for algo in ("dqn", "gorila"):
+        for storage in ("memory", "memmap"):
+            rows, _ = planned(capsys, f"algo={algo}", f"algo.replay.storage={storage}", *words)
+            gigabytes[algo, storage] = float(rows[0][12])
+    assert gigabytes["dqn", "memmap"] - gigabytes["dqn", "memory"] == pytest.approx(0.71, abs=0.05)  # 100,000 frames
+    assert gigabytes["gorila", "memmap"] - gigabytes["gorila", "memory"] > 0.7
+
+
+def test_seeds_share_a_composition_and_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[int] = []
+    real = config_module.compose_points
+
+    def counted(loader: Any, master: Any, points: Sequence[Sequence[str]]) -> Any:
+        composed.append(len(points))
+        return real(loader, master, points)
+
+    monkeypatch.setattr(config_module, "compose_points", counted)
+    _, points = compose_sweep(["+sweeps=atari57", "algo=paac,a3c", "env.game=Pong,Qbert"])
+    assert composed == [4]
+    assert len(points) == 20
+    monkeypatch.setattr(re, "fullmatch", lambda pattern, text: None)  # no word is known for a seed: each is composed
+    _, slow = compose_sweep(["+sweeps=atari57", "algo=paac,a3c", "env.game=Pong,Qbert"])
+    monkeypatch.undo()
+    assert composed[1:] == [20]
+    assert [config for _, config in points] == [config for _, config in slow]
+    _, points = compose_sweep(["seed=3,4", "name=x${seed}"])
+    assert [(config.seed, config.name) for _, config in points] == [(3, "x3"), (4, "x4")]
 
 
 def test_plan_of_nonsense(capsys: pytest.CaptureFixture[str]) -> None:

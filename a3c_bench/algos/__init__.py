@@ -28,6 +28,8 @@ class Workload:
     n_processes: int | None = None  # that do all this side by side, each on one core; None: one, on all cores
     replayed_batch: int | None = None  # samples of an update from a replay; None: what was acted, acting_batch * t_max
     update_period_agent_steps: int = 1  # agent steps per such an update
+    double: bool = False  # such an update asks both networks which action is best
+    mapped_replays: tuple[int, ...] = ()  # environments of each replay that lies in files of the run directory
 
 
 def _workload(config: Any) -> Workload:

@@ -24,6 +24,7 @@ import logging
 from typing import Any
 
 import numpy as np
+import torch
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
@@ -61,9 +62,9 @@ class DQN:
         self.budget_frames = config.budget.frames
         seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
         self.envs = build.make_envs(config, options.n_envs, seed)
-        self.network: QNetwork = build.make_q_network(config, self.envs, device)
+        self.network = make_network(config, self.envs, device)
         self.parameters = FlatParameters(self.network)
-        self.target_network: QNetwork = build.make_q_network(config, self.envs, device)
+        self.target_network = make_network(config, self.envs, device)
         self.target_parameters = FlatParameters(self.target_network)
         self.optimizer = build.make_optimizer(options.optimizer, self.parameters.values)
         self.learning_rate_at = build.make_schedule(config)
@@ -180,11 +181,17 @@ def check(config: Config) -> None:
     build.check_replay(config, config.algo.n_envs)
 
 
+def make_network(config: Config, envs: build.Shapes, device: torch.device) -> QNetwork:
+    """The Q-network, dueling as algo.dueling says, or else as the network does."""
+    return build.make_q_network(config, envs, device, config.algo.dueling)
+
+
 def workload(config: Config) -> Workload:
     """One environment's forward, and a batch from the replay in so many agent steps."""
     options: DQNConfig = config.algo
     return Workload(options.n_envs, 1, replayed_batch=options.replay.batch_size,
-                    update_period_agent_steps=options.update_period_agent_steps)  # fmt: skip
+                    update_period_agent_steps=options.update_period_agent_steps, double=options.double,
+                    mapped_replays=(options.n_envs,) if options.replay.storage == "memmap" else ())  # fmt: skip
 
 
-ALGORITHM = Algorithm(DQNConfig, train, check, workload, build.make_q_network)
+ALGORITHM = Algorithm(DQNConfig, train, check, workload, make_network)

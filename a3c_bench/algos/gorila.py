@@ -288,7 +288,7 @@ class Actor:
         self.shared = shared
         self.notes = notes
         device = torch.device("cpu")
-        network: QNetwork = build.make_q_network(config, envs, device)
+        network = make_network(config, envs, device)
         self.parameters = FlatParameters(network)
         self.transport: Transport = SharedMemoryTransport(shared.server)
         self.explorer = Explorer(
@@ -336,9 +336,9 @@ class Learner:
         self.replay = replay
         self.exclusively = shared.exclusively(index % shared.crew.n_replays)
         device = torch.device("cpu")
-        self.network: QNetwork = build.make_q_network(config, envs, device)
+        self.network = make_network(config, envs, device)
         self.parameters = FlatParameters(self.network)
-        self.target_network: QNetwork = build.make_q_network(config, envs, device)
+        self.target_network = make_network(config, envs, device)
         self.target_parameters = FlatParameters(self.target_network)
         self.target_versions: Sequence[int] | None = None
         self.transport: Transport = SharedMemoryTransport(shared.server, index)
@@ -564,7 +564,7 @@ def train(config: Config, session: Session) -> None:
     crew = make_crew(options)
     envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION), n_threads=1)
     try:
-        network: QNetwork = build.make_q_network(config, envs, torch.device("cpu"))
+        network = make_network(config, envs, torch.device("cpu"))
         shared = make_shared(config, crew, network, session.directory / "replay", envs)
         replays = [open_replay(config, shared, index, envs) for index in range(crew.n_replays)]
     finally:
@@ -632,16 +632,25 @@ def check(config: Config) -> None:
     build.check_replay(config, crew.n_envs(0), crew.n_replays)
 
 
+def make_network(config: Config, envs: build.Shapes, device: torch.device) -> QNetwork:
+    """The Q-network, dueling as algo.dueling says, or else as the network does."""
+    return build.make_q_network(config, envs, device, config.algo.dueling)
+
+
 def workload(config: Config) -> Workload:
     """A bundle's batches."""
     options: GorilaConfig = config.algo
+    crew = make_crew(options)
+    mapped = options.replay.storage == "memmap"
     return Workload(
         options.envs_per_actor,
         1,
-        make_crew(options).n_bundles,
+        crew.n_bundles,
         replayed_batch=options.replay.batch_size,
         update_period_agent_steps=options.update_period_agent_steps,
+        double=options.double,
+        mapped_replays=tuple(crew.n_envs(i) for i in range(crew.n_replays)) if mapped else (),
     )
 
 
-ALGORITHM = Algorithm(GorilaConfig, train, check, workload, build.make_q_network, resolve)
+ALGORITHM = Algorithm(GorilaConfig, train, check, workload, make_network, resolve)

@@ -106,7 +106,7 @@ def make_parts(config: Config, directory: Path = Path("nowhere")) -> Parts:
     torch.set_num_threads(1)
     crew = make_crew(config.algo)
     envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
-    network = build.make_q_network(config, envs, torch.device("cpu"))
+    network = gorila.make_network(config, envs, torch.device("cpu"))
     shared = make_shared(config, crew, network, directory, envs)
     for index in range(crew.n_replays):
         open_replay(config, shared, index, envs)
@@ -601,7 +601,7 @@ def make_shares(config: Config) -> list[Shared]:
     """What the first bundle and the first shard get."""
     crew = make_crew(config.algo)
     envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
-    network = build.make_q_network(config, envs, torch.device("cpu"))
+    network = gorila.make_network(config, envs, torch.device("cpu"))
     shared = make_shared(config, crew, network, Path("nowhere"), envs)
     open_replay(config, shared, 0, envs)
     envs.close()
