@@ -28,7 +28,7 @@ from matplotlib.patches import Patch
 from analysis import caption, cli, course, figure, published, relation, statistics, style, table
 from analysis.groups import Member, SeedGroup, in_legend_order
 from analysis.load import Run, flat, labelled
-from analysis.outcome import TRAINING_GAMES
+from analysis.outcome import TRAINING_GAMES, counting
 from analysis.relation import Axis, Point, Reference
 from analysis.summary import SHARES, counted_rows, is_plain, summarise, tally_of
 
@@ -242,6 +242,7 @@ def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[Poin
     fewest = min(map(workers, runs))
     speeds = dict(zip([run.path for run in runs], summarise(runs)["pps"], strict=True))
     base = [run for run in runs if workers(run) == fewest]
+    base = [run for run, counts in zip(base, counting(run.ending for run in base), strict=True) if counts]
     speed = float(np.nanmedian([speeds[run.path] for run in base]))
     seconds, frames = (_times_less(runs, base, column, goal, window) for column in ("wall_seconds", "frames"))
     return [
