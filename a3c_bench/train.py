@@ -216,12 +216,14 @@ def _lost_seconds(before: dict[str, Any], saved: dict[str, Any] | None) -> float
 def _note_failure(directory: RunDirectory, error: BaseException, attempts: int) -> None:
     told_in_full = isinstance(error, UserError | TrainingError | OSError)  # by whoever called
     log.error("The run failed.", exc_info=None if told_in_full else error)
+    has_diverged = isinstance(error, DivergedError)
+    ended = "diverged" if has_diverged else "failed"
     try:
         directory.write_status(
             state="failed",
             attempts=attempts,
-            history=history.with_end(directory.read_status(), "failed", timestamp()),
-            diverged=isinstance(error, DivergedError),
+            history=history.with_end(directory.read_status(), ended, timestamp()),
+            diverged=has_diverged,
             error=f"{type(error).__name__}: {error}",
             traceback="".join(traceback.format_exception(error)),
         )

@@ -32,7 +32,7 @@ _DTYPES = {"final": "bool", "unit": "object"}  # of the columns that hold no num
 # Keys that tell no curves apart: the seed is averaged over, and the others change no result.
 _NEVER_IN_LABEL = (
     *("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds"),
-    *("worker_silence_seconds", "metrics_interval_frames"),
+    *("worker_silence_seconds", "metrics_interval_frames", "retry_diverged", "tuned_for"),
 )
 _DIVERGED = "the run diverged"  # in the error of such a run
 _SAY_LITTLE = ("kind", "enabled", "mode", "frames")  # without the word before them
@@ -68,11 +68,10 @@ class Run:
     @property
     def attempts(self) -> Sequence[str]:
         """How each start of training ended; "unknown" where an older version did not note it."""
-        history = self.status.get("history")
-        if isinstance(history, list) and history:
-            return [str(one.get("ended", self.state)) if isinstance(one, Mapping) else "unknown" for one in history]
-        known = self.status.get("attempts")
-        return ["unknown"] * (known - 1 if isinstance(known, int) else 0) + [self.ending]
+        history, known = self.status.get("history"), self.status.get("attempts")
+        noted = [one for one in history if isinstance(one, Mapping)] if isinstance(history, list) else []
+        ends = [str(one.get("ended", "unknown")) for one in noted[:-1]] + [self.ending]
+        return ["unknown"] * ((known if isinstance(known, int) else 1) - len(ends)) + ends
 
     def episodes(self) -> pd.DataFrame:
         """Finished training games, one a row, by `frames` (several may share a value)."""

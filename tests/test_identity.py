@@ -18,7 +18,7 @@ from a3c_bench.algos import a3c, gorila
 from a3c_bench.algos.a3c import A3CConfig
 from a3c_bench.algos.gorila import GorilaConfig
 from a3c_bench.config import load_config
-from a3c_bench.errors import RunDirectoryError
+from a3c_bench.errors import DivergedError, RunDirectoryError
 from a3c_bench.launch.points import Point, write_down
 from a3c_bench.launch.state import look
 from a3c_bench.runtime import machine
@@ -169,14 +169,17 @@ def test_each_attempt_is_on_record(tiny: Config, tmp_path: Path, stop_at_update:
     assert status == read_status(tmp_path)
 
 
-def test_a_failed_attempt_is_on_record(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
+@pytest.mark.parametrize(("error", "ended"), [(ZeroDivisionError, "failed"), (DivergedError, "diverged")])
+def test_a_failed_attempt_is_on_record(
+    tiny: Config, tmp_path: Path, at_update: Callable[..., None], error: type[Exception], ended: str
+) -> None:
     def fail() -> None:
-        raise ZeroDivisionError("by hand")
+        raise error("by hand")
 
     at_update(3, fail)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(error):
         train(tiny, tmp_path)
-    assert [attempt["ended"] for attempt in read_status(tmp_path)["history"]] == ["failed"]
+    assert [attempt["ended"] for attempt in read_status(tmp_path)["history"]] == [ended]
 
 
 # --- settings that only watch ---------------------------------------------------------------------------------------

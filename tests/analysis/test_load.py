@@ -103,6 +103,13 @@ def test_seeds_of_one_configuration_have_no_label(make_run, tmp_path):
     assert {run.label for run in load_runs(tmp_path)} == {""}
 
 
+def test_what_a_run_was_told_beside_its_settings_makes_no_label(make_run, tmp_path):
+    for seed, words in enumerate(["retry_diverged: true", "retry_diverged: false\ntuned_for: CartPole-v1"]):
+        path = make_run(seed=seed)
+        (path / "config.yaml").write_text((path / "config.yaml").read_text() + words + "\n")
+    assert [run.label for run in load_runs(tmp_path)] == ["", ""]
+
+
 def test_a_label_names_the_settings_that_differ(make_run, tmp_path):
     make_run(overrides="a", settings={"n_envs": 8, "lr": 0.5})
     make_run(overrides="b", settings={"n_envs": 16, "lr": 0.5, "clip": None})

@@ -313,6 +313,7 @@ def test_a_finished_repeat_of_a_seed_counts_before_a_failed_one(make_run, tmp_pa
         ({"attempts": 3}, "(3 attempts)"),
         ({"attempts": 2, "history": [{"ended": "diverged"}, {}]}, "(2 attempts: diverged, finished)"),
         ({"attempts": 2, "history": [{"ended": "preempted"}, {"ended": "finished"}]}, None),
+        ({"attempts": 3, "history": [{"ended": "preempted"}, {"ended": "finished"}]}, "(3 attempts)"),
         ({"attempts": 1}, None),
     ],
 )
