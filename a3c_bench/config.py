@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.errors import ConfigError, RunDirectoryError
-from a3c_bench.runtime.directory import read_yaml, runs_below
-from a3c_bench.schema import PRESENTATION_KEYS, Config, check, nearest
+from a3c_bench.runtime.directory import differing_keys, is_one_of, plain, read_yaml, runs_below
+from a3c_bench.schema import PRESENTATION_KEYS, WATCHING_KEYS, Config, check, nearest
 
 # Parts of a command line that the path of a run directory already says, or that change nothing in it.
-_NOT_IN_PATH = ("algo", "env", "env.id", "env.game", "seed", "experiment", "sweeps", "hydra", *PRESENTATION_KEYS)
+_SAID_BY_PATH = ("algo", "env", "env.id", "env.game", "seed")
+_NOT_IN_PATH = ("sweeps", "hydra", *PRESENTATION_KEYS)
 _MOST_RUNS_LISTED = 20
 _LONGEST_NAME = 150  # characters of a directory; file systems take 255
 
@@ -214,16 +215,75 @@ def load_config(run: Path) -> Config:
 def run_directory(config: Config, overrides: Sequence[str]) -> Path:
     """Where a run lives: <root>/<name>/<env>/<algo>[/<other overrides>]/seed<k>, the same at each start.
 
+    Other overrides have the value that the configuration has, however it was spelled; those that only watch are left
+    out, and so is an experiment that the name tells. A directory that an older version made for this run, under the
+    words as they were typed, stays its place.
+
     Args:
         config: of the run.
         overrides: of the command line, e.g. ["algo=paac", "algo.n_envs=64", "seed=0"].
     """
-    others = sorted({text.lstrip("+~") for text in overrides if not _said_by_path(text)})
-    name = ",".join(others).replace("/", "_").replace(" ", "")
+    place = Path(config.root) / config.name / config.env.name.replace("/", "_") / config.algo.name
+    seed = f"seed{config.seed}"
+    name = _short(name for text in overrides if (name := _named(config, text)) is not None)
+    for_older = [text.lstrip("+~") for text in overrides if not _was_left_out(text)]
+    older = place / _short(for_older) / seed
+    if older != place / name / seed and _holds(older, config):
+        return older
+    return place / name / seed
+
+
+def _short(names: Iterable[str]) -> str:
+    """One name of a directory from several."""
+    name = ",".join(sorted(set(names))).replace("/", "_").replace(" ", "")
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    env = config.env.name.replace("/", "_")
-    return Path(config.root) / config.name / env / config.algo.name / name / f"seed{config.seed}"
+    return name
+
+
+def _named(config: Config, text: str) -> str | None:
+    """An override as a part of a path; None if it is no part of it."""
+    key, _, spelled = text.lstrip("+~").partition("=")
+    group = key.split("@")[0]
+    if key in _SAID_BY_PATH or is_one_of(group.replace("/", "."), (*_NOT_IN_PATH, *WATCHING_KEYS)):
+        return None
+    if text.startswith("~"):
+        return group
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part, MISSING) if isinstance(value, dict) else getattr(value, part, MISSING)
+    if value == MISSING or dataclasses.is_dataclass(value):  # a group
+        value = spelled.strip("'\"")
+        if key == "experiment" and value in (config.name, "null"):
+            return None
+    return f"{key}={_spelled(value)}"
+
+
+def _spelled(value: Any) -> str:
+    """A value in the one way in which paths spell it."""
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_spelled, value))}]"
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _was_left_out(override: str) -> bool:
+    """Whether older versions, which took the words as they were typed, left an override out of a path."""
+    key = override.lstrip("+~").split("=", 1)[0].split("@")[0]
+    return key in (*_SAID_BY_PATH, "experiment") or is_one_of(
+        key.replace("/", "."), ("seed", "experiment", *_NOT_IN_PATH)
+    )
+
+
+def _holds(directory: Path, config: Config) -> bool:
+    """Whether there is a run of this configuration; numbers that it leaves to the machine may be anything there."""
+    try:
+        there = read_yaml(directory / "config.yaml")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    asked = plain(dataclasses.asdict(config))
+    return isinstance(there, dict) and all(new is None for _, _, new in differing_keys(there, asked))
 
 
 def explain(error: BaseException) -> str:
@@ -279,13 +339,6 @@ def open_schema(cls: type) -> DictConfig:
 
     unlock(node)
     return node
-
-
-def _said_by_path(override: str) -> bool:
-    key = override.lstrip("+~").split("=", 1)[0].split("@")[0]
-    return any(key == known or key.startswith((f"{known}/", f"{known}.")) for known in _NOT_IN_PATH[4:]) or (
-        key in _NOT_IN_PATH
-    )
 
 
 def _deepest(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@ before it is needed.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from a3c_bench.config import compose_points, from_hydra, open_schema, run_directory
+from a3c_bench.errors import ConfigError
+from a3c_bench.launch.directories import refuse_one_directory
 from a3c_bench.launch.options import LocalOptions, SlurmOptions
 
 ConfigStore.instance().store(group="hydra/launcher", name="local_schema", node=open_schema(LocalOptions))
@@ -31,7 +34,12 @@ class GridSweeper(BasicSweeper):
         if isinstance(self.launcher, BasicLauncher):
             assert self.hydra_context is not None
             assert self.config is not None
-            compose_points(self.hydra_context.config_loader, self.config, batch)
+            composed = compose_points(self.hydra_context.config_loader, self.config, batch)
+            places = []
+            for config, words in zip(composed, batch, strict=True):
+                with suppress(ConfigError):  # its own job says so, and the others run
+                    places.append((run_directory(from_hydra(config), words), words))
+            refuse_one_directory(places)
 
 
 class _SweepLauncher(Launcher):
@@ -56,7 +64,7 @@ class _SweepLauncher(Launcher):
         configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
         composed = compose_points(self.hydra_context.config_loader, self.config, job_overrides)
         configs = [from_hydra(config) for config in composed]
-        points = [Point(run_directory(c, words), c) for c, words in zip(configs, job_overrides, strict=True)]
+        points = [Point(run_directory(c, words), c, words) for c, words in zip(configs, job_overrides, strict=True)]
         root = Path(self.config.hydra.sweep.dir)
         if isinstance(self, LocalLauncher):
             exit_status = sweep.launch_local(points, LocalOptions(**self.options), root)

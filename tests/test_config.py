@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from a3c_bench import config as config_module
 from a3c_bench.algos import algorithm_names, find_algorithm
 from a3c_bench.algos.paac import PAACConfig
-from a3c_bench.config import compose, config_directory, load_config, run_directory
+from a3c_bench.config import compose, compose_sweep, config_directory, load_config, run_directory
 from a3c_bench.envs.spec import ATARI
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import RunDirectory
@@ -326,32 +326,99 @@ def place(config: Config, overrides: Sequence[str]) -> str:
     ("overrides", "level"),
     [
         ([], ""),
-        (["algo=paac", "env=cartpole", "seed=0", "experiment=x", "root=r", "name=n"], ""),
+        (["algo=paac", "env=cartpole", "env.id=CartPole-v1", "env.game=null"], ""),
         (["progress=false", "calibrate=true", "checkpoint_interval_seconds=5", "logger=wandb"], ""),
-        (
-            [
-                "logger.wandb.mode=online",
-                "+logger.wandb.tags=[a]",
-                "hydra/launcher=submitit_slurm",
-                "hydra.verbose=true",
-            ],
-            "",
-        ),
-        (["env.id=CartPole-v1", "env.game=null"], ""),
+        (["logger.wandb.mode=online", "logger.wandb.tags=[a]", "retry_diverged=true"], ""),
+        (["evaluation.n_games=2", "budget.frames=4000", "metrics_interval_frames=10", "lag.enabled=false"], ""),
         (["algo.n_envs=64"], "algo.n_envs=64/"),
         (["++algo.n_envs=64"], "algo.n_envs=64/"),
-        (["~algo.n_envs"], "algo.n_envs/"),
-        (["seed=0", "network=nature", "algo.t_max=7", "algo=paac"], "algo.t_max=7,network=nature/"),
+        (["algo.n_envs=3", "algo.n_envs=64"], "algo.n_envs=64/"),
+        (["network=nature", "algo.t_max=7", "algo=paac"], "algo.t_max=7,network=nature/"),
         (["algo.t_max=7", "network=nature"], "algo.t_max=7,network=nature/"),
         (["network.hidden_sizes=[64, 64]", "device=cuda:0"], "device=cuda:0,network.hidden_sizes=[64,64]/"),
         (["device=a/b"], "device=a_b/"),
-        (["env.reward_clip=1", "lag.enabled=false"], "env.reward_clip=1,lag.enabled=false/"),
-        (["metrics_interval_frames=10"], "metrics_interval_frames=10/"),
+        (["env.reward_clip=1"], "env.reward_clip=1/"),
+        (["env.reward_clip=1.0"], "env.reward_clip=1/"),
+        (["algo.optimizer.lr=1e-3"], "algo.optimizer.lr=0.001/"),
+        (["algo.optimizer.lr=0.00100"], "algo.optimizer.lr=0.001/"),
+        (["algo.optimizer.lr=0.00001"], "algo.optimizer.lr=1e-05/"),
+        (["network.shared_trunk=true"], "network.shared_trunk=True/"),
+        (["network.shared_trunk=True"], "network.shared_trunk=True/"),
+        (["network.shared_trunk=yes"], "network.shared_trunk=True/"),
+        (["algo.optimizer.max_grad_norm=null"], "algo.optimizer.max_grad_norm=null/"),
     ],
 )
-def test_paths(overrides: list[str], level: str, tiny: Config) -> None:
-    config = replace(tiny, root="r", name="n", seed=3)
+def test_paths(overrides: list[str], level: str) -> None:
+    config = compose([*overrides, "root=r", "name=n", "seed=3"])
     assert place(config, overrides) == f"r/n/CartPole-v1/paac/{level}seed3"
+
+
+def test_paths_leave_out_what_is_hydras(tiny: Config) -> None:
+    words = ["hydra/launcher=submitit_slurm", "hydra.verbose=true", "+sweeps=headline", "~algo.n_envs"]
+    assert place(tiny, words) == "runs/default/CartPole-v1/paac/algo.n_envs/seed0"
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("tiny", ""), ("mine", "experiment=tiny/")], ids=["of its own", "that says nothing of it"]
+)
+def test_paths_tell_experiments_apart(name: str, level: str, tiny: Config) -> None:
+    assert place(replace(tiny, name=name), ["experiment=tiny"]) == f"runs/{name}/CartPole-v1/paac/{level}seed0"
+
+
+def test_one_run_has_one_directory_however_it_is_started(cli: Callable[..., Any], tmp_path: Path) -> None:
+    """The words alone, and as a point of a sweep, which gives Hydra's spelling."""
+    words = [*TINY, "algo.optimizer.lr=1e-3", "network.shared_trunk=false", f"root={tmp_path}", "progress=false"]
+    assert cli(*words).exit_status == 0
+    (directory,) = (file.parent for file in tmp_path.rglob("config.yaml"))
+    ended = cli("-m", *words, "seed=0")
+    assert ended.exit_status == 0, ended
+    assert "is finished already" in ended.stdout
+    assert [file.parent for file in tmp_path.rglob("config.yaml")] == [directory]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [(("evaluation.policy=sample,greedy",), "evaluation.policy"), (("budget.frames=200,400",), "budget.frames")],
+)
+@pytest.mark.parametrize("launcher", ["basic", "local"])
+def test_points_that_would_be_one_run_are_refused(
+    words: Sequence[str], key: str, launcher: str, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    others = [word for word in TINY if not word.startswith(key)]
+    ended = cli("-m", *others, *words, f"root={tmp_path}/runs", f"hydra/launcher={launcher}")
+    assert ended.exit_status == 2
+    place = f"{tmp_path}/runs/default/CartPole-v1/paac/algo.n_envs=2,n_torch_threads=1/seed0"
+    assert ended.stderr == (
+        f"a3c_bench: Two points of the sweep are the same run, {place}: they differ in {key} alone, with which a run "
+        f"only goes on; give each a name of its own: 'name=mine-${{{key}}}'.\n"
+    )
+    assert not list(tmp_path.rglob("config.yaml"))
+    _, points = compose_sweep([*others, *words, f"name=mine-${{{key}}}"])
+    assert len({run_directory(config, overrides) for overrides, config in points}) == 2
+
+
+def test_points_that_differ_in_their_experiment_alone_are_two_runs(own_conf: Path) -> None:
+    for i in (3, 4):
+        write(own_conf / "experiment" / f"mine{i}.yaml", i)
+    _, points = compose_sweep(["experiment=mine3,mine4", "root=r"])
+    assert [str(run_directory(config, overrides)) for overrides, config in points] == [
+        f"r/default/CartPole-v1/paac/experiment=mine{i}/seed0" for i in (3, 4)
+    ]
+
+
+@pytest.mark.parametrize("level", ["algo.optimizer.lr=1e-3", "algo.optimizer.lr=1e-3,budget.frames=4000"])
+def test_a_directory_of_an_older_version_stays_a_runs_place(level: str, tmp_path: Path) -> None:
+    words = level.split(",")
+    config = compose([*words, f"root={tmp_path}"])
+    new = run_directory(config, words)
+    assert new.parent.name == "algo.optimizer.lr=0.001"
+    old = new.parents[1] / level / "seed0"
+    RunDirectory(old, asdict(replace(config, seed=1))).close()
+    assert run_directory(config, words) == new  # it holds another run
+    shutil.rmtree(old)
+    RunDirectory(old, asdict(config)).close()
+    assert run_directory(config, words) == old
+    assert run_directory(config, ["algo.optimizer.lr=0.001"]) == new  # typed otherwise, it was another directory
 
 
 def test_paths_name_the_game(tiny: Config) -> None:

@@ -1,6 +1,7 @@
 """Many runs: on this machine, a few at a time, or as jobs of a SLURM cluster; both by submitit.
 
     points    what a sweep is to run, checked and written down before anything starts
+    directories  that no two points have one
     job       what one run does inside its job: cores, signals, exit status
     local     the jobs on this machine
     cluster   the jobs on SLURM: submitting and waiting

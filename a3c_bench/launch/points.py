@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from a3c_bench import checks
-from a3c_bench.errors import ConfigError, RunDirectoryInUseError
+from a3c_bench.errors import RunDirectoryInUseError
+from a3c_bench.launch.directories import refuse_one_directory
 from a3c_bench.runtime.directory import RunDirectory
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.schema import Config
@@ -18,6 +19,7 @@ class Point:
 
     directory: Path
     config: Config
+    overrides: Sequence[str] = ()
 
 
 def check_points(points: Sequence[Point], on_this_machine: bool) -> None:
@@ -26,12 +28,9 @@ def check_points(points: Sequence[Point], on_this_machine: bool) -> None:
     Raises:
         ConfigError: in one sentence.
     """
-    seen: set[Path] = set()
+    refuse_one_directory([(point.directory, point.overrides) for point in points])
     built: set[str] = set()
     for point in points:
-        if point.directory in seen:
-            raise ConfigError(f"Two points of the sweep are the same run, {point.directory}: leave one out.")
-        seen.add(point.directory)
         checks.check_settings(point.config)
     from a3c_bench.train import check_build, check_settings  # torch and EnvPool: bad input need not wait for them
 

@@ -43,7 +43,7 @@ class RunDirectory:
             (self.path / "checkpoint").mkdir(exist_ok=True)
             self._lock = _hold(self.path / ".lock")
             try:
-                self._adopt(_plain(config), resolved)
+                self._adopt(plain(config), resolved)
             except BaseException:
                 self.close()
                 raise
@@ -322,10 +322,11 @@ def _hold(path: Path) -> int:
     raise RunDirectoryInUseError(f"Another process is running in {path.parent}: wait for it or choose another name=.")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same as YAML gives it back: dicts with words for keys, and lists."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _cell(value: Any) -> str:
