@@ -22,6 +22,7 @@ from a3c_bench.runtime import clock
 from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("WANDB_X_SERVICE_WAIT", "100")  # seconds for wandb-core to start, on a busy machine; read once
 
 
 class Ended(NamedTuple):

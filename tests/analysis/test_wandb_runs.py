@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,12 +25,19 @@ COUNTERS = ["frames", "agent_steps", "updates", "wall_seconds"]
 def trained(tmp_path_factory) -> Path:
     """A run that logged to wandb offline, of this suite itself."""
     pytest.importorskip("wandb")
-    for _ in range(3):  # a guest may fail and ends no run: then its file is not whole
-        run = tmp_path_factory.mktemp("trained") / "run"
-        log_to_wandb(run)
-        if [other.state for other in read_offline(run.glob("wandb/offline-run-*/*.wandb"))] == ["finished"]:
-            break
+    run = tmp_path_factory.mktemp("trained") / "run"
+    log_to_wandb(run)
+    assert "left out" not in (run / "a3c_bench.log").read_text()
+    wait_until_whole(run)
     return run
+
+
+def wait_until_whole(run: Path) -> None:
+    """wandb's finish() comes back when wandb-core has the last record, some time before the file has it."""
+    deadline = time.monotonic() + 60.0
+    while [other.state for other in read_offline(run.glob("wandb/offline-run-*/*.wandb"))] != ["finished"]:
+        assert time.monotonic() < deadline, "wandb's file is not whole"
+        time.sleep(0.05)
 
 
 def log_to_wandb(run: Path) -> None:
