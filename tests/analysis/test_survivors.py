@@ -347,6 +347,20 @@ def test_rates_that_diverged_are_in_the_learning_rate_figure(make_run, tmp_path)
     assert legend(drawn) == ["PAAC (3 of 4 runs; 2 diverged)"]
 
 
+def test_a_run_that_failed_before_its_drawn_rate_was_noted_is_counted(make_run, tmp_path):
+    for seed, rate in enumerate([0.001, 0.01, 0.1, None]):
+        path = make_run(seed=seed, settings={"optimizer": {"lr": None, "lr_range": [0.001, 0.1]}})
+        if rate is None:
+            write(path, state="failed", frames=5.0)
+            continue
+        write(path, [(10, 1.0)], [(1000, True, 100.0)])
+        row = {"frames": 10, "agent_steps": 10, "updates": 1, "wall_seconds": 1.0, "frames_per_second": 1, "pps": 1}
+        pd.DataFrame([row | {"tps": 1, "learning_rate": rate}]).to_csv(path / "metrics.csv", index=False)
+    drawn, numbers = gallery._learning_rates(load_runs(tmp_path))
+    assert numbers["learning_rate"].tolist() == [0.001, 0.01, 0.1]
+    assert legend(drawn) == ["PAAC (3 of 4 runs; 1 failed)"]
+
+
 def test_running_runs_are_hollow_and_in_no_mean(make_run, tmp_path):
     for seed, (state, reached) in enumerate([("finished", 400.0), ("running", 20.0)]):
         path = make_run(seed=seed, settings={"t_max": 5})
