@@ -10,6 +10,9 @@ import os
 import signal
 import sys
 
+if __name__ == "__main__":  # Ctrl-C while the rest is imported is no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException

@@ -164,6 +164,33 @@ def test_a_run_whose_processes_are_all_told_to_stop_saves(
     assert Stopped(algorithm, tmp_path).stop(sent, seconds).fault == ""
 
 
+@pytest.mark.parametrize(
+    ("imported", "sent"),
+    [("/yaml/_yaml", signal.SIGINT), ("/libtorch_cpu", signal.SIGINT), ("/libtorch_cpu", signal.SIGHUP)],
+)
+def test_a_stop_before_there_is_anything_to_save_is_no_traceback(
+    tmp_path: Path, imported: str, sent: signal.Signals
+) -> None:
+    """Each comes when a library has been mapped: Hydra's first, then torch's, of which an import takes seconds."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "a3c_bench.run", f"root={tmp_path}", *WORDS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + LONGEST_START
+    while imported not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, sent)
+    _, stderr = process.communicate(timeout=LONGEST_START)
+    assert (process.returncode, stderr) == (-sent, "")
+    assert list(tmp_path.rglob("*.pt")) == list(tmp_path.rglob("status.json")) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_run_is_told_to_stop_at_any_moment(tmp_path: Path, leaves_no_shared_memory: None) -> None:
