@@ -81,7 +81,8 @@ class Run:
         """At the end of each training game: frames and wall_seconds, and mean_return of the last `window` games."""
         episodes = self.episodes()
         means = aggregate.rolling_mean(episodes["episode_return"].to_numpy(dtype="float64"), window)
-        return episodes[["frames", "wall_seconds"]].assign(mean_return=means)
+        seconds = episodes["wall_seconds"].cummax()  # workers read the frames and the clock one after the other
+        return episodes[["frames"]].assign(wall_seconds=seconds, mean_return=means)
 
     def metrics(self) -> pd.DataFrame:
         """One row per interval of training."""

@@ -43,6 +43,7 @@ from a3c_bench.core.networks import ActorCritic, sample_actions
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, actor_critic_backward, divergence
 from a3c_bench.envs import Episode, Step, VectorEnv
+from a3c_bench.envs.episodes import Moment
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.crew import Crew, Member
 from a3c_bench.runtime.machine import resolve_device
@@ -144,6 +145,11 @@ class Counts:
     def stamp(self) -> tuple[int, int, float]:
         """Version, frames and seconds now."""
         return self.version, self.frames, self.clock()
+
+    def moment(self) -> Moment:
+        """As it is written down with a game that ends now."""
+        frames = self.frames
+        return Moment(frames, frames // self.frame_skip, self.clock())
 
 
 class Predicted(NamedTuple):
@@ -301,6 +307,7 @@ class Predictor:
         self.device = resolve_device(config.device)
         self.generator = torch_generator(self.device, seed)
         self.timer = PhaseTimer(*PHASES)
+        self.ended: list[Episode] = []  # games, to be reported
         counts.agent_steps[name] = 0
 
     def run(self, member: Member, training: TrainingQueue, receiving: threading.Lock) -> None:
@@ -355,6 +362,9 @@ class Predictor:
         """Keeps and counts what the environments answered."""
         self.agents.answer(step)
         self.counts.agent_steps[self.name] += int(step.valid.sum())
+        if step.episodes:  # with where the run stands now: it will be elsewhere when they are reported
+            now = self.counts.moment()
+            self.ended = [episode._replace(ended=now) for episode in step.episodes]
 
     @torch.no_grad()
     def predict(self, step: Step) -> Prediction:
@@ -392,8 +402,8 @@ class Predictor:
 
     def report(self, member: Member, step: Step) -> None:
         """Tells what a turn brought."""
-        seconds = self.timer.take()
-        member.report(Predicted(int(step.valid.sum()), len(step.env_ids), step.episodes, seconds))
+        seconds, ended, self.ended = self.timer.take(), self.ended, []
+        member.report(Predicted(int(step.valid.sum()), len(step.env_ids), ended, seconds))
 
 
 class Trainer:

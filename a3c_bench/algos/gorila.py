@@ -43,6 +43,7 @@ from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.rollout import Stamp
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import Episode, VectorEnv
+from a3c_bench.envs.episodes import Moment
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.explorer import Explorer
@@ -225,7 +226,10 @@ class Notes:
         """Counts for everybody to see."""
         self.shared.counts.numpy()[self.index, _AGENT_STEPS] += n_agent_steps
         self.n_agent_steps += n_agent_steps
-        self.episodes.extend(episodes)
+        if episodes:  # with where the run stands now: it will be elsewhere when they are reported
+            n, seconds = self.shared.agent_steps, self.now(self.version).seconds
+            now = Moment(n * self.frame_skip, n, seconds)
+            self.episodes.extend(episode._replace(ended=now) for episode in episodes)
 
     def report(self) -> Report:
         """All of it, as arrays; and begins anew."""

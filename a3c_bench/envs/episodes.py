@@ -6,12 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class Moment(NamedTuple):
+    """Where the whole run stood."""
+
+    frames: int
+    agent_steps: int
+    wall_seconds: float  # of training
+
+
 class Episode(NamedTuple):
     """One finished game."""
 
     env_id: int
     episode_return: float  # unclipped
     episode_length: int  # agent steps
+    ended: Moment | None = None  # None: at the step that is counted with it
 
 
 class EpisodeTracker:

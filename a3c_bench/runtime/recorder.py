@@ -11,7 +11,7 @@ from torch import Tensor
 from a3c_bench.core.adjustment import Sizes, Window
 from a3c_bench.core.lag import SUMMARY, UNITS, LagMeter
 from a3c_bench.core.losses import explained_variance
-from a3c_bench.envs.episodes import Episode
+from a3c_bench.envs.episodes import Episode, Moment
 from a3c_bench.errors import DivergedError
 from a3c_bench.runtime.directory import CsvFile, RunDirectory, replace_file
 from a3c_bench.runtime.loggers import Logger
@@ -121,12 +121,13 @@ class Recorder:
         return sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else None
 
     def add_episodes(self, counters: Mapping[str, float], episodes: Sequence[Episode]) -> None:
-        """Writes the training games that ended at these counters."""
+        """Writes training games in the order in which they ended: when they say, or else at these counters."""
+        now = Moment(*(counters[key] for key in Moment._fields))
         rows = []
-        for episode in episodes:
+        for ended, episode in sorted(((game.ended or now, game) for game in episodes), key=lambda pair: pair[0]):
             self.recent_returns.append(episode.episode_return)
-            row = {key: counters[key] for key in ("frames", "agent_steps", "wall_seconds")}
-            rows.append(row | {"episode_return": episode.episode_return, "episode_length": episode.episode_length})
+            figures = {"episode_return": episode.episode_return, "episode_length": episode.episode_length}
+            rows.append(ended._asdict() | figures)
         self._tables["episodes"].append(rows)
 
     def add_updates(self, metrics: Mapping[str, Tensor | float], fit: Fit | None = None) -> None:

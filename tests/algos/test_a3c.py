@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,27 @@ def test_a_rollout_ends_with_its_episode_and_holds_no_phantom() -> None:
     assert worker.shared.agent_steps == n_steps
     assert sum(episode.episode_length for episode in worker.notes.episodes) <= n_steps
     assert len(worker.notes.episodes) > 5
+
+
+def test_games_keep_the_counters_of_their_end() -> None:
+    """Whatever others do until they are reported."""
+    first, second = make_workers(SMALL, 2)
+    first.shared.counts[-1, 0] = 1000
+    first.shared.clock[0] = time.perf_counter() - 500.0
+    before = 0
+    while len(first.notes.episodes) < 3:
+        n_games = len(first.notes.episodes)
+        first.update()
+        now = first.shared.agent_steps
+        assert all(game.ended is not None and game.ended.agent_steps == now for game in first.notes.episodes[n_games:])
+        second.update()
+    ends = [game.ended for game in first.notes.report().episodes]
+    for ended in ends:
+        assert ended is not None
+        assert ended.frames == ended.agent_steps > before
+        assert 500.0 < ended.wall_seconds < 600.0
+        before = ended.frames
+    assert before < first.shared.agent_steps
 
 
 def test_several_environments_give_full_rollouts() -> None:
@@ -379,6 +401,9 @@ def test_a_run_counts_every_step_and_update(tmp_path: Path, lock: bool) -> None:
     assert lag["gradient_staleness_updates"] == status["updates"]
     assert 0 < lag["lag_kl_nats"] < status["agent_steps"]
     episodes = pd.read_csv(tmp_path / "episodes.csv")
+    assert (episodes.frames.between(episodes.episode_length, status["frames"])).all()
+    assert (episodes.wall_seconds.between(0.0, status["wall_seconds"])).all()
+    assert episodes.frames.nunique() > 0.9 * len(episodes)
     assert status["agent_steps"] - 2 * 500 <= episodes.episode_length.sum() <= status["agent_steps"]
     metrics = pd.read_csv(tmp_path / "metrics.csv")
     assert metrics.frames.is_monotonic_increasing

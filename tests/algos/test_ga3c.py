@@ -4,6 +4,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -296,6 +297,25 @@ def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: py
     lag = parts.trainer.learn(first).lag
     assert lag["gradient_staleness_updates"].tolist() == [1]
     assert set(lag["lag_updates"]) == {1}
+
+
+def test_games_keep_the_counters_of_their_end() -> None:
+    parts = Parts(SMALL)
+    parts.counts.agent_steps["before"] = 1000
+    parts.counts.clock = lambda: 7.0
+    reports: list[Any] = []
+    member = SimpleNamespace(report=reports.append)
+    while not any(report.episodes for report in reports):
+        step = parts.agents.envs.receive()
+        parts.predictor.answer(step)
+        n = parts.counts.frames
+        parts.counts.agent_steps["before"] += 50  # others go on while this one waits for room in the queue
+        parts.predictor.act(step, parts.predictor.predict(step))
+        parts.agents.experience.lengths[:] = 0  # nobody learns from them
+        parts.predictor.report(member, step)
+    assert [game.ended for game in reports[-1].episodes] == [(n, n, 7.0)] * len(reports[-1].episodes)
+    parts.predictor.report(member, step)
+    assert reports[-1].episodes == []
 
 
 def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

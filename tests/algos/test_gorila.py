@@ -490,6 +490,9 @@ def test_a_run_counts_every_step_and_update(config: Config, tmp_path: Path) -> N
     wanted = ["loss", "td_error", "max_q", "discounted_return", "epsilon", "replay_agent_steps"]
     assert metrics[[*wanted, "discarded_stale_share", "discarded_outlier_share"]].notna().all(axis=None)
     episodes = pd.read_csv(tmp_path / "episodes.csv")
+    assert episodes.frames.nunique() > 0.7 * len(episodes)  # of their ends, not of reports
+    assert (episodes.frames.between(episodes.episode_length, status["frames"])).all()
+    assert (episodes.wall_seconds.between(0.0, status["wall_seconds"])).all()
     assert status["agent_steps"] - 2 * 500 <= episodes.episode_length.sum() <= status["agent_steps"]
     saved = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
     assert saved["parts"]["server"]["versions"][0] == status["updates"]

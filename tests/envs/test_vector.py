@@ -7,7 +7,7 @@ import envpool
 import numpy as np
 import pytest
 
-from a3c_bench.envs import VectorEnv
+from a3c_bench.envs import Episode, VectorEnv
 from a3c_bench.envs.episodes import EpisodeTracker
 from a3c_bench.envs.reference import human_normalised_percent
 from a3c_bench.envs.spec import atari_games, episode_limit_frames
@@ -62,7 +62,7 @@ def test_phantom_steps_are_found_and_nothing_else_is() -> None:
     steps = random_run(CARTPOLE, n_steps, n_envs)
     assert len(expected_episodes) > 20
     assert [list(step.valid) for step in steps] == expected_valid
-    assert [tuple(episode) for step in steps for episode in step.episodes] == expected_episodes
+    assert [episode[:3] for step in steps for episode in step.episodes] == expected_episodes
 
 
 def test_valid_steps_add_up_to_episode_lengths() -> None:
@@ -196,10 +196,10 @@ def test_the_tracker_takes_any_subset_of_environments() -> None:
     ids = np.array([2, 0], dtype=np.int32)
     valid, episodes = tracker.update(ids, np.array([1.0, 2.0], dtype=np.float32), np.array([True, False]))
     assert valid.tolist() == [True, True]
-    assert episodes == [(2, 1.0, 1)]
+    assert episodes == [Episode(2, 1.0, 1)]
     valid, episodes = tracker.update(ids, np.array([0.0, 3.0], dtype=np.float32), np.array([False, True]))
     assert valid.tolist() == [False, True]
-    assert episodes == [(0, 5.0, 2)]
+    assert episodes == [Episode(0, 5.0, 2)]
 
 
 def test_human_normalised_scores() -> None:

@@ -19,7 +19,7 @@ from a3c_bench import train as train_module
 from a3c_bench.algos import paac
 from a3c_bench.core.losses import ActorCriticLoss
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.envs.episodes import Episode
+from a3c_bench.envs.episodes import Episode, Moment
 from a3c_bench.errors import CheckpointError, ConfigError, DivergedError, RunDirectoryError
 from a3c_bench.evaluate import EvaluationResult
 from a3c_bench.runtime import checkpoint, recorder
@@ -227,6 +227,25 @@ def test_the_mean_return_is_of_the_last_100_games(tmp_path: Path) -> None:
     for table in (rows, resumed):
         table.close()
     directory.close()
+
+
+def test_games_are_written_with_where_the_run_stood_when_they_ended(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, {})
+    rows = Recorder(directory)
+    games = [
+        Episode(0, 3.0, 9, Moment(48, 12, 2.5)),
+        Episode(1, 1.0, 3),  # says nothing: it ended with the step that is counted
+        Episode(2, 2.0, 5, Moment(20, 5, 1.25)),
+    ]
+    rows.add_episodes({"frames": 400, "agent_steps": 100, "updates": 7, "wall_seconds": 9.0}, games)
+    rows.close()
+    directory.close()
+    assert pd.read_csv(tmp_path / "episodes.csv").to_numpy().tolist() == [
+        [20, 5, 1.25, 2.0, 5],
+        [48, 12, 2.5, 3.0, 9],
+        [400, 100, 9.0, 1.0, 3],
+    ]
+    assert list(rows.recent_returns) == [2.0, 3.0, 1.0]
 
 
 def test_a_resumed_recorder_saves_where_its_tables_end(tmp_path: Path) -> None:
