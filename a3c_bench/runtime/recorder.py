@@ -122,7 +122,7 @@ class Recorder:
 
     def add_episodes(self, counters: Mapping[str, float], episodes: Sequence[Episode]) -> None:
         """Writes training games in the order in which they ended: when they say, or else at these counters."""
-        now = Moment(*(counters[key] for key in Moment._fields))
+        now = Moment(int(counters["frames"]), int(counters["agent_steps"]), counters["wall_seconds"])
         rows = []
         for ended, episode in sorted(((game.ended or now, game) for game in episodes), key=lambda pair: pair[0]):
             self.recent_returns.append(episode.episode_return)

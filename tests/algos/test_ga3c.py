@@ -17,7 +17,6 @@ from a3c_bench import build
 from a3c_bench import train as train_module
 from a3c_bench.algos import ga3c
 from a3c_bench.algos.ga3c import (
-    AdjustConfig,
     Agents,
     Counts,
     Experience,
@@ -27,6 +26,7 @@ from a3c_bench.algos.ga3c import (
     Trained,
     Trainer,
 )
+from a3c_bench.algos.settings import AdjustConfig
 from a3c_bench.core.optim import FlatParameters, SharedStatistics
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.directory import read_status
