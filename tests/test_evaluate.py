@@ -3,7 +3,7 @@
 import itertools
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from a3c_bench import build
 from a3c_bench import calibrate as calibrate_module
 from a3c_bench import evaluate as evaluate_module
 from a3c_bench import play as play_module
 from a3c_bench import train as train_module
+from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.calibrate import calibrate
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.evaluate import evaluate, evaluation_config, evaluation_seed
-from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
+from a3c_bench.schema import (
+    BudgetConfig,
+    Config,
+    EnvConfig,
+    EvaluationConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    section,
+)
 from a3c_bench.train import train
 
 TINY = Config(
@@ -371,3 +381,24 @@ def test_a_run_stores_its_calibration(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(train_module, "calibrate", lambda config: calibrate(config, 1, 0.01))
     status = train(replace(TINY, calibrate=True), tmp_path)
     assert status["calibration"]["serial_bound_agent_steps_per_second"] > 0
+
+
+@dataclass(frozen=True)
+class OwnQConfig:
+    """A Q-learner of another package: neither `double` nor `dueling`."""
+
+    name: str = "own"
+    n_envs: int = 2
+    gamma: float = 0.9
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+
+def test_a_q_learner_of_ones_own_is_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def workload(config: Config) -> Workload:
+        return Workload(config.algo.n_envs, 1, replayed_batch=8)
+
+    own = Algorithm(OwnQConfig, lambda config, session: None, workload=workload, make_network=build.make_q_network)
+    monkeypatch.setattr(calibrate_module, "find_algorithm", lambda name: own)
+    result = calibrate(replace(TINY, algo=OwnQConfig()), repeats=1, seconds_per_repeat=0.01)
+    assert (result.acting_batch, result.training_batch) == (2, 8)
+    assert result.serial_bound_agent_steps_per_second > 0
