@@ -29,7 +29,7 @@ ALGORITHMS = {
     "paac": ("algo.n_envs=2",),
     "dqn": ("algo.replay.learning_starts_agent_steps=100", "algo.replay.capacity_agent_steps=5000"),
     "a3c": ("algo.n_workers=2",),
-    "ga3c": ("algo.n_agents=8",),
+    "ga3c": ("algo.n_agents=8", "algo.min_training_batch=1", "algo.prediction_batch=2"),
     "gorila": (
         "algo.n_learners=2",
         "algo.replay.learning_starts_agent_steps=100",

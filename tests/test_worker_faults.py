@@ -29,7 +29,7 @@ WORDS = (
     "progress=false",
 )
 A3C = ("algo=a3c", "algo.n_workers=2")
-GA3C = ("algo=ga3c", "algo.n_agents=8")
+GA3C = ("algo=ga3c", "algo.n_agents=8", "algo.min_training_batch=1", "algo.prediction_batch=2")
 GORILA = (
     "algo=gorila",
     "algo.n_learners=2",

@@ -46,7 +46,8 @@ class ProgressDisplay:
         shown_return = "-" if mean_return is None else f"{mean_return:.1f}"
         speed = f"{row['frames_per_second']:,.0f}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=row["frames"], mean_return=shown_return, speed=speed)
+            with self._terminal() as bar:
+                bar.update(self._task, completed=row["frames"], mean_return=shown_return, speed=speed)
         elif self._enabled and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             of_total = f"/{self._total:,}{_time_left(row, self._total)}" if self._total else ""
@@ -57,18 +58,30 @@ class ProgressDisplay:
     def set_aside(self) -> Iterator[None]:
         """Inside the block other lines may be written without breaking the bar."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._terminal() as bar:
+                bar.stop()
         try:
             yield
         finally:
             if self._bar is not None:
-                self._bar.start()
+                with self._terminal() as bar:
+                    bar.start()
 
     def close(self) -> None:
         """Leaves the terminal to others."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._terminal() as bar:
+                bar.stop()
         self._bar = None
+
+    @contextmanager
+    def _terminal(self) -> Iterator[Progress]:
+        """The bar, for one act; a terminal that was closed ends the bar and not the run."""
+        assert self._bar is not None
+        try:
+            yield self._bar
+        except OSError:
+            self._bar = None
 
 
 class _NameAndBar(ProgressColumn):

@@ -112,3 +112,29 @@ def test_numbers_are_whole_at_any_width(clock: Clock, monkeypatch: pytest.Monkey
     assert line.startswith(label if width == 200 else label[:10])
     if width >= 100:
         assert line.count("━") + line.count("╸") > 3  # and a bar, where there is room for it
+
+
+@pytest.mark.parametrize("moment", ["update", "set_aside", "close"])
+def test_a_terminal_that_goes_away_ends_the_bar_and_nothing_else(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    class Hanging(Screen):
+        hung_up = False
+
+        def write(self, text: str) -> int:
+            if self.hung_up:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    screen = Hanging()
+    monkeypatch.setattr(sys, "stderr", screen)
+    shown = ProgressDisplay("x", 1000, True)
+    assert shown._bar is not None
+    shown.update(ROW)
+    screen.hung_up = True
+    if moment == "update":
+        shown.update(ROW)
+    elif moment == "set_aside":
+        with shown.set_aside():
+            pass
+    shown.update(ROW)
+    shown.close()
+    assert shown._bar is None
