@@ -53,15 +53,17 @@ def register_schemas() -> None:
     An algorithm of another package that brings no YAML can be named too: its defaults are those of its dataclass.
     """
     store = ConfigStore.instance()
+    vars(store)["__deepcopy__"] = lambda memo: store  # Hydra copies it for each look at a group, and changes no copy
     store.store(name="config_schema", node=open_schema(Config))
     for name in algorithm_names():
         node = open_schema(find_settings(name).config_class)
-        store.store(group="algo", name=f"{name}_schema", node=node)
+        store.store(group="algo/schema", name=name, node=node)
         if not (config_directory() / "algo" / f"{name}.yaml").exists():
             store.store(group="algo", name=name, node=node)
     OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("pick", lambda key, values, other: values.get(key, other), replace=True)
     OmegaConf.register_new_resolver("algorithms", lambda: ",".join(algorithm_names()), replace=True)
+    OmegaConf.register_new_resolver("options", _options, replace=True)
     for file in sweeps_directory().rglob("*.yaml"):  # not by Hydra's search path, on which all beside them would lie
         group = file.parent.relative_to(sweeps_directory().parent).as_posix()
         store.store(group=group, name=file.stem, node=OmegaConf.create(read_yaml(file)), package="_global_")
@@ -290,8 +292,9 @@ def explain(error: BaseException) -> str:
     """What a Hydra, OmegaConf or other configuration error means, in one sentence."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = sorted(option for option in error.options if not option.endswith("_schema"))
-        return f"{group}={name} is not known: {nearest(name, options)}"
+        if name.endswith("_schema"):  # a user's own YAML, written for an older version
+            return f"{group}/{name} is now {group}/schema/{name.removesuffix('_schema')}@_here_."
+        return f"{group}={name} is not known: {nearest(name, sorted(error.options))}"
     key = _full_key(error)
     root = _deepest(error)
     text = str(root).split("\n")[0].rstrip(".")
@@ -301,6 +304,14 @@ def explain(error: BaseException) -> str:
     if loggers:
         several = loggers[1]
         return f"logger={several} would be a sweep over loggers: say 'logger=[{several}]' to have them all."
+    several_values = re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", text)
+    if several_values:
+        key, values = several_values.groups()
+        a_list = f", or say '{key}=[{values}]' for a list" if "." in key else ""
+        return f"{key}={values} is a sweep: add -m to run one after the other{a_list}."
+    if text.startswith("Could not override 'sweeps'"):
+        said = re.search(r"\+sweeps=[\w/]+", str(root))
+        return f"A named sweep is added with a plus: say {said[0] if said else '+sweeps=headline'}."
     if isinstance(root, OmegaConfBaseException) and type(root).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
         parent, _, name = str(root.full_key or key).rpartition(".")  # the part of the key that is not known
         known = sorted(_keys_of(root))
@@ -309,6 +320,26 @@ def explain(error: BaseException) -> str:
     if isinstance(root, OmegaConfBaseException):
         return f"{key}: {text}." if key else f"{text}."
     return f"{text}."
+
+
+def for_each_point(words: Sequence[str]) -> list[str]:
+    """A sweep's words such that keys of the algorithm are set in each point, and not in the default one before.
+
+    Hydra composes the words that do not vary first, with the default algorithm, which may not have these keys; those
+    that vary come later. So `algo.double=true` becomes a choice of one value.
+    """
+    return [re.sub(r"^(algo\.[\w.]+)=([\w.+-]+)$", r"\1=choice(\2)", word) for word in words]
+
+
+def _options() -> str:
+    """The groups and their options, one group a line, for --help."""
+    loader = GlobalHydra.instance().config_loader()
+    lines = []
+    for group in (*sorted(loader.list_groups("")), "hydra/launcher"):
+        options = loader.get_group_options(group)
+        if options and group != "hydra":
+            lines.append(f"{'+' if group == 'sweeps' else ''}{group}: {', '.join(sorted(options))}")
+    return "\n".join(lines)
 
 
 def _to_config(composed: DictConfig | ListConfig) -> Config:

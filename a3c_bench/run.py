@@ -9,11 +9,13 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 if __name__ == "__main__":  # Ctrl-C while the rest is imported is no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import hydra
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -21,10 +23,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from a3c_bench.checks import check_settings
-from a3c_bench.config import config_directory, explain, from_hydra, register_schemas, run_directory
+from a3c_bench.config import (
+    config_directory,
+    explain,
+    for_each_point,
+    from_hydra,
+    register_schemas,
+    run_directory,
+)
 from a3c_bench.errors import ConfigError, TrainingError, UserError
-from a3c_bench.launch.sweep import exit_statuses
+from a3c_bench.launch.sweep import exit_statuses, n_points
 from a3c_bench.runtime.signals import ended_by_interrupt
+from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +43,11 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Runs one job, or each job of a sweep; a job that fails does not keep the others from running."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are, and leave as one sentence
+    _mend_streams()
     register_schemas()
     exit_statuses.clear()
+    sys.argv[1:] = _in_order(sys.argv[1:])
+    logging.getLogger(BasicLauncher.__module__).setLevel(logging.WARNING)  # its lines between points: ours say more
 
     @hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")
     def job(composed: DictConfig) -> float | None:
@@ -42,6 +55,7 @@ def main() -> None:
             _refuse_a_launcher_without_a_sweep()
             config = from_hydra(composed)
             check_settings(config)
+            _say_which_point(config)
             from a3c_bench.train import train  # torch and EnvPool: seconds that bad input need not wait for
 
             directory = run_directory(config, HydraConfig.get().overrides.task)
@@ -67,10 +81,52 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of algo=null, say
         _say(explain(error))
         sys.exit(2)
+    except BrokenPipeError:  # whoever read has read enough: | head -1
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         _say(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
         sys.exit(2)
+    finally:
+        _let_readers_go()
     sys.exit(max(exit_statuses, default=0))
+
+
+def _in_order(words: Sequence[str]) -> list[str]:
+    """The command line with -m in front, where Hydra wants it, and what a sweep sets of algorithms in each point."""
+    flags = [word for word in words if word in ("-m", "--multirun")]
+    others = [word for word in words if word not in flags]
+    sweeps = bool(flags) or any(word.startswith("+sweeps") for word in others)
+    return flags[:1] + (for_each_point(others) if sweeps else others)
+
+
+def _mend_streams() -> None:
+    """Gives closed standard streams somewhere to write to, before another file takes their place."""
+    logging.raiseExceptions = False  # a reader that goes away would be a traceback a line
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def _let_readers_go() -> None:
+    """Writes out what is left; where nobody reads it any more, Python shall not complain at exit either."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
+def _say_which_point(config: Config) -> None:
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN and n_points:
+        number = hydra_config.job.num + 1
+        log.info("Run %d of %d: %s seed %d", number, n_points[0], config.algo.name, config.seed)
 
 
 def _refuse_a_launcher_without_a_sweep() -> None:

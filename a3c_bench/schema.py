@@ -68,12 +68,16 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
             raise ConfigError(f"{key}={value} must be {words} {bound}.")
 
 
+_NEAR_ENOUGH = 0.6  # of two names that share 3 letters in 5; below, a guess helps less than the list
+
+
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
     """The known names that look most like `name`, or all of them when there are few, as the end of a sentence."""
-    found = difflib.get_close_matches(name, known, count, cutoff=0.5)
-    if not found:
-        by_letters = {other.lower(): other for other in known}
-        found = [by_letters[low] for low in difflib.get_close_matches(name.lower(), list(by_letters), count, 0.4)]
+    by_letters = {other.lower(): other for other in known}
+    scores = {low: difflib.SequenceMatcher(None, name.lower(), low).ratio() for low in by_letters}
+    best = max(scores.values(), default=0.0)
+    near = [low for low, score in scores.items() if score >= max(_NEAR_ENOUGH, best - 0.15)]
+    found = [by_letters[low] for low in sorted(near, key=lambda low: -scores[low])[:count]]
     if not found and len(known) <= 20:
         return f"choose one of {', '.join(known)}."
     return f"did you mean {' or '.join(found)}?" if found else "see the documentation for the names."

@@ -21,9 +21,10 @@ from a3c_bench.config import compose_points, from_hydra, open_schema, run_direct
 from a3c_bench.errors import ConfigError
 from a3c_bench.launch.directories import refuse_one_directory
 from a3c_bench.launch.options import LocalOptions, SlurmOptions
+from a3c_bench.launch.sweep import n_points
 
-ConfigStore.instance().store(group="hydra/launcher", name="local_schema", node=open_schema(LocalOptions))
-ConfigStore.instance().store(group="hydra/launcher", name="slurm_schema", node=open_schema(SlurmOptions))
+ConfigStore.instance().store(group="hydra/launcher/schema", name="local", node=open_schema(LocalOptions))
+ConfigStore.instance().store(group="hydra/launcher/schema", name="slurm", node=open_schema(SlurmOptions))
 
 
 class GridSweeper(BasicSweeper):
@@ -40,6 +41,7 @@ class GridSweeper(BasicSweeper):
                 with suppress(ConfigError):  # its own job says so, and the others run
                     places.append((run_directory(from_hydra(config), words), words))
             refuse_one_directory(places)
+            n_points[:] = [len(batch)]
 
 
 class _SweepLauncher(Launcher):

@@ -43,8 +43,8 @@ def sentence(ended: Any) -> str:
 
 
 CONFIG_ERRORS = [
-    ("algo=pac", "algo=pac is not known: did you mean paac or a3c or ga3c?"),
-    ("env=cartpol", "env=cartpol is not known: did you mean cartpole or cartpole_positions or catch?"),
+    ("algo=pac", "algo=pac is not known: did you mean paac?"),
+    ("env=cartpol", "env=cartpol is not known: did you mean cartpole?"),
     ("experiment=pnog", "experiment=pnog is not known: did you mean pong?"),
     ("env=pong env.game=Pnog", "env.game=Pnog is not an Atari game: did you mean Pong?"),
     ("env.id=CartPol-v1", "env.id=CartPol-v1 is not an environment: did you mean CartPole-v1 or "),
@@ -69,7 +69,7 @@ CONFIG_ERRORS = [
     ("device=gpu", "device=gpu is not a device: say cpu, cuda or cuda:0."),
     ("algo=[a", "algo=[a cannot be read as key=value: "),
     ("budget", "budget cannot be read as key=value: "),
-    ("seed=0,1", "Ambiguous value for argument 'seed=0,1'"),
+    ("seed=0,1", "seed=0,1 is a sweep: add -m to run one after the other."),
     (
         "logger=wandb,tensorboard",
         "logger=wandb,tensorboard would be a sweep over loggers: say 'logger=[wandb,tensorboard]' to have them all.",

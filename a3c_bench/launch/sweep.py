@@ -18,6 +18,7 @@ from a3c_bench.runtime.signals import StopRequest
 log = logging.getLogger(__name__)
 
 exit_statuses: list[int] = []  # of the sweeps that this process launched: Hydra hands nothing of them on
+n_points: list[int] = []  # of the sweep that Hydra runs one point after the other, for the line before each
 
 _SECONDS_BETWEEN_LOOKS = 1.0  # at runs that somebody else started on this machine
 _LOOKS_TO_BE_SURE = 2  # a job that is being requeued may be out of the queue for a moment
