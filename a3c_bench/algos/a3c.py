@@ -31,7 +31,7 @@ from a3c_bench.algos.settings import A3CConfig
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, Gradient, Rollout, Stamp, actor_critic_backward, divergence
-from a3c_bench.envs import Episode
+from a3c_bench.envs import Episode, find_spec
 from a3c_bench.envs.episodes import Moment
 from a3c_bench.runtime.actor import Actor
 from a3c_bench.runtime.clock import PhaseTimer
@@ -274,11 +274,7 @@ def train(config: Config, session: Session) -> None:
 
 def make_network(config: Config) -> ActorCritic:
     """theta's network, in the parent, which has no environments of its own."""
-    envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION), n_threads=1)
-    try:
-        return build.make_network(config, envs, torch.device("cpu"))
-    finally:
-        envs.close()
+    return build.make_network(config, find_spec(config.env), torch.device("cpu"))
 
 
 def resolve(config: Config, cores: int) -> Config:

@@ -42,7 +42,7 @@ from a3c_bench.core.q_learning import q_backward, value_figures
 from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.rollout import Stamp
 from a3c_bench.core.schedules import linear
-from a3c_bench.envs import Episode, VectorEnv
+from a3c_bench.envs import Episode, VectorEnv, find_spec
 from a3c_bench.envs.episodes import Moment
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.clock import PhaseTimer
@@ -168,7 +168,7 @@ class Shared:
         return replace(self, server=server, statistics=statistics, replays={}, locks={})
 
 
-def open_replay(config: Config, shared: Shared, index: int, envs: VectorEnv) -> Replay:
+def open_replay(config: Config, shared: Shared, index: int, envs: build.Shapes) -> Replay:
     """A replay as a process sees it: the parent to make and save it, and each of its users."""
     allocate: Allocate = in_memory
     if shared.files is not None:
@@ -566,13 +566,10 @@ def train(config: Config, session: Session) -> None:
     """Starts the processes and keeps the record of what they do."""
     options: GorilaConfig = config.algo
     crew = make_crew(options)
-    envs = build.make_envs(config, 1, sequence(config.seed, Stream.CALIBRATION), n_threads=1)
-    try:
-        network = make_network(config, envs, torch.device("cpu"))
-        shared = make_shared(config, crew, network, session.directory / "replay", envs)
-        replays = [open_replay(config, shared, index, envs) for index in range(crew.n_replays)]
-    finally:
-        envs.close()
+    spec = find_spec(config.env)
+    network = make_network(config, spec, torch.device("cpu"))
+    shared = make_shared(config, crew, network, session.directory / "replay", spec)
+    replays = [open_replay(config, shared, index, spec) for index in range(crew.n_replays)]
     record = Record(config, session, replays)
     session.gauges = record.gauges
     shares = [shared.for_bundle(index) for index in range(crew.n_bundles)]
@@ -598,7 +595,7 @@ def train(config: Config, session: Session) -> None:
             workers.poll(0.1)
 
 
-def make_shared(config: Config, crew: Crew, network: QNetwork, directory: Path, envs: VectorEnv) -> Shared:
+def make_shared(config: Config, crew: Crew, network: QNetwork, directory: Path, envs: build.Shapes) -> Shared:
     """What the processes are to share; theta becomes the memory of the network's parameters."""
     options: GorilaConfig = config.algo
     theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
