@@ -22,7 +22,6 @@ from a3c_bench.algos.gorila import (
     Bundle,
     Crew,
     GorilaConfig,
-    GorilaReplayConfig,
     LossWatch,
     Record,
     Shard,
@@ -31,6 +30,7 @@ from a3c_bench.algos.gorila import (
     make_shared,
     open_replay,
 )
+from a3c_bench.algos.settings import GorilaReplayConfig
 from a3c_bench.core.q_learning import q_backward
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import allow_many_files
