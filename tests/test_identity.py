@@ -3,7 +3,8 @@
 import json
 import logging
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from a3c_bench.algos.a3c import A3CConfig
 from a3c_bench.algos.gorila import GorilaConfig
 from a3c_bench.config import load_config
 from a3c_bench.errors import DivergedError, RunDirectoryError
+from a3c_bench.launch import local, sweep
+from a3c_bench.launch.options import LocalOptions
 from a3c_bench.launch.points import Point, write_down
 from a3c_bench.launch.state import look
 from a3c_bench.runtime import machine
-from a3c_bench.runtime.directory import RunDirectory, read_status, write_status
+from a3c_bench.runtime.directory import RunDirectory, read_status, write_job, write_status
 from a3c_bench.runtime.session import Session
 from a3c_bench.schema import BudgetConfig, Config, OptimizerConfig
 from a3c_bench.train import settled, train
@@ -286,3 +289,45 @@ def test_what_only_watches_changes_nothing_that_is_learnt(tiny: Config, tmp_path
         saved = torch.load(tmp_path / name / "checkpoint" / "latest.pt", weights_only=True)
         networks.append(saved["parts"]["network"])
     assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
+
+
+# --- sweeps, and what the docs say ----------------------------------------------------------------------------------
+
+
+def test_a_sweep_leaves_diverged_runs_alone_unless_asked(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def run_all(directories: Sequence[Path], *others: Any) -> None:
+        started.append([path.name for path in directories])
+        for path in directories:  # as the real one does: nobody has them on a list any more
+            write_job(path, {})
+
+    monkeypatch.setattr(local, "run_all", run_all)
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    for name, more in (("diverged", {"diverged": True}), ("raised", {"diverged": False})):
+        RunDirectory(tmp_path / name, asdict(tiny)).close()
+        write_status(tmp_path / name, state="failed", error="E: x", **more)
+
+    def launch(config: Config) -> int:
+        points = [Point(tmp_path / name, config) for name in ("diverged", "raised")]
+        return sweep.launch_local(points, LocalOptions(), tmp_path)
+
+    assert launch(tiny) == 1
+    assert launch(replace(tiny, retry_diverged=True)) == 1
+    assert started == [["raised"], ["diverged", "raised"]]
+    assert load_config(tmp_path / "diverged").retry_diverged  # so that the job, which reads it there, tries again
+
+
+def test_the_line_of_the_docs_finds_every_offline_run(tmp_path: Path) -> None:
+    """With overrides in its path and without."""
+    docs = (Path(__file__).parents[1] / "docs" / "slurm.md").read_text()
+    (line,) = (line.split("  #")[0].strip() for line in docs.splitlines() if "wandb sync" in line)
+    for path in ("CartPole-v1/paac/seed0", "CartPole-v1/paac/algo.n_envs=8/seed0"):
+        (tmp_path / "runs/default" / path / "wandb/offline-run-1-x").mkdir(parents=True)
+    found = subprocess.run(
+        ["bash", "-c", line.replace("wandb sync", "echo")], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert sorted(found) == sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("offline-run-*"))
+    assert len(found) == 2
