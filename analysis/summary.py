@@ -268,7 +268,22 @@ def _lag(run: Run) -> dict[str, float]:
         column = name if name.endswith("_p95") else f"{name}_mean"
         if column in table and table[column].notna().any():
             values[name] = float(table[column].mean())
+    histogram = run.lag_histogram()  # of all samples, each as much as another: intervals hold more or fewer of them
+    for unit, bins in histogram.groupby("unit"):
+        mean, p95 = mean_and_p95(bins)
+        values |= {name: x for name, x in ((str(unit), mean), (f"{unit}_p95", p95)) if name in _OF_LAG}
     return values
+
+
+def mean_and_p95(bins: pd.DataFrame) -> tuple[float, float]:
+    """Of the samples in some bins of one unit, as in lag_histogram.csv; exact where a bin holds one whole number."""
+    bins = bins.sort_values("lower")
+    low, high, n = bins[["lower", "upper", "samples"]].to_numpy(dtype=np.float64).T
+    if str(bins["unit"].iloc[0]).endswith(("_updates", "_frames")):
+        high = np.maximum(high - 1.0, low)  # the largest whole number below
+    middle = np.where(low == 0.0, 0.0, np.where(np.isfinite(high), (low + high) / 2.0, low))
+    reaches = np.searchsorted(np.cumsum(n), 0.95 * n.sum())
+    return float(np.average(middle, weights=n)), float(middle[reaches])
 
 
 def _number(value: Any) -> float:

@@ -205,6 +205,23 @@ def _logged_in(wandb: Any) -> bool:
     return bool(wandb.api.api_key)
 
 
+def _once(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without what was done again: an online run holds the rows that a kill took back, before those that came instead.
+
+    A row of an interval, or of an evaluation, counts no more once a later one of its kind is of its frame or below.
+    """
+    kept: list[Mapping[str, Any]] = []
+    lowest, lowest_of = float("inf"), {True: float("inf"), False: float("inf")}
+    for row in reversed(rows):
+        frames, evaluation = row.get("frames"), row.get(_EVALUATION) is not None
+        if frames is not None:
+            if frames > lowest or frames >= lowest_of[evaluation]:
+                continue
+            lowest, lowest_of[evaluation] = min(lowest, frames), frames
+        kept.append(row)
+    return kept[::-1]
+
+
 def _make(
     path: Path,
     config: Mapping[str, Any],
@@ -214,7 +231,7 @@ def _make(
 ) -> WandbRun | None:
     """A run; None, with a warning, if this project did not log it. `ended_well` is None while it is running."""
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    table = pd.DataFrame(list(rows))
+    table = pd.DataFrame(_once(rows))
     try:
         algo, env, seed = identity(config)
         if table.empty:

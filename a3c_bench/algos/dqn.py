@@ -132,6 +132,8 @@ class DQN:
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         if options.prioritized:
+            # Not clipped, as in OpenAI's baselines: the paper clips what is learnt from and does not say more, and
+            # with clipped ones all errors above 1 would be drawn alike.
             priorities = found.td_errors.abs().cpu().numpy() + PRIORITY_OF_NO_ERROR
             self.replay.update_priorities(sample.indices, priorities)
         session.updated(found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate})

@@ -10,6 +10,7 @@ from matplotlib.image import imread
 
 from analysis import load_runs, style
 from analysis.lag import UNITS, distribution, draw, main, make_caption, make_groups, make_table
+from analysis.summary import summarise
 
 COUNTERS = ("frames", "agent_steps", "updates", "wall_seconds")
 SUMMARY = ("mean", "p50", "p95", "max")
@@ -433,3 +434,12 @@ def test_an_unknown_unit_is_refused(tmp_path, capsys):
         main([str(tmp_path), "--unit", "lag_hours"])
     assert stopped.value.code == 2
     assert "lag_hours" in capsys.readouterr().err
+
+
+def test_the_summary_weighs_samples_and_not_intervals(make_run):
+    run = make_run(algo="a3c")
+    bins = {"lag_updates": [(0, 1e-9, 90), (10, 11, 10)], "lag_frames": [(100, 110, 1)]}
+    write_lag(run, {"lag_updates": [(0, 0, 0), (10, 10, 10)], "lag_frames": [(103, 103, 103)] * 2}, bins=bins)
+    (row,) = summarise(load_runs(run)).to_dict("records")
+    assert (row["lag_updates"], row["lag_updates_p95"]) == (1.0, 10.0)
+    assert row["lag_frames"] == 104.5  # 100 to 109

@@ -15,7 +15,7 @@ import pytest
 
 from a3c_bench.config import compose
 from a3c_bench.train import train
-from analysis import curves, load_runs
+from analysis import curves, load_runs, wandb_runs
 from analysis.wandb_runs import WandbError, WandbRun, read_offline
 
 COUNTERS = ["frames", "agent_steps", "updates", "wall_seconds"]
@@ -180,3 +180,12 @@ def test_a_project_that_cannot_be_read_is_one_sentence(monkeypatch):
     fake_wandb(monkeypatch, logged_in=True, runs=runs)
     with pytest.raises(WandbError, match=r"^wandb:me/project cannot be read: Could not find project$"):
         load_runs("wandb:me/project")
+
+
+def test_rows_that_were_done_again_count_once():
+    """Killed after 300, gone on from 100; the evaluation at 200 was lost, that at 400 came after its row."""
+    frames = [100, 200, 200.5, 300, 200, 200.5, 300, 400, 400.5]
+    columns = ["pps" if at == int(at) else "evaluation_mean_return" for at in frames]
+    rows = [{"frames": int(at), column: 1.0 + i} for i, (at, column) in enumerate(zip(frames, columns, strict=True))]
+    assert wandb_runs._once(rows) == [rows[0], *rows[4:]]
+    assert wandb_runs._once([rows[0], rows[1], rows[4]]) == [rows[0], rows[4]]
