@@ -36,6 +36,7 @@ from a3c_bench.core.replay import Sample
 from a3c_bench.runtime.machine import resolve_device, usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.schema import Config
+from a3c_bench.streams import exit_with
 
 log = logging.getLogger(__name__)
 Work = Callable[[], None]
@@ -178,6 +179,9 @@ def main() -> int:
     from a3c_bench.config import compose
     from a3c_bench.errors import UserError
 
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
     try:
         config = compose(sys.argv[1:])
         calibration = calibrate(config)
@@ -193,4 +197,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

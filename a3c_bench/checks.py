@@ -2,6 +2,7 @@
 
 from a3c_bench.algos import find_settings
 from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.machine import check_device
 from a3c_bench.schema import Config, check
 
 
@@ -12,6 +13,7 @@ def check_settings(config: Config) -> None:
         ConfigError: one sentence.
     """
     check(config)
+    check_device(config.device)
     budget = config.budget
     if budget.frames is None and budget.wall_clock_seconds is None and budget.target_return is None:
         raise ConfigError("There is no budget: set budget.frames, budget.wall_clock_seconds or budget.target_return.")

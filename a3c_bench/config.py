@@ -172,7 +172,7 @@ def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, list[tuple[list
     register_schemas()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
-            single = OverridesParser.create().parse_overrides(list(overrides))
+            single = OverridesParser.create().parse_overrides(for_each_point(overrides))
             fixed = [o.input_line for o in single if not o.is_sweep_override() and o.input_line is not None]
             loader = GlobalHydra.instance().config_loader()
             master = hydra_compose("config", overrides=fixed, return_hydra_config=True)

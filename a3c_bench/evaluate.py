@@ -27,6 +27,7 @@ from a3c_bench.runtime import checkpoint
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.schema import Config, EvaluationConfig, check
+from a3c_bench.streams import exit_with
 
 
 @dataclass(frozen=True)
@@ -218,4 +219,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -19,6 +19,7 @@ from a3c_bench.errors import ConfigError, UserError
 from a3c_bench.evaluate import evaluation_config, evaluation_seed, load_network, parse_run, play, player
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.schema import Config
+from a3c_bench.streams import exit_with
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 FPS_RANGE = (0.01, 1000.0)  # ffmpeg is told hundredths
@@ -153,4 +154,4 @@ def _video(path: Path, fps: float) -> Iterator[_Video]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -35,6 +35,7 @@ from a3c_bench.errors import ConfigError, TrainingError, UserError
 from a3c_bench.launch.sweep import exit_statuses, n_points
 from a3c_bench.runtime.signals import ended_by_interrupt
 from a3c_bench.schema import Config
+from a3c_bench.streams import READER_IS_GONE, let_readers_go, mend_streams
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Runs one job, or each job of a sweep; a job that fails does not keep the others from running."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are, and leave as one sentence
-    _mend_streams()
+    mend_streams()
     register_schemas()
     exit_statuses.clear()
     sys.argv[1:] = _in_order(sys.argv[1:])
@@ -56,7 +57,11 @@ def main() -> None:
             config = from_hydra(composed)
             check_settings(config)
             _say_which_point(config)
-            from a3c_bench.train import train  # torch and EnvPool: seconds that bad input need not wait for
+            # EnvPool and torch take seconds to import, for which bad input need not wait.
+            from a3c_bench.envs.spec import find_spec
+
+            find_spec(config.env)
+            from a3c_bench.train import train
 
             directory = run_directory(config, HydraConfig.get().overrides.task)
             status = train(config, directory)
@@ -82,12 +87,12 @@ def main() -> None:
         _say(explain(error))
         sys.exit(2)
     except BrokenPipeError:  # whoever read has read enough: | head -1
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(READER_IS_GONE)
     except OSError as error:
         _say(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
         sys.exit(2)
     finally:
-        _let_readers_go()
+        let_readers_go()
     sys.exit(max(exit_statuses, default=0))
 
 
@@ -97,29 +102,6 @@ def _in_order(words: Sequence[str]) -> list[str]:
     others = [word for word in words if word not in flags]
     sweeps = bool(flags) or any(word.startswith("+sweeps") for word in others)
     return flags[:1] + (for_each_point(others) if sweeps else others)
-
-
-def _mend_streams() -> None:
-    """Gives closed standard streams somewhere to write to, before another file takes their place."""
-    logging.raiseExceptions = False  # a reader that goes away would be a traceback a line
-    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
-
-
-def _let_readers_go() -> None:
-    """Writes out what is left; where nobody reads it any more, Python shall not complain at exit either."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
 
 
 def _say_which_point(config: Config) -> None:

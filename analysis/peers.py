@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from a3c_bench.streams import exit_with
 from analysis.cli import positive
 from analysis.load import load_runs
 
@@ -294,4 +295,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

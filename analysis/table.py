@@ -10,7 +10,6 @@ none its mean training return stands in a table of its own, as scores from diffe
 import argparse
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from a3c_bench.streams import exit_with
 from analysis import cli, published, statistics
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.curves import AXES, Trace, make_trace
@@ -561,4 +561,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -33,6 +33,7 @@ from a3c_bench.runtime.directory import read_status, read_yaml
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.recorder import LAG_COLUMNS, METRIC_COLUMNS
 from a3c_bench.schema import Config
+from a3c_bench.streams import exit_with
 from sweeps.status import duration, run_directories
 
 _BYTES_PER_CELL = 9  # of a CSV file
@@ -285,4 +286,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from a3c_bench.launch.state import STATES, Standing, counted, look_again
 from a3c_bench.runtime.directory import read_yaml
+from a3c_bench.streams import exit_with
 from analysis import walk
 
 _COLOURS = {
@@ -134,4 +135,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -102,6 +102,19 @@ def test_a_reader_may_go_away(tmp_path: Path) -> None:
     assert ended.stderr == ""
 
 
+def test_no_command_minds_its_reader(tmp_path: Path) -> None:
+    """Each file that is run as a command ends by `exit_with`; `run.py` does the same by itself."""
+    code = "from a3c_bench.streams import exit_with; exit_with(lambda: print('x' * 99) or 3)"
+    ended = shell(f'(sleep 0.5; {sys.executable} -c "{code}"; echo $? >&2) | true', tmp_path)
+    assert ended.stderr == "141\n"
+    ended = shell(f'{sys.executable} -c "{code}" >&-; echo $?', tmp_path)
+    assert (ended.stdout, ended.stderr) == ("3\n", "")
+    files = [file for part in ("a3c_bench", "analysis", "sweeps") for file in (ROOT / part).glob("*.py")]
+    commands = [file for file in files if "__main__" in file.read_text() and file.name != "run.py"]
+    assert len(commands) > 10
+    assert [file.name for file in commands if not file.read_text().endswith("    exit_with(main)\n")] == []
+
+
 def test_a_run_needs_no_streams(tmp_path: Path) -> None:
     ended = shell(f"{RUN} {shlex.join(TINY)} >&- 2>&-; echo $?", tmp_path)
     assert ended.stdout == "0\n"

@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -69,24 +70,30 @@ def keep_to_cores(cores: Iterable[int]) -> None:
             os.sched_setaffinity(int(thread), wanted)
 
 
+def check_device(name: str) -> None:
+    """Checks the name of a device without looking whether there is one.
+
+    Raises:
+        ConfigError: nothing is called so.
+    """
+    if re.fullmatch(r"(cpu|cuda)(:\d+)?", name) is None:
+        raise ConfigError(f"device={name} is not a device: say cpu, cuda or cuda:0.")
+
+
 def resolve_device(name: str) -> "torch.device":
     """The torch device of that name.
 
     Raises:
         ConfigError: there is no such device on this machine.
     """
+    check_device(name)
     import torch
 
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device={name} is not a device: say cpu, cuda or cuda:0.") from None
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name} was asked for, but torch finds no CUDA GPU here: say device=cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name} was asked for, but there are only {torch.cuda.device_count()} GPUs.")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={name} is not supported: say cpu or cuda.")
     return device
 
 
