@@ -151,11 +151,11 @@ def table(stops: Sequence[Stop]) -> str:
 @pytest.mark.parametrize(
     ("algorithm", "sent", "seconds"),
     [
-        ("paac", signal.SIGINT, 0.5),
-        ("dqn", signal.SIGUSR2, 0.5),
         ("a3c", signal.SIGTERM, 4.0),
         ("ga3c", signal.SIGHUP, 1.0),
-        ("gorila", signal.SIGTERM, 4.0),
+        ("gorila", signal.SIGUSR2, 4.0),
+        pytest.param("paac", signal.SIGINT, 0.5, marks=pytest.mark.slow),  # without processes of its own
+        pytest.param("dqn", signal.SIGUSR2, 0.5, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_whose_processes_are_all_told_to_stop_saves(

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT, Ended
 
 from a3c_bench.config import for_each_point
 from a3c_bench.schema import nearest
 
+ROOT = Path(__file__).parents[1]
 RUN = f"{sys.executable} -m a3c_bench.run"
 TINY = (
     "budget.frames=200",
@@ -40,13 +41,13 @@ ALGORITHMS = "a3c, dqn, ga3c, gorila, paac"
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_one_sentence(cli: Callable[..., Ended], words: list[str], said: str) -> None:
+def test_one_sentence(cli: Callable[..., Any], words: list[str], said: str) -> None:
     ended = cli(*words)
     assert (ended.exit_status, set(ended.stderr.splitlines())) == (2, {f"a3c_bench: {said}"})
     assert "Run directory" not in ended.stdout
 
 
-def test_help_lists_what_can_be_chosen(cli: Callable[..., Ended]) -> None:
+def test_help_lists_what_can_be_chosen(cli: Callable[..., Any]) -> None:
     ended = cli("--help")
     assert ended.exit_status == 0
     assert f"\nalgo: {ALGORITHMS}\n" in ended.stdout
@@ -54,13 +55,13 @@ def test_help_lists_what_can_be_chosen(cli: Callable[..., Ended]) -> None:
     assert "schema" not in ended.stdout
 
 
-def test_glob_finds_algorithms_only(cli: Callable[..., Ended]) -> None:
+def test_glob_finds_algorithms_only(cli: Callable[..., Any]) -> None:
     """Five points, each refused for the same reason."""
     ended = cli("-m", "algo=glob(*)", "algo.optimizer.lr=-1")
     assert ended.stderr.splitlines() == ["a3c_bench: algo.optimizer.lr=-1.0 must be greater than 0.0."] * 5
 
 
-def test_a_line_per_point(cli: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_line_per_point(cli: Callable[..., Any], tmp_path: Path) -> None:
     ended = cli(f"root={tmp_path}", *TINY, "algo=paac", "seed=0,3", "-m")
     assert ended.exit_status == 0, ended.stderr
     lines = [line.split("] ", 1)[-1] for line in ended.stdout.splitlines()]
@@ -121,7 +122,7 @@ def test_a_run_needs_no_streams(tmp_path: Path) -> None:
     assert list(tmp_path.glob("runs/*/*/*/**/metrics.csv"))
 
 
-def test_a_directory_of_ones_own(cli: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_directory_of_ones_own(cli: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "env").mkdir()
     (tmp_path / "env" / "mine.yaml").write_text("# @package _global_\nenv:\n  id: MountainCar-v0\n")
     ended = cli("--config-dir", str(tmp_path), "--cfg", "job", "env=mine")

@@ -33,7 +33,7 @@ print(*found, memory_mib())
 def test_memory_counts_this_process_and_its_children() -> None:
     words = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True, timeout=60)
     with_block, without, with_child, at_last = map(float, words.stdout.split())
-    assert without > 20.0
+    assert without > 5.0
     assert with_block == pytest.approx(without + 256, abs=4)
     assert with_child == pytest.approx(without + 256, abs=16)  # and an interpreter
     assert at_last == pytest.approx(without, abs=4)
