@@ -82,7 +82,11 @@ def test_the_learning_rate_grows_with_the_environments() -> None:
     assert rates == {n: pytest.approx(0.0007 * n) for n in (16, 32, 64, 128, 256)}
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+# throughput trains two of the algorithms of atari_paac_games, and calibrates: minutes in a slow hour.
+TINY_ONES = [pytest.param(name, marks=pytest.mark.slow) if name == "throughput" else name for name in SWEEPS]
+
+
+@pytest.mark.parametrize("name", TINY_ONES)
 def test_the_tiny_variant_runs_to_its_end(cli: Cli, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "calibrate", lambda config: calibrate(config, 1, 0.05))  # 15 s as it is
     _, points = compose_sweep([f"+sweeps=tiny/{name}"])

@@ -123,7 +123,7 @@ def test_a_figure_that_fails_costs_no_page(make_run, tmp_path, monkeypatch, caps
     assert "Return: It failed: ValueError: nothing fits" in " ".join(Page(run / "report" / "index.html").text)
 
 
-@pytest.mark.parametrize("words", [[], ["--page-only"]])
+@pytest.mark.parametrize("words", [[], pytest.param(["--page-only"], marks=pytest.mark.slow)])
 def test_a_report_that_fails_leaves_the_old_one(make_run, tmp_path, monkeypatch, words):
     monkeypatch.setattr(gallery, "OTHERS", ())
     run, out = make_run(), tmp_path / "out"
