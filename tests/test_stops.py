@@ -5,8 +5,10 @@
 A stop that comes while Python still imports ends the process by the signal: nothing is there yet that could be saved.
 """
 
+import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -52,6 +54,64 @@ LONGEST_START = 240.0  # seconds, on a busy machine
 SECONDS_AFTER_BEGINNING = 5.0  # of a start and what comes after it: workers start, evaluations and checkpoints come
 
 
+# Imports what a run imports, once, and forks for each run: the imports take far longer than the run. It reads the words
+# of a run and the files of its output, a line each, tells the process, and in the end its exit status.
+FORKING = """
+import json, os, sys, traceback
+import a3c_bench.run
+import a3c_bench.train, a3c_bench.build, a3c_bench.algos.{algorithm}, torch._dynamo
+for line in sys.stdin:
+    words, out, err = json.loads(line)
+    process = os.fork()
+    if process == 0:
+        os.setsid()
+        for number, name in enumerate((os.devnull, out, err)):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), number)
+        sys.argv = ["a3c_bench.run", *words]
+        status = 70
+        try:
+            a3c_bench.run.main()
+        except SystemExit as left:
+            status = left.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+class Forked:
+    """A run's process, as far as a stop needs it; made by a process that forks."""
+
+    def __init__(self, forking: "subprocess.Popen[str]", words: Sequence[str], out: Path, err: Path) -> None:
+        assert forking.stdin is not None
+        assert forking.stdout is not None
+        forking.stdin.write(json.dumps([words, str(out), str(err)]) + "\n")
+        forking.stdin.flush()
+        self.pid = int(forking.stdout.readline())
+        self.returncode: int | None = None
+        self._stdout = forking.stdout
+
+    def poll(self) -> int | None:
+        """Its exit status, if it has ended."""
+        if self.returncode is None and select.select([self._stdout], [], [], 0.0)[0]:
+            self.returncode = int(self._stdout.readline())
+        return self.returncode
+
+    def wait(self, timeout: float = LONGEST_START) -> int:
+        """Its exit status, when it has ended."""
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("the run", timeout)
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
+
+
 class Stop(NamedTuple):
     """One stop: of what, by what, and what was wrong with it ("" if it saved)."""
 
@@ -68,46 +128,52 @@ class Stopped:
         self._root = root / algorithm
         self._words = (f"root={self._root}", f"algo={algorithm}", *ALGORITHMS[algorithm], *WORDS)
         self._frames: int | None = None  # in the checkpoint
+        self._forking = subprocess.Popen(
+            [sys.executable, "-c", FORKING.format(algorithm=algorithm)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
 
     def stop(self, sent: signal.Signals, seconds: float) -> Stop:
         """Starts the run, and tells its process group to stop so many seconds after it has begun."""
         out, err = self._root.with_suffix(".out"), self._root.with_suffix(".err")
-        with open(out, "w") as stdout, open(err, "w") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "a3c_bench.run", *self._words],
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-            )
-            try:
-                self._wait_until_it_runs(process)
-                time.sleep(seconds)
-                os.killpg(process.pid, sent)
-                process.wait(timeout=LONGEST_START)
-                fault = self._fault(process, sent, out.read_text(), err.read_text())
-            except AssertionError as error:
-                fault = f"{error}; stderr: {err.read_text()}"
-            except (subprocess.TimeoutExpired, ProcessLookupError) as error:
-                fault = f"{type(error).__name__}: {err.read_text()}"
-            finally:
-                if process.poll() is None or living(process.pid):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        process = Forked(self._forking, self._words, out, err)
+        try:
+            self._wait_until_it_runs(process)
+            time.sleep(seconds)
+            os.killpg(process.pid, sent)
+            process.wait()
+            fault = self._fault(process, sent, out.read_text(), err.read_text())
+        except AssertionError as error:
+            fault = f"{error}; stderr: {err.read_text()}"
+        except (subprocess.TimeoutExpired, ProcessLookupError) as error:
+            fault = f"{type(error).__name__}: {err.read_text()}"
+        finally:
+            if process.poll() is None or living(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         return Stop(self._algorithm, sent, fault)
+
+    def close(self) -> None:
+        """Ends the process that forks."""
+        assert self._forking.stdin is not None
+        self._forking.stdin.close()
+        self._forking.wait(timeout=LONGEST_START)
 
     def _status(self) -> dict[str, object]:
         found = next(self._root.rglob("status.json"), None)
         return read_status(found.parent) if found else {}
 
-    def _wait_until_it_runs(self, process: "subprocess.Popen[bytes]") -> None:
+    def _wait_until_it_runs(self, process: Forked) -> None:
         deadline = time.monotonic() + LONGEST_START
         while self._status().get("state") != "running":
             assert process.poll() is None, f"it ended before it ran, with exit status {process.poll()}"
             assert time.monotonic() < deadline, "it does not run"
             time.sleep(0.02)
 
-    def _fault(self, process: "subprocess.Popen[bytes]", sent: signal.Signals, stdout: str, stderr: str) -> str:
+    def _fault(self, process: Forked, sent: signal.Signals, stdout: str, stderr: str) -> str:
         if process.returncode != 128 + sent:
             return f"exit status {process.returncode}: {stderr}"
         status = self._status()
@@ -133,7 +199,10 @@ def stop_again_and_again(algorithm: str, signals: Sequence[signal.Signals], root
     """One run, stopped by each of these signals in turn, at random moments."""
     rng = random.Random(f"{seed} {algorithm}")
     run = Stopped(algorithm, root)
-    return [run.stop(sent, rng.uniform(0.0, SECONDS_AFTER_BEGINNING)) for sent in signals]
+    try:
+        return [run.stop(sent, rng.uniform(0.0, SECONDS_AFTER_BEGINNING)) for sent in signals]
+    finally:
+        run.close()
 
 
 def table(stops: Sequence[Stop]) -> str:
@@ -161,7 +230,9 @@ def table(stops: Sequence[Stop]) -> str:
 def test_a_run_whose_processes_are_all_told_to_stop_saves(
     tmp_path: Path, leaves_no_shared_memory: None, algorithm: str, sent: signal.Signals, seconds: float
 ) -> None:
-    assert Stopped(algorithm, tmp_path).stop(sent, seconds).fault == ""
+    run = Stopped(algorithm, tmp_path)
+    assert run.stop(sent, seconds).fault == ""
+    run.close()
 
 
 @pytest.mark.parametrize(
