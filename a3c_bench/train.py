@@ -135,7 +135,7 @@ def settings_in_words(config: Config) -> str:
     algo = config.algo.name
     if config.tuned_for is None:
         return f"the paper's (conf/algo/{algo}.yaml), but for what an experiment or the command line changes"
-    return f"{algo} tuned for {config.tuned_for}; settings=paper takes the paper's"
+    return f"{algo} tuned for {config.tuned_for}; settings=paper, without an experiment, takes the paper's"
 
 
 def check_build(config: Config) -> None:
