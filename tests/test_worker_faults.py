@@ -157,10 +157,10 @@ def fail_and_go_on(faulty: Faulty, words: tuple[str, ...], place: str, kind: str
 FULL_QUEUE = ("algo.training_queue_size=1", "algo.n_trainers=1")
 CASES: list[Any] = [
     (A3C, "worker", "kill", "midway"),
-    (GA3C, "trainer", "raise", "midway"),
     (GORILA, "shard", "kill", "midway"),
 ]
 SLOW_CASES: list[Any] = [
+    (GA3C, "trainer", "raise", "midway"),
     (A3C, "worker", "raise", "midway"),
     ((*GA3C, *FULL_QUEUE), "trainer", "hang", "full"),
     *((A3C, "worker", kind, "start") for kind in ("raise", "kill", "hang")),

@@ -121,6 +121,7 @@ def assert_one_piece(run: Path) -> None:
     assert pd.read_csv(run / "eval.csv")["final"].sum() == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_bad_day(checkout: Checkout) -> None:
     """While runs wait, conf/ is edited, a checkpoint damaged, a run cancelled: the same command again is enough."""
     words = (*SMALL, "seed=0,1,2", "budget.frames=400", "hydra.launcher.array_parallelism=1")
