@@ -8,6 +8,7 @@ Writes course.png, course.pdf and course.csv (the same curves as numbers). docs/
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,6 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from a3c_bench.streams import exit_with
 from analysis import caption, cli, figure, style
 from analysis.aggregate import Floats, last_of_each
 from analysis.groups import Band, SeedGroup, group_traces, make_band
@@ -210,4 +210,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

@@ -8,6 +8,7 @@ Writes curves.png, curves.pdf and curves.csv (the same curves as numbers).
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from a3c_bench.streams import exit_with
 from analysis import aggregate, caption, cli, figure, published, style
 from analysis.aggregate import Floats
 from analysis.groups import NO_BAND, Band, SeedGroup, group_traces, make_band
@@ -322,4 +322,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

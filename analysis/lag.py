@@ -8,6 +8,7 @@ Writes lag.png, lag.pdf and lag.csv (the same curves as numbers). docs/metrics.m
 
 import argparse
 import logging
+import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,6 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from a3c_bench.streams import exit_with
 from analysis import caption, cli, figure, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, SeedGroup, band_at, group_traces, make_band
@@ -383,4 +383,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

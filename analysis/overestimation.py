@@ -8,12 +8,12 @@ Writes overestimation.png, overestimation.pdf and overestimation.csv (the same c
 """
 
 import argparse
+import sys
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from a3c_bench.streams import exit_with
 from analysis import cli, course
 from analysis.course import Curve, Group, Panel
 from analysis.load import Run
@@ -71,4 +71,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from a3c_bench.streams import exit_with
 from analysis.cli import positive
 from analysis.load import load_runs
 
@@ -295,4 +294,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

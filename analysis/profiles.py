@@ -7,6 +7,7 @@ scores of one other environment stay as they are, and several are scaled by thei
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,6 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from a3c_bench.streams import exit_with
 from analysis import caption, cli, figure, published, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, Member, SeedGroup, in_legend_order
@@ -188,4 +188,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

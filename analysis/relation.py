@@ -11,6 +11,7 @@ an axis that is logarithmic and shows 0. Writes relation.png, relation.pdf and r
 
 import argparse
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from a3c_bench.streams import exit_with
 from analysis import caption, cli, figure, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, SeedGroup, in_legend_order
@@ -362,4 +362,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

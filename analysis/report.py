@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from a3c_bench.streams import exit_with
 from analysis import caption, cli, gallery, page, table
 from analysis.configurations import commands, differences
 from analysis.gallery import Kind
@@ -297,4 +296,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

@@ -10,6 +10,7 @@ adjustments, where GA3C changed its own sizes.
 
 import argparse
 import logging
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,7 +25,6 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from a3c_bench.streams import exit_with
 from analysis import caption, cli, course, figure, published, relation, statistics, style, table
 from analysis.groups import Member, SeedGroup, in_legend_order
 from analysis.load import Run, flat, labelled
@@ -328,4 +328,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())

@@ -10,6 +10,7 @@ none its mean training return stands in a table of its own, as scores from diffe
 import argparse
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from a3c_bench.streams import exit_with
 from analysis import cli, published, statistics
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.curves import AXES, Trace, make_trace
@@ -561,4 +561,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    sys.exit(main())
