@@ -211,14 +211,18 @@ def in_use(path: Path) -> bool | None:
 
 
 def runs_below(root: Path) -> list[Path]:
-    """The run directories below a directory, by name; links are not followed."""
-    found = []
-    for directory, children, files in os.walk(root):
+    """The run directories below a directory, by name; links are followed, and a run that several lead to comes once."""
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    for directory, children, files in os.walk(root, followlinks=True):
+        place = os.path.realpath(directory)
         children.sort()
-        if "config.yaml" in files:
+        if place in seen or "config.yaml" in files:
             children.clear()
-            found.append(Path(directory))
-    return found
+        if "config.yaml" in files:
+            found.setdefault(place, Path(directory))
+        seen.add(place)
+    return list(found.values())
 
 
 def read_yaml(path: Path) -> Any:

@@ -20,7 +20,14 @@ import yaml
 
 from a3c_bench.errors import RunDirectoryError
 from a3c_bench.runtime import directory
-from a3c_bench.runtime.directory import CsvFile, RunDirectory, differing_keys, read_status, replace_file
+from a3c_bench.runtime.directory import (
+    CsvFile,
+    RunDirectory,
+    differing_keys,
+    read_status,
+    replace_file,
+    runs_below,
+)
 from a3c_bench.schema import PRESENTATION_KEYS, Config, LoggerConfig, WandbConfig
 
 ROOT = Path(__file__).parents[2]
@@ -363,3 +370,16 @@ def test_without_permission(tmp_path: Path) -> None:
             RunDirectory(tmp_path / "run", CONFIG)
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_runs_below_a_directory_are_found_through_links_and_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "elsewhere" / name).mkdir(parents=True)
+        (tmp_path / "elsewhere" / name / "config.yaml").touch()
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "elsewhere" / "a")
+    (root / "link_again").symlink_to(tmp_path / "elsewhere" / "a")
+    (root / "loop").symlink_to(root)
+    assert runs_below(root) == [root / "link"]
+    assert runs_below(tmp_path / "elsewhere") == [tmp_path / "elsewhere" / "a", tmp_path / "elsewhere" / "b"]
