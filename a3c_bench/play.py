@@ -11,15 +11,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from a3c_bench import build
-from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.errors import ConfigError, UserError
-from a3c_bench.evaluate import evaluation_config, evaluation_seed, load_network, parse_run, play, player
-from a3c_bench.runtime.machine import resolve_device
+from a3c_bench.evaluate import parse_run
 from a3c_bench.schema import Config
 from a3c_bench.streams import exit_with
+
+if TYPE_CHECKING:
+    from a3c_bench.envs import Step, VectorEnv
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 FPS_RANGE = (0.01, 1000.0)  # ffmpeg is told hundredths
@@ -34,7 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen, config = parse_run(parser, arguments)
         _check(chosen)
-        config = evaluation_config(config)
         fps = chosen.fps or (60.0 / config.env.frame_skip if config.env.game else 30.0)
         with _video(chosen.video, fps) if chosen.video is not None else nullcontext() as video:
             _play(chosen, config, video)
@@ -60,12 +59,17 @@ def _check(chosen: argparse.Namespace) -> None:
 
 def _play(chosen: argparse.Namespace, config: Config, video: "_Video | None") -> None:
     """Plays so many games, and prints how each ended."""
-    network = load_network(config, chosen.run / "checkpoint" / f"{chosen.checkpoint}.pt", resolve_device(config.device))
+    from a3c_bench import build
+    from a3c_bench.evaluation import evaluation_config, evaluation_seed, load_network, play, player
+    from a3c_bench.runtime.machine import resolve_device
+
+    config = evaluation_config(config)
+    network = load_network(config, chosen.file, resolve_device(config.device))
     env_seed, action_seed = evaluation_seed(config, 2_000_000 + chosen.seed).spawn(2)
     envs = build.make_envs(config, 1, env_seed, render=video is not None)
     n_left: int = chosen.episodes
 
-    def after_step(step: Step) -> bool:
+    def after_step(step: "Step") -> bool:
         nonlocal n_left
         if video is not None:
             video.add(envs)
@@ -89,7 +93,7 @@ class _Video:
         with self._said_in_one_sentence():
             self._writer = self._open(fps)
 
-    def add(self, envs: VectorEnv) -> None:
+    def add(self, envs: "VectorEnv") -> None:
         """Takes the picture that the environment shows now."""
         picture = envs.frames()
         with self._said_in_one_sentence():

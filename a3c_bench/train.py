@@ -20,11 +20,11 @@ import yaml
 
 from a3c_bench import build, checks
 from a3c_bench.algos import find_algorithm
-from a3c_bench.calibrate import calibrate
+from a3c_bench.calibration import calibrate
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.envs import find_spec
 from a3c_bench.errors import CheckpointError, DivergedError, RunDirectoryError, TrainingError, UserError
-from a3c_bench.evaluate import EvaluationResult, evaluate, evaluation_seed
+from a3c_bench.evaluation import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.runtime import checkpoint, history, machine
 from a3c_bench.runtime.directory import RunDirectory, diverged, read_status, read_yaml, timestamp
 from a3c_bench.runtime.session import Session

@@ -20,18 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from a3c_bench import build
 from a3c_bench.algos import find_algorithm
-from a3c_bench.calibrate import calibrate
-from a3c_bench.envs import find_spec
+from a3c_bench.checks import check_settings
 from a3c_bench.errors import UserError
 from a3c_bench.runtime.directory import read_status, read_yaml
 from a3c_bench.runtime.machine import usable_cores
-from a3c_bench.runtime.recorder import LAG_COLUMNS, METRIC_COLUMNS
 from a3c_bench.schema import Config
 from a3c_bench.streams import exit_with
 from sweeps.status import duration, run_directories
@@ -114,6 +110,8 @@ class Bounds:
         parts = (config.algo.name, find_algorithm(config.algo.name).workload(config), env, config.network)
         key = repr((*parts, config.device, config.n_torch_threads))
         if key not in self._known:
+            from a3c_bench.calibration import calibrate
+
             _say(f"measuring the speed of {config.algo.name} on this machine")
             found = calibrate(config, repeats=3, seconds_per_repeat=0.3)
             self._known[key] = found.serial_bound_agent_steps_per_second
@@ -124,6 +122,8 @@ def cost_of(
     kind: Kind, config: Config, measured: Mapping[tuple[str, str, str, str], list[tuple[float, int]]], bounds: Bounds
 ) -> Cost:
     """What a run of this kind costs."""
+    import torch
+
     runs = measured.get((kind.algo, kind.env, kind.network, kind.device))
     if runs:
         speed = statistics.median(speed for speed, _ in runs)
@@ -141,6 +141,11 @@ def cost_of(
 
 def estimated_bytes(config: Config) -> int:
     """Of a finished run's directory: two checkpoints, the tables and the replays that lie in files."""
+    import torch
+
+    from a3c_bench.envs import find_spec
+    from a3c_bench.runtime.recorder import LAG_COLUMNS, METRIC_COLUMNS
+
     network = find_algorithm(config.algo.name).make_network(config, find_spec(config.env), torch.device("cpu"))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     copies = 3 if config.algo.optimizer.kind == "adam" or config.algo.optimizer.centered else 2  # with the optimiser's
@@ -152,6 +157,9 @@ def estimated_bytes(config: Config) -> int:
 
 def replay_bytes(config: Config) -> int:
     """Of the replays in files of the run directory."""
+    from a3c_bench import build
+    from a3c_bench.envs import find_spec
+
     replays = find_algorithm(config.algo.name).workload(config).mapped_replays
     spec = find_spec(config.env)
     return sum(build.replay_bytes(config, spec, n_envs) for n_envs in replays)
@@ -170,6 +178,8 @@ def resources_of(options: Mapping[str, Any]) -> Resources:
 
         shares = local.slots(LocalOptions(**options), range(cores), local.visible_gpus())
         return Resources(len(shares[0].cores), len(shares[0].gpus), len(shares), None)
+    import torch
+
     return Resources(cores, torch.cuda.device_count(), 1, None)
 
 
@@ -264,6 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         launcher = [f"hydra/launcher={options.launcher}"] if options.launcher else []
         hydra, points = compose_sweep([*words, *launcher])
         kinds: dict[Kind, list[Config]] = defaultdict(list)
+        for _, config in points:
+            check_settings(config)  # before torch and EnvPool are imported, which takes seconds
         for _, config in points:
             kinds[kind_of(config)].append(config)
         _say(

@@ -20,9 +20,9 @@ from a3c_bench import play as play_module
 from a3c_bench import train as train_module
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.paac import PAACConfig
-from a3c_bench.calibrate import calibrate
+from a3c_bench.calibration import calibrate
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.evaluate import evaluate, evaluation_config, evaluation_seed
+from a3c_bench.evaluation import evaluate, evaluation_config, evaluation_seed
 from a3c_bench.schema import (
     BudgetConfig,
     Config,
@@ -272,7 +272,7 @@ def no_game(monkeypatch: pytest.MonkeyPatch) -> None:
     def play(*arguments: Any) -> None:
         raise AssertionError("it plays")
 
-    monkeypatch.setattr(play_module, "play", play)
+    monkeypatch.setattr("a3c_bench.evaluation.play", play)
 
 
 @pytest.mark.usefixtures("no_game")
@@ -369,7 +369,7 @@ def test_the_serial_bound_is_made_of_its_parts() -> None:
 
 def test_calibration_takes_a_runs_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fast = calibrate(TINY, repeats=1, seconds_per_repeat=0.01)
-    monkeypatch.setattr(calibrate_module, "calibrate", lambda config: fast)
+    monkeypatch.setattr("a3c_bench.calibration.calibrate", lambda config: fast)
     monkeypatch.setattr("sys.argv", ["calibrate", "env=acrobot"])
     assert calibrate_module.main() == 0
     assert "Acrobot-v1" in capsys.readouterr().out
@@ -398,7 +398,7 @@ def test_a_q_learner_of_ones_own_is_calibrated(monkeypatch: pytest.MonkeyPatch) 
         return Workload(config.algo.n_envs, 1, replayed_batch=8)
 
     own = Algorithm(OwnQConfig, lambda config, session: None, workload=workload, make_network=build.make_q_network)
-    monkeypatch.setattr(calibrate_module, "find_algorithm", lambda name: own)
+    monkeypatch.setattr("a3c_bench.calibration.find_algorithm", lambda name: own)
     result = calibrate(replace(TINY, algo=OwnQConfig()), repeats=1, seconds_per_repeat=0.01)
     assert (result.acting_batch, result.training_batch) == (2, 8)
     assert result.serial_bound_agent_steps_per_second > 0

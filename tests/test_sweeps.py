@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from a3c_bench import config as config_module
 from a3c_bench import train as train_module
 from a3c_bench.algos import algorithm_names
-from a3c_bench.calibrate import Calibration, calibrate
+from a3c_bench.calibration import Calibration, calibrate
 from a3c_bench.config import compose, compose_points, compose_sweep, config_directory, from_hydra, sweeps_directory
 from a3c_bench.errors import ConfigError
 from a3c_bench.launch.points import Point, check_points
@@ -224,7 +224,7 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         asked.append(config)
         return Calibration(1.0, 1.0, 1.0, 250.0, 1, 1, 1, 3, 2, "cpu")
 
-    monkeypatch.setattr(plan, "calibrate", calibrated)
+    monkeypatch.setattr("a3c_bench.calibration.calibrate", calibrated)
     return asked
 
 

@@ -1,14 +1,20 @@
 """The walls between the packages, as the imports say: what may know of what."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from a3c_bench.config import compose
 from a3c_bench.runtime import recorder
+from a3c_bench.runtime.directory import plain
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "a3c_bench"
@@ -22,7 +28,7 @@ LAYERS = (
     ("runtime",),
     ("build",),
     ("algos",),
-    ("checks", "config", "evaluate", "play", "calibrate", "train"),
+    ("checks", "config", "evaluate", "evaluation", "play", "calibrate", "calibration", "train"),
     ("launch",),
     ("run",),
 )
@@ -190,3 +196,39 @@ def test_words_need_neither_torch_nor_a_simulator(words: list[str], status: int)
     needed = "['envpool']" if "env.game=Pnog" in words else "[]"  # which games there are, EnvPool alone knows
     assert ran.stdout.endswith(f"heavy: {needed}\n")
     assert ran.returncode == status, ran.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["a3c_bench.evaluate", "a3c_bench.play", "a3c_bench.calibrate", "sweeps.plan", "sweeps.status"]
+)
+def test_the_other_commands_need_them_neither(command: str, tmp_path: Path) -> None:
+    """Help, and each way to be refused that needs no run to be looked into."""
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(plain(asdict(compose([])))))
+    on_a_run = [["nowhere"], ["run"], ["run", "--checkpoint", "best"], ["run", "--device", "gpu"], ["run", "--seed=-1"]]
+    words = {
+        "a3c_bench.evaluate": [*on_a_run, ["run", "--games", "0"]],
+        "a3c_bench.play": [*on_a_run, ["run", "--fps=-3"], ["run", "--video", "game.txt"]],
+        "a3c_bench.calibrate": [["algo=pacc"], ["algo.n_envs=0"], ["device=gpu"], ["algo.optimizer.lr_range=[2,1]"]],
+        "sweeps.plan": [["nope"], ["algo=pacc"], ["algo=paac,dqn", "algo.n_envs=0"], ["seed=0,1", "device=gpu"]],
+        "sweeps.status": [["nowhere"]],
+    }[command]
+    code = (
+        "import sys\n"
+        f"from {command} import main\n"
+        f"for words in {[['--help'], *words]!r}:\n"
+        "    sys.argv = ['command', *words]\n"
+        "    try:\n"
+        "        status = main()\n"
+        "    except SystemExit as left:\n"
+        "        status = left.code\n"
+        "    print('ended with', status, file=sys.stderr)\n"
+        "print([name for name in ('torch', 'envpool', 'wandb', 'pandas') if name in sys.modules], file=sys.stderr)"
+    )
+    process = [sys.executable, "-c", code]
+    options: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    ran = subprocess.run(process, **options, capture_output=True, text=True, timeout=100, check=True)
+    said = ran.stderr.splitlines()
+    ended = [line for line in said if line.startswith("ended with")]
+    assert ended == ["ended with 0", *["ended with 2"] * len(words)], ran.stderr
+    assert said[-1] == "[]"

@@ -17,7 +17,7 @@ from a3c_bench import play as play_module
 from a3c_bench.algos import dqn as dqn_module
 from a3c_bench.algos.dqn import DQN, DQNConfig
 from a3c_bench.algos.paac import PAACConfig
-from a3c_bench.calibrate import calibrate
+from a3c_bench.calibration import calibrate
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.q_learning import q_backward

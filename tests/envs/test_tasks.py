@@ -12,7 +12,7 @@ from a3c_bench.algos.dqn import DQNConfig
 from a3c_bench.config import compose
 from a3c_bench.envs import VectorEnv, find_spec
 from a3c_bench.errors import ConfigError
-from a3c_bench.evaluate import evaluation_config, load_network
+from a3c_bench.evaluation import evaluation_config, load_network
 from a3c_bench.schema import Config, EnvConfig, ReplayConfig
 from a3c_bench.train import check_run, train
 

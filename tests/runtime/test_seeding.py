@@ -8,7 +8,7 @@ import torch
 
 from a3c_bench import build
 from a3c_bench.envs import vector
-from a3c_bench.evaluate import evaluation_seed
+from a3c_bench.evaluation import evaluation_seed
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
 from a3c_bench.schema import Config
 

@@ -21,7 +21,7 @@ from a3c_bench.core.losses import ActorCriticLoss
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.envs.episodes import Episode, Moment
 from a3c_bench.errors import CheckpointError, ConfigError, DivergedError, RunDirectoryError
-from a3c_bench.evaluate import EvaluationResult
+from a3c_bench.evaluation import EvaluationResult
 from a3c_bench.runtime import checkpoint, recorder
 from a3c_bench.runtime.directory import RunDirectory, read_status
 from a3c_bench.runtime.recorder import Recorder
