@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from a3c_bench.config import compose_sweep, sweeps_directory
 from a3c_bench.runtime.directory import read_status
@@ -39,6 +40,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (metadata / "entry_points.txt").write_text(entry)
     monkeypatch.syspath_prepend(str(place))
     yield place
+    algorithms = ConfigStore.instance().repo["algo"]  # Hydra knows them for the rest of the process
+    for group in (algorithms, algorithms["schema"]):
+        group.pop("mine.yaml", None)
     sys.modules.pop("my_package.mine", None)
     sys.modules.pop("my_package", None)
 

@@ -28,7 +28,7 @@ WORDS = (
     "checkpoint_interval_seconds=0.05",
     "progress=false",
 )
-A3C = ("algo=a3c", "algo.n_workers=2")
+A3C = ("algo=a3c", "algo.n_workers=2", "algo.envs_per_worker=1")
 GA3C = ("algo=ga3c", "algo.n_agents=8", "algo.min_training_batch=1", "algo.prediction_batch=2")
 GORILA = (
     "algo=gorila",
@@ -172,7 +172,7 @@ SLOW_CASES: list[Any] = [
     ((*GA3C, *FULL_QUEUE), "predictor", "raise", "full"),
     ((*GA3C, *FULL_QUEUE), "predictor", "hang", "full"),
     ((*A3C, "algo.lock=true"), "locked", "kill", "midway"),
-    (("algo=a3c", "algo.n_workers=6"), "worker", "hang", "midway"),
+    ((*A3C, "algo.n_workers=6"), "worker", "hang", "midway"),
     *((GORILA, place, kind, "start") for place in ("bundle", "shard") for kind in ("raise", "hang")),
     *((GORILA, "bundle", kind, "midway") for kind in ("raise", "kill", "hang")),
     *((GORILA, "shard", kind, "midway") for kind in ("raise", "hang")),
