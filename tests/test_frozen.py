@@ -9,7 +9,6 @@ skipped.
 """
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
