@@ -3,6 +3,8 @@
 Each field says which values it takes; `check` walks any of these dataclasses and reports the first value outside its
 range in one sentence. What only makes sense together (a network and an observation, say) is checked in `train.py`,
 where both are known.
+
+conf/ says what the values of a run are; the defaults here are the same, as a test makes sure.
 """
 
 import difflib
@@ -139,7 +141,10 @@ class AdvantageConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimiser. Its epsilon, clip and learning rate belong to the loss reduction that stands beside it."""
+    """The optimiser. Its epsilon, clip and learning rate belong to the loss reduction that stands beside it.
+
+    Each algorithm says its own values; these defaults are no algorithm's.
+    """
 
     kind: str = option("rmsprop", choices=("rmsprop", "adam", "adagrad"))
     lr: float = option(7e-4, above=0.0)

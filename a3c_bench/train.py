@@ -1,10 +1,12 @@
-"""The whole job without Hydra, for notebooks and tests.
+"""The whole job from Python, for notebooks and tests.
 
-from a3c_bench.algos.paac import PAACConfig
-from a3c_bench.schema import BudgetConfig, Config
+from a3c_bench import compose
 from a3c_bench.train import train
 
-status = train(Config(algo=PAACConfig(), budget=BudgetConfig(frames=100_000)), Path("runs/mine"))
+status = train(compose(["algo=paac", "seed=3"]), Path("runs/mine"))
+
+`conf/` says what each value is, as on the command line. A `Config` built by hand begins with the same values, but
+has neither a budget nor what is tuned for an environment.
 """
 
 import logging

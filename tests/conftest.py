@@ -19,7 +19,7 @@ from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.core import rollout
 from a3c_bench.core.losses import ActorCriticLoss
 from a3c_bench.runtime import clock
-from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
+from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig, OptimizerConfig
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("WANDB_X_SERVICE_WAIT", "100")  # seconds for wandb-core to start, on a busy machine; read once
@@ -37,7 +37,7 @@ class Ended(NamedTuple):
 def tiny() -> Config:
     """PAAC on CartPole for 400 frames: 40 updates of 10 samples, a row and a checkpoint every 100 frames."""
     return Config(
-        algo=PAACConfig(n_envs=2, t_max=5),
+        algo=PAACConfig(n_envs=2, t_max=5, optimizer=OptimizerConfig()),
         env=EnvConfig(id="CartPole-v1"),
         network=NetworkConfig(hidden_sizes=(8,)),
         budget=BudgetConfig(frames=400),

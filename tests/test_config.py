@@ -11,13 +11,13 @@ import yaml
 from omegaconf import OmegaConf
 
 from a3c_bench import config as config_module
-from a3c_bench.algos import algorithm_names, find_algorithm
+from a3c_bench.algos import algorithm_names, find_algorithm, find_settings
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.config import compose, compose_sweep, config_directory, load_config, run_directory
 from a3c_bench.envs.spec import ATARI
 from a3c_bench.errors import ConfigError, RunDirectoryError
-from a3c_bench.runtime.directory import RunDirectory
-from a3c_bench.schema import Config, EnvConfig, check
+from a3c_bench.runtime.directory import RunDirectory, plain
+from a3c_bench.schema import BudgetConfig, Config, EnvConfig, check
 from a3c_bench.train import check_run, check_settings, settings_in_words, train
 
 CONF = config_directory()
@@ -155,6 +155,13 @@ def test_an_algorithm_is_said_in_full(algo: str) -> None:
     assert differences(config.algo, wanted) == []
     assert set(wanted) == {item.name for item in fields(find_algorithm(algo).config_class)}
     assert algo in algorithm_names()
+
+
+@pytest.mark.parametrize("algo", algorithm_names())
+def test_python_begins_with_the_values_of_conf(algo: str) -> None:
+    """All of them, but for the budget, which each environment brings."""
+    by_hand = Config(algo=find_settings(algo).config_class(), budget=BudgetConfig(frames=150_000))
+    assert plain(asdict(by_hand)) == plain(asdict(compose([f"algo={algo}", "env=cartpole", "settings=paper"])))
 
 
 def test_an_experiment_tunes_one_algorithm_and_the_plain_environment_keeps_the_papers_settings() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hydra.core.config_store import ConfigStore
 
+from a3c_bench import train
 from a3c_bench.config import compose_sweep, sweeps_directory
 from a3c_bench.runtime.directory import read_status
 from tests.test_sweeps import FIVE, N_RUNS
@@ -66,6 +67,16 @@ def test_the_algorithm_of_ones_own_trains(cli: Callable[..., Any], package: Path
     (run,) = (tmp_path / "runs" / "default" / "Acrobot-v1" / "mine").glob("**/seed0")
     status = read_status(run)
     assert (status["state"], status["frames"] >= 800, status["updates"] >= 800 // (16 * 4)) == ("finished", True, True)
+
+
+def test_the_notebooks_run_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(train, "train", lambda config, directory: asked.extend((config, directory)))
+    exec(block("from pathlib import Path\n    from a3c_bench import compose\n"), {})
+    config, directory = asked
+    optimizer = config.algo.optimizer
+    assert (config.algo.name, config.seed, config.budget.frames, directory) == ("paac", 3, 100_000, Path("runs/mine"))
+    assert (optimizer.lr, optimizer.max_grad_norm, optimizer.initial_square) == (0.0224, 40.0, 1.0)
 
 
 def test_the_table_of_sweeps_is_that_of_their_files() -> None:

@@ -2,6 +2,8 @@
 
 An algorithm's file shows them as its own (`from a3c_bench.algos.paac import PAACConfig`). They stand apart from it so
 that `--help`, `--cfg` and bad input wait neither for torch nor for a simulator: nothing here may import either.
+
+What a value is, conf/algo/<name>.yaml says, with its source; the defaults here are the same, as a test makes sure.
 """
 
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ class PAACConfig:
     entropy_weight: float = option(0.01, at_least=0.0)  # beta
     value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
     loss_reduction: str = option("mean_over_envs", choices=ACTOR_CRITIC_REDUCTIONS)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
+    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=0.0224, initial_square=1.0, max_grad_norm=40.0))
 
 
 # --- A3C --------------------------------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ class A3CConfig:
     loss_reduction: str = option("sum", choices=ACTOR_CRITIC_REDUCTIONS)
     shared_statistics: bool = True  # one RMSProp accumulator for all workers, or one each
     lock: bool = False  # for comparison: one worker at a time reads or changes theta
-    optimizer: OptimizerConfig = section(OptimizerConfig)
+    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=7e-4, max_grad_norm=40.0))
 
 
 def check_a3c(config: Config) -> None:
@@ -102,7 +104,7 @@ class GA3CConfig:
     c_bar: float = option(1.0, above=0.0)  # of V-trace
     synchronous: bool = False  # lock step, without lag: the control experiment
     adjust: AdjustConfig = section(AdjustConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
+    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=3e-4, anneal=False, initial_square=1.0))
 
 
 def acting_batch(options: GA3CConfig) -> int:
@@ -181,7 +183,9 @@ class DQNConfig:
     epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
     epsilon_horizon_agent_steps: int = option(1_000_000, at_least=1)  # from where learning starts
     replay: ReplayConfig = section(ReplayConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
+    optimizer: OptimizerConfig = section(
+        lambda: OptimizerConfig(lr=2.5e-4, anneal=False, epsilon=0.01, decay=0.95, centered=True)
+    )
 
 
 def check_dqn(config: Config) -> None:
@@ -226,7 +230,11 @@ class GorilaConfig:
     epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
     epsilon_horizon_updates: int = option(1_000_000, at_least=1)
     replay: GorilaReplayConfig = section(GorilaReplayConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
+    optimizer: OptimizerConfig = section(
+        lambda: OptimizerConfig(
+            kind="adagrad", lr=1e-3, anneal=False, epsilon=1e-6, decay=0.95, centered=True, initial_square=0.1
+        )
+    )
 
 
 def check_gorila(config: Config) -> None:

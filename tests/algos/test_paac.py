@@ -28,7 +28,7 @@ from a3c_bench.schema import (
 from a3c_bench.train import train
 
 SMALL = Config(
-    algo=PAACConfig(n_envs=3, t_max=4),
+    algo=PAACConfig(n_envs=3, t_max=4, optimizer=OptimizerConfig()),
     env=EnvConfig(id="CartPole-v1"),
     network=NetworkConfig(hidden_sizes=(8,)),
     budget=BudgetConfig(frames=1200),
