@@ -7,18 +7,14 @@ import torch
 from torch import Tensor
 
 from a3c_bench.core import advantages
-from a3c_bench.core.arrays import Allocate, in_memory
 from a3c_bench.core.networks import ActorCritic, QNetwork, kinds_that_read
 from a3c_bench.core.optim import RMSProp
-from a3c_bench.core.replay import Replay
 from a3c_bench.core.schedules import linear
-from a3c_bench.core.sum_tree import SumTree
-from a3c_bench.envs import EnvSpec, VectorEnv, find_spec
+from a3c_bench.envs import EnvSpec, VectorEnv
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
-from a3c_bench.runtime.storage import check_memory
-from a3c_bench.schema import Config, OptimizerConfig, ReplayConfig, check_actor_critic, check_q_network
+from a3c_bench.schema import Config, OptimizerConfig, check_actor_critic, check_q_network
 
 Shapes = EnvSpec | VectorEnv  # whatever tells observations and actions
 
@@ -176,76 +172,3 @@ def make_schedule(config: Config) -> Callable[[int], float]:
 def make_estimator(config: Config, gamma: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], advantages.Estimate]:
     """The advantage estimator psi of the run."""
     return advantages.estimator(config.advantage.kind, gamma, config.advantage.gae_lambda)
-
-
-def make_replay(
-    config: Config,
-    envs: Shapes,
-    n_envs: int,
-    priority_exponent: float = 0.0,
-    allocate: Allocate = in_memory,
-    allocate_state: Allocate = in_memory,
-) -> Replay:
-    """The replay of N environments like these, as algo.replay, algo.n_step and algo.gamma say.
-
-    Raises:
-        ConfigError: files of another shape are in its place.
-    """
-    try:
-        return Replay(
-            _rows_per_env(config, n_envs),
-            n_envs,
-            envs.observation_shape,
-            envs.observation_dtype,
-            stack=_stack(config, envs),
-            n_step=config.algo.n_step,
-            gamma=config.algo.gamma,
-            priority_exponent=priority_exponent,
-            allocate=allocate,
-            allocate_state=allocate_state,
-        )
-    except ValueError as error:
-        raise ConfigError(f"{error}.") from error
-
-
-def replay_bytes(config: Config, envs: Shapes, n_envs: int) -> int:
-    """What a full replay of N environments like these takes."""
-    shape, dtype = envs.observation_shape, envs.observation_dtype
-    return Replay.bytes_needed(_rows_per_env(config, n_envs), n_envs, shape, dtype, stack=_stack(config, envs))
-
-
-def check_replay(config: Config, n_envs: int, n_replays: int = 1) -> None:
-    """Checks whether algo.replay can be held; `schema.check_replay` has checked the rest.
-
-    Args:
-        config: of the run.
-        n_envs: whose steps a replay takes.
-        n_replays: there are to be.
-
-    Raises:
-        ConfigError: it is too small or too large.
-    """
-    options: ReplayConfig = config.algo.replay
-    capacity = options.capacity_agent_steps
-    spec = find_spec(config.env)
-    rows, needed = _rows_per_env(config, n_envs), _stack(config, spec) + config.algo.n_step
-    if rows < needed:
-        raise ConfigError(
-            f"algo.replay.capacity_agent_steps={capacity} leaves {rows} for each of {n_envs} environments, "
-            f"and algo.n_step={config.algo.n_step} needs at least {needed}."
-        )
-    n_bytes = replay_bytes(config, spec, n_envs)
-    what = f"a replay of {capacity:,} agent steps" + (f", {n_replays} times," if n_replays > 1 else "")
-    remedy = "lower algo.replay.capacity_agent_steps"
-    if options.storage == "memory":
-        check_memory(n_replays * n_bytes, what, f"{remedy}, or say algo.replay.storage=memmap")
-    else:  # the files are checked when their directory is known
-        check_memory(n_replays * SumTree.bytes_needed(n_envs * rows), f"the index of {what}", remedy)
-
-
-def _rows_per_env(config: Config, n_envs: int) -> int:
-    return -(-config.algo.replay.capacity_agent_steps // n_envs)
-
-
-def _stack(config: Config, envs: Shapes) -> int:
-    return config.env.frame_stack if envs.is_atari else 1

@@ -157,12 +157,11 @@ def estimated_bytes(config: Config) -> int:
 
 def replay_bytes(config: Config) -> int:
     """Of the replays in files of the run directory."""
-    from a3c_bench import build
     from a3c_bench.envs import find_spec
+    from a3c_bench.replays import replay_bytes as bytes_of
 
-    replays = find_algorithm(config.algo.name).workload(config).mapped_replays
-    spec = find_spec(config.env)
-    return sum(build.replay_bytes(config, spec, n_envs) for n_envs in replays)
+    mapped, spec = find_algorithm(config.algo.name).workload(config).mapped_replays, find_spec(config.env)
+    return sum(bytes_of(config, spec, n_envs) for n_envs in mapped)
 
 
 def resources_of(options: Mapping[str, Any]) -> Resources:

@@ -27,6 +27,7 @@ LAYERS = (
     ("envs",),
     ("runtime",),
     ("build",),
+    ("replays",),
     ("algos",),
     ("checks", "config", "evaluate", "evaluation", "play", "calibrate", "calibration", "train"),
     ("launch",),

@@ -29,16 +29,15 @@ import torch
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import DQNConfig
-from a3c_bench.core.arrays import Allocate, in_memory
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
 from a3c_bench.core.q_learning import q_backward, value_figures
 from a3c_bench.core.schedules import linear
+from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.explorer import Explorer
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import NumpyGeneratorState, Stream, sequence
 from a3c_bench.runtime.session import Session
-from a3c_bench.runtime.storage import check_disk, mapped_files
 from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
@@ -69,13 +68,8 @@ class DQN:
         self.optimizer = build.make_optimizer(options.optimizer, self.parameters.values)
         self.learning_rate_at = build.make_schedule(config)
         alpha = options.priority_exponent if options.prioritized else 0.0
-        allocate: Allocate = in_memory
-        if options.replay.storage == "memmap":
-            files = session.directory / "replay"
-            n_bytes = build.replay_bytes(config, self.envs, options.n_envs)
-            check_disk(n_bytes, files, "the replay", "lower algo.replay.capacity_agent_steps")
-            allocate = mapped_files(files)
-        self.replay = build.make_replay(config, self.envs, options.n_envs, alpha, allocate)
+        files = replay_files(config, self.envs, session.directory, (options.n_envs,))
+        self.replay = make_replay(config, self.envs, options.n_envs, alpha, allocate_in(files))
         self.exploring = np.random.default_rng(sequence(config.seed, Stream.ACTIONS))
         self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY))
         self.explorer = Explorer(self.envs, self.network, self.replay, self.exploring, options.gamma, device, session)
@@ -180,7 +174,7 @@ def train(config: Config, session: Session) -> None:
 
 def check(config: Config) -> None:
     """Raises ConfigError for a replay that cannot be held."""
-    build.check_replay(config, config.algo.n_envs)
+    check_replays(config, config.algo.n_envs)
 
 
 def make_network(config: Config, envs: build.Shapes, device: torch.device) -> QNetwork:

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GorilaConfig
-from a3c_bench.core.arrays import Allocate, in_memory
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.q_learning import q_backward, value_figures
@@ -45,12 +44,13 @@ from a3c_bench.core.schedules import linear
 from a3c_bench.envs import Episode, VectorEnv, find_spec
 from a3c_bench.envs.episodes import Moment
 from a3c_bench.errors import ConfigError
+from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.explorer import Explorer
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import PHASES, Part, Session
-from a3c_bench.runtime.storage import SharedArrays, check_disk, mapped_files
+from a3c_bench.runtime.storage import SharedArrays
 from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer, Transport
 from a3c_bench.runtime.workers import Link, Workers
@@ -170,12 +170,10 @@ class Shared:
 
 def open_replay(config: Config, shared: Shared, index: int, envs: build.Shapes) -> Replay:
     """A replay as a process sees it: the parent to make and save it, and each of its users."""
-    allocate: Allocate = in_memory
-    if shared.files is not None:
-        allocate = mapped_files(shared.files / str(index))
-    elif index in shared.locks:
+    allocate = allocate_in(shared.files and shared.files / str(index))
+    if shared.files is None and index in shared.locks:
         allocate = shared.replays[index]
-    return build.make_replay(config, envs, shared.crew.n_envs(index), 0.0, allocate, shared.replays[index])
+    return make_replay(config, envs, shared.crew.n_envs(index), 0.0, allocate, shared.replays[index])
 
 
 @dataclass
@@ -568,7 +566,7 @@ def train(config: Config, session: Session) -> None:
     crew = make_crew(options)
     spec = find_spec(config.env)
     network = make_network(config, spec, torch.device("cpu"))
-    shared = make_shared(config, crew, network, session.directory / "replay", spec)
+    shared = make_shared(config, crew, network, session.directory, spec)
     replays = [open_replay(config, shared, index, spec) for index in range(crew.n_replays)]
     record = Record(config, session, replays)
     session.gauges = record.gauges
@@ -595,16 +593,13 @@ def train(config: Config, session: Session) -> None:
             workers.poll(0.1)
 
 
-def make_shared(config: Config, crew: Crew, network: QNetwork, directory: Path, envs: build.Shapes) -> Shared:
+def make_shared(config: Config, crew: Crew, network: QNetwork, run: Path, envs: build.Shapes) -> Shared:
     """What the processes are to share; theta becomes the memory of the network's parameters."""
     options: GorilaConfig = config.algo
     theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
     server = SharedServer(theta, crew.n_shards, crew.n_learners, (options.replay.batch_size, 4))
     optimizers = [build.make_optimizer(options.optimizer, nn.Parameter(theta[part])) for part in server.parts]
-    files = directory if options.replay.storage == "memmap" else None
-    if files is not None:
-        n_bytes = sum(build.replay_bytes(config, envs, crew.n_envs(i)) for i in range(crew.n_replays))
-        check_disk(n_bytes, files, "the replays", "lower algo.replay.capacity_agent_steps")
+    files = replay_files(config, envs, run, tuple(map(crew.n_envs, range(crew.n_replays))))
     return Shared(
         crew,
         server,
@@ -630,7 +625,7 @@ def check(config: Config) -> None:
             f"algo.n_learners={crew.n_learners} with algo.n_shards={crew.n_shards} would share more files than a "
             f"process can be handed: say at most {MOST_LEARNERS} and {MOST_SHARDS}."
         )
-    build.check_replay(config, crew.n_envs(0), crew.n_replays)
+    check_replays(config, crew.n_envs(0), crew.n_replays)
 
 
 def make_network(config: Config, envs: build.Shapes, device: torch.device) -> QNetwork:
