@@ -14,9 +14,8 @@ applied meanwhile are the lag of every sample, and the staleness of the gradient
 """
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,16 +27,17 @@ from torch import Tensor, nn
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import A3CConfig
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
-from a3c_bench.core.rollout import Batch, Gradient, Rollout, Stamp, actor_critic_backward, divergence
+from a3c_bench.core.rollout import Batch, Gradient, Rollout, actor_critic_backward, divergence
 from a3c_bench.envs import Episode, find_spec
 from a3c_bench.envs.episodes import Moment
 from a3c_bench.runtime.actor import Actor
-from a3c_bench.runtime.clock import PhaseTimer
+from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
-from a3c_bench.runtime.session import PHASES, Session
+from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.runtime.workers import Link, Workers
 from a3c_bench.schema import Config
@@ -55,7 +55,7 @@ class SharedModel:
     statistics: list[SharedStatistics]  # one for all workers, or one each; a worker gets its own alone
     counts: Tensor  # [N + 1, 2] int64, agent steps and updates; a row is written by its worker alone, so none is lost
     lock: Tokens | None
-    clock: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))  # [1]; see `seconds`
+    clock: TrainingClock
 
     @property
     def version(self) -> int:
@@ -66,11 +66,6 @@ class SharedModel:
     def agent_steps(self) -> int:
         """Agent steps taken by all workers so far."""
         return int(self.counts.numpy()[:, _AGENT_STEPS].sum())
-
-    @property
-    def seconds(self) -> float:
-        """Of training so far: all processes have one clock, and the parent writes down what to take from it."""
-        return time.perf_counter() - float(self.clock.numpy()[0])
 
     def exclusively(self) -> AbstractContextManager[Any]:
         """The lock, where there is one."""
@@ -108,7 +103,7 @@ class Notes:
 
     def stamp(self) -> Stamp:
         """Now; the version is that of the policy that acts."""
-        return Stamp(self.version, self.shared.agent_steps * self.frame_skip, self.shared.seconds)
+        return Stamp(self.version, self.shared.agent_steps * self.frame_skip, self.shared.clock.seconds)
 
     def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
         """Counts for everybody to see."""
@@ -116,7 +111,7 @@ class Notes:
         self.n_agent_steps += n_agent_steps
         if episodes:  # with where the run stands now: it will be elsewhere when they are reported
             n = self.shared.agent_steps
-            now = Moment(n * self.frame_skip, n, self.shared.seconds)
+            now = Moment(n * self.frame_skip, n, self.shared.clock.seconds)
             self.episodes.extend(episode._replace(ended=now) for episode in episodes)
 
     def report(self) -> Report:
@@ -194,7 +189,7 @@ class Worker:
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         with shared.exclusively():
             diverged = self._divergence(batch, found)  # a forward pass, while which others go on: so before the stamp
-            now = Stamp(shared.version, shared.agent_steps * notes.frame_skip, shared.seconds)
+            now = Stamp(shared.version, shared.agent_steps * notes.frame_skip, shared.clock.seconds)
             learning_rate = self.learning_rate_at(now.frames)
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
@@ -242,8 +237,8 @@ def train(config: Config, session: Session) -> None:
         for _ in range(1 if options.shared_statistics else n_workers)
     ]
     counts = torch.zeros((n_workers + 1, 2), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-    clock = torch.zeros(1, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
-    shared = SharedModel(theta, statistics, counts, Tokens(1) if options.lock else None, clock)
+    lock = Tokens(1) if options.lock else None
+    shared = SharedModel(theta, statistics, counts, lock, session.clock.share())
 
     def record(report: Report) -> None:
         session.count(report.n_agent_steps, report.episodes)
@@ -257,18 +252,11 @@ def train(config: Config, session: Session) -> None:
     own = [replace(shared, statistics=[statistics[index % len(statistics)]]) for index in range(n_workers)]
     arguments = [(config, own[index], index, session.attempt) for index in range(n_workers)]
     with Workers(worker_main, arguments, record, config.worker_silence_seconds) as workers:
-
-        @contextmanager
-        def standstill() -> Iterator[None]:
-            with workers.standstill():
-                yield
-                clock[0] = time.perf_counter() - session.wall_seconds  # evaluation is outside it
-
-        with standstill():  # until all are ready
+        with workers.standstill():  # until all are ready
             counts[-1] = torch.tensor([session.counters.agent_steps, session.counters.updates])
             parts = {f"statistics_{i}": part for i, part in enumerate(statistics)}
             session.restore(network=network, **parts)
-        while session.running(standstill):
+        while session.running(workers.standstill):
             workers.poll(0.1)
 
 

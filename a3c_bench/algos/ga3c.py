@@ -23,7 +23,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,16 +39,17 @@ from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes
 from a3c_bench.core.adjustment import Adjuster, Sizes
 from a3c_bench.core.advantages import VTrace
+from a3c_bench.core.lag import Stamp, age
 from a3c_bench.core.networks import ActorCritic, sample_actions
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, actor_critic_backward, divergence
 from a3c_bench.envs import Episode, Step, VectorEnv
 from a3c_bench.envs.episodes import Moment
-from a3c_bench.runtime.clock import PhaseTimer
+from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.crew import Crew, Member
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
-from a3c_bench.runtime.session import PHASES, Session
+from a3c_bench.runtime.session import Session
 from a3c_bench.schema import Config
 
 SECONDS_BETWEEN_POLLS = 0.02
@@ -122,8 +123,8 @@ class Counts:
     """Global counters; each thread adds to a slot of its own, so that none is lost."""
 
     frame_skip: int
+    clock: TrainingClock
     budget_frames: float = float("inf")
-    clock: Callable[[], float] = time.perf_counter  # seconds of training: evaluation is no lag
     agent_steps: dict[str, int] = field(default_factory=dict)
     updates: dict[str, int] = field(default_factory=dict)
 
@@ -142,14 +143,14 @@ class Counts:
         """Whether the frames of the budget are simulated: predictors end then, in lock step always at one place."""
         return self.frames >= self.budget_frames
 
-    def stamp(self) -> tuple[int, int, float]:
-        """Version, frames and seconds now."""
-        return self.version, self.frames, self.clock()
+    def stamp(self) -> Stamp:
+        """Where the run stands."""
+        return Stamp(self.version, self.frames, self.clock.seconds)
 
     def moment(self) -> Moment:
         """As it is written down with a game that ends now."""
         frames = self.frames
-        return Moment(frames, frames // self.frame_skip, self.clock())
+        return Moment(frames, frames // self.frame_skip, self.clock.seconds)
 
 
 class Predicted(NamedTuple):
@@ -270,7 +271,7 @@ class Prediction(NamedTuple):
     values: NDArray[np.float32]  # [B]
     actions: NDArray[np.int64]  # [B]
     state: NDArray[np.float32]  # [B, S]
-    stamp: tuple[int, int, float]
+    stamp: Stamp
 
     def of(self, chosen: NDArray[np.bool_]) -> "Prediction":
         """For some agents only."""
@@ -504,7 +505,7 @@ class Trainer:
         if learns:
             self._wait_for_device()  # the gradient is there, so that the stamp is that of the step
         now = counts.stamp()
-        learning_rate = self.learning_rate_at(now[1])
+        learning_rate = self.learning_rate_at(now.frames)
         set_learning_rate(self.optimizer, learning_rate)
         if learns:
             self.optimizer.step()
@@ -512,10 +513,8 @@ class Trainer:
             counts.updates[self.name] += 1
         lag: dict[str, Any] = {}
         if learns and self.measure_lag:
-            lags = np.array(now) - stamps[keep]
-            lag = {"lag_updates": lags[:, 0], "lag_frames": lags[:, 1], "lag_seconds": lags[:, 2]}
-            lag["gradient_staleness_updates"] = np.array([now[0] - version])
-            lag |= divergence(batch, found.log_probs, found.mask)
+            stale = {"gradient_staleness_updates": np.array([now.version - version])}
+            lag = age(stamps[keep], now) | stale | divergence(batch, found.log_probs, found.mask)
         metrics = found.figures() | {
             "gradient_norm": gradient_norm,
             "learning_rate": learning_rate,
@@ -564,7 +563,7 @@ class Staff:
         self.theta = FlatParameters(self.network).values.detach()
         self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
         budget = config.budget.frames or float("inf")
-        self.counts = Counts(config.env.frame_skip, budget, lambda: session.wall_seconds)
+        self.counts = Counts(config.env.frame_skip, session.clock, budget)
         self.experience = Experience(slots_needed(options), options.t_max, envs, self.network)
         self.agents = Agents(envs, self.network, self.experience, options.n_agents)
         self.training: TrainingQueue = queue.Queue(options.training_queue_size)

@@ -21,8 +21,8 @@ machines of their own would add: fetch and push go through shared memory (`runti
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,21 @@ from torch import Tensor, nn
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GorilaConfig
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.q_learning import q_backward, value_figures
 from a3c_bench.core.replay import Replay, lag_of
-from a3c_bench.core.rollout import Stamp
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import Episode, VectorEnv, find_spec
 from a3c_bench.envs.episodes import Moment
 from a3c_bench.errors import ConfigError
 from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
-from a3c_bench.runtime.clock import PhaseTimer
+from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.explorer import Explorer
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
-from a3c_bench.runtime.session import PHASES, Part, Session
+from a3c_bench.runtime.session import Part, Session
 from a3c_bench.runtime.storage import SharedArrays
 from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer, Transport
@@ -132,7 +132,7 @@ class Shared:
     statistics: dict[int, SharedStatistics]  # of the optimiser, by shard
     counts: Tensor  # [bundles + 1, 2] int64: agent steps, and gradients computed; a row is written by its process alone
     waits: Tensor  # [replays] int64: agent steps of this attempt before learning from a replay begins
-    clock: Tensor  # [1], what to take from perf_counter to get training seconds
+    clock: TrainingClock
     replays: dict[int, SharedArrays]  # their state, and their frames if several processes use them
     locks: dict[int, Tokens]  # of the replays that several processes use
     files: Path | None  # the directory of replays that outlive a run
@@ -213,8 +213,7 @@ class Notes:
 
     def now(self, version: int) -> Stamp:
         """Where the run stands, at that version."""
-        seconds = time.perf_counter() - float(self.shared.clock[0])
-        return Stamp(version, self.shared.agent_steps * self.frame_skip, seconds)
+        return Stamp(version, self.shared.agent_steps * self.frame_skip, self.shared.clock.seconds)
 
     def stamp(self) -> Stamp:
         """Now; the version is that of the actor's policy."""
@@ -566,7 +565,7 @@ def train(config: Config, session: Session) -> None:
     crew = make_crew(options)
     spec = find_spec(config.env)
     network = make_network(config, spec, torch.device("cpu"))
-    shared = make_shared(config, crew, network, session.directory, spec)
+    shared = make_shared(config, crew, network, session.directory, spec, session.clock)
     replays = [open_replay(config, shared, index, spec) for index in range(crew.n_replays)]
     record = Record(config, session, replays)
     session.gauges = record.gauges
@@ -574,14 +573,7 @@ def train(config: Config, session: Session) -> None:
     shares += [shared.for_shard(index) for index in range(crew.n_shards)]
     arguments = [(config, share, index, session.attempt) for index, share in enumerate(shares)]
     with Workers(worker_main, arguments, record.add, config.worker_silence_seconds, crew.names) as workers:
-
-        @contextmanager
-        def standstill() -> Iterator[None]:
-            with workers.standstill():
-                yield
-                shared.clock[0] = time.perf_counter() - session.wall_seconds  # evaluation is outside it
-
-        with standstill():  # until all are ready
+        with workers.standstill():  # until all are ready
             parts: dict[str, Part] = {f"statistics_{i}": part for i, part in shared.statistics.items()}
             parts |= {f"replay_{i}": replay for i, replay in enumerate(replays) if replay.persistent}
             session.restore(network=network, server=shared.server, **parts, replays=ReplayNote(replays))
@@ -589,11 +581,13 @@ def train(config: Config, session: Session) -> None:
             wanted = -(-options.replay.learning_starts_agent_steps // crew.n_replays)
             for index, replay in enumerate(replays):
                 shared.waits[index] = max(0, wanted - len(replay))
-        while session.running(standstill):
+        while session.running(workers.standstill):
             workers.poll(0.1)
 
 
-def make_shared(config: Config, crew: Crew, network: QNetwork, run: Path, envs: build.Shapes) -> Shared:
+def make_shared(
+    config: Config, crew: Crew, network: QNetwork, run: Path, envs: build.Shapes, clock: TrainingClock
+) -> Shared:
     """What the processes are to share; theta becomes the memory of the network's parameters."""
     options: GorilaConfig = config.algo
     theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
@@ -606,7 +600,7 @@ def make_shared(config: Config, crew: Crew, network: QNetwork, run: Path, envs: 
         {shard: SharedStatistics(optimizer) for shard, optimizer in enumerate(optimizers)},
         counts=_zeros(crew.n_bundles + 1, 2),
         waits=_zeros(crew.n_replays),
-        clock=_zeros(1).double().share_memory_(),  # type: ignore[no-untyped-call]
+        clock=clock.share(),
         replays={i: SharedArrays() for i in range(crew.n_replays)},
         locks={i: Tokens(1) for i in range(crew.n_replays) if len(crew.users(i)) > 1},
         files=files,

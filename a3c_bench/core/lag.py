@@ -13,6 +13,21 @@ from torch import Tensor
 
 Samples = NDArray[Any] | Tensor
 
+
+class Stamp(NamedTuple):
+    """Where a run stands: the version of the parameters, and the frames and seconds so far."""
+
+    version: int  # updates
+    frames: int
+    seconds: float
+
+
+def age(stamps: NDArray[np.float64], now: Stamp) -> dict[str, NDArray[np.float64]]:
+    """How old samples are now, by unit, that were chosen at these stamps [N, 3]."""
+    ages = np.array(now) - stamps
+    return {"lag_updates": ages[:, 0], "lag_frames": ages[:, 1], "lag_seconds": ages[:, 2]}
+
+
 UNITS = (
     "lag_updates",
     "lag_frames",

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from a3c_bench.core.arrays import Allocate, in_memory
-from a3c_bench.core.rollout import Stamp
+from a3c_bench.core.lag import Stamp, age
 from a3c_bench.core.sum_tree import SumTree
 
 _ACTED, _TERMINATED, _TRUNCATED = 1, 2, 4  # flags of a row; without _ACTED nothing was chosen there
@@ -71,9 +71,7 @@ class Sample(NamedTuple):
 
 def lag_of(origins: NDArray[np.float64], now: Stamp) -> dict[str, NDArray[np.float64]]:
     """The lag by unit of samples with these origins [B, 4], if they are learnt from now."""
-    ages = np.array([*now, now.frames]) - origins
-    units = ("lag_updates", "lag_frames", "lag_seconds", "replay_age_frames")
-    return {unit: ages[:, column] for column, unit in enumerate(units)}
+    return age(origins[:, :3], now) | {"replay_age_frames": now.frames - origins[:, 3]}
 
 
 class Replay:

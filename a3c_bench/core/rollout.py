@@ -9,19 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from a3c_bench.core.advantages import Estimate, VTrace
-from a3c_bench.core.lag import policy_divergence
+from a3c_bench.core.lag import Stamp, age, policy_divergence
 from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
 from a3c_bench.core.networks import ActorCritic
 
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor], Estimate]
-
-
-class Stamp(NamedTuple):
-    """Where a run stands: the version of the parameters, and the frames and seconds so far."""
-
-    version: int  # updates
-    frames: int
-    seconds: float
 
 
 class Rollout:
@@ -105,10 +97,8 @@ class Rollout:
 
     def lag(self, now: Stamp, mask: Tensor) -> dict[str, NDArray[Any]]:
         """lag_updates, lag_frames and lag_seconds of the samples in the mask [T, B], if they were learnt from now."""
-        chosen = np.array(self._stamps)  # [T, 3]
         per_row = mask.sum(-1).cpu().numpy()
-        lags = np.repeat(np.array(now) - chosen, per_row, axis=0)
-        return {"lag_updates": lags[:, 0], "lag_frames": lags[:, 1], "lag_seconds": lags[:, 2]}
+        return age(np.repeat(np.array(self._stamps), per_row, axis=0), now)
 
 
 class Batch(NamedTuple):

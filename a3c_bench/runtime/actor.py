@@ -5,8 +5,9 @@ from typing import Protocol
 
 import torch
 
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import ActorCritic, sample_actions
-from a3c_bench.core.rollout import Rollout, Stamp
+from a3c_bench.core.rollout import Rollout
 from a3c_bench.envs import Episode, VectorEnv
 from a3c_bench.runtime.clock import PhaseTimer
 

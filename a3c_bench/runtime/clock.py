@@ -1,34 +1,51 @@
 """Training time over all attempts: stopped during evaluation, saved in checkpoints."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
+
+PHASES = ("simulate", "predict", "train", "wait")  # what the time of a loop goes into
+
 
 class TrainingClock:
-    """Seconds of training so far.
+    """Seconds of training so far: one clock of a run, which all its threads read, and its processes once it is shared.
+
+    One of them alone starts and stops it, while the others stand still.
 
     Args:
         seconds: what earlier attempts spent.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self._before = seconds
-        self._since: float | None = None
+        self._memory = torch.tensor([seconds, torch.nan], dtype=torch.float64)  # before, and since when; NaN: halted
+
+    def share(self) -> "TrainingClock":
+        """The same, to be handed to worker processes: perf_counter counts alike in all processes of a machine."""
+        self._memory.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return not math.isnan(float(self._memory[1]))
 
     def start(self) -> None:
         """Lets it run."""
-        if self._since is None:
-            self._since = time.perf_counter()
+        if not self.running:
+            self._memory[1] = time.perf_counter()
 
     def stop(self) -> None:
         """Halts it."""
-        self._before, self._since = self.seconds, None
+        self._memory[0] = self.seconds
+        self._memory[1] = torch.nan
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Halts it inside the block, if it ran."""
-        running = self._since is not None
+        running = self.running
         self.stop()
         try:
             yield
@@ -39,7 +56,8 @@ class TrainingClock:
     @property
     def seconds(self) -> float:
         """Training seconds, all attempts together."""
-        return self._before + (time.perf_counter() - self._since if self._since is not None else 0.0)
+        before, since = self._memory.tolist()
+        return float(before if math.isnan(since) else before + (time.perf_counter() - since))
 
 
 class PhaseTimer:

@@ -19,13 +19,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from a3c_bench.core.adjustment import Window
-from a3c_bench.core.lag import LagMeter
+from a3c_bench.core.lag import LagMeter, Stamp
 from a3c_bench.core.networks import ActorCritic, QNetwork
-from a3c_bench.core.rollout import Stamp
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.errors import CheckpointError
 from a3c_bench.runtime import checkpoint, machine
-from a3c_bench.runtime.clock import PhaseTimer, TrainingClock
+from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.directory import RunDirectory, timestamp
 from a3c_bench.runtime.loggers import make_loggers
 from a3c_bench.runtime.progress import ProgressDisplay
@@ -36,7 +35,6 @@ from a3c_bench.schema import Config
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_STATUS = 5.0
 SECONDS_BETWEEN_MEMORY = 10.0
-PHASES = ("simulate", "predict", "train", "wait")  # what the time of a loop goes into
 
 
 class Part(Protocol):
@@ -95,13 +93,13 @@ class Session:
         self.config = config
         self.counters = Counters(**saved["counters"]) if saved else Counters()
         self.attempt = int(directory.read_status().get("attempts", 0)) + 1
+        self.clock = TrainingClock(saved["wall_seconds"] if saved else 0.0)  # workers may read it
         self.timer = PhaseTimer(*PHASES)
         self.gauges: Callable[[], Mapping[str, float]] = dict  # more columns of a row of metrics.csv, when it is due
         self._directory = directory
         self._evaluate = evaluate
         self._stop = stop
         self._saved = saved
-        self._clock = TrainingClock(saved["wall_seconds"] if saved else 0.0)
         self._parts: dict[str, Part] = {}
         self._n_evaluations = saved["n_evaluations"] if saved else 0
         self._best_return = saved["best_return"] if saved else float("-inf")
@@ -135,7 +133,7 @@ class Session:
     @property
     def wall_seconds(self) -> float:
         """Training seconds, all attempts together, without evaluation."""
-        return self._clock.seconds
+        return self.clock.seconds
 
     def restore(self, **parts: Part) -> None:
         """Names what checkpoints hold, and loads it if this run goes on from one; `network` is what gets evaluated.
@@ -157,7 +155,7 @@ class Session:
             self._directory.best_checkpoint.unlink(missing_ok=True)  # of a run that was begun anew
         self._save(self._directory.latest_checkpoint)
         self._write_status("running")
-        self._clock.start()
+        self.clock.start()
         self.timer.start()
 
     def count(self, n_agent_steps: int, episodes: Sequence[Episode] = ()) -> None:
@@ -220,7 +218,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clock.stop()
+        self.clock.stop()
         self._progress.close()
         self._recorder.close()
 
@@ -232,7 +230,7 @@ class Session:
         """
         if self.counters.frames > self._row_frames:
             self._end_interval()
-        self._clock.stop()
+        self.clock.stop()
         self._progress.close()
         if self._budget_is_spent():
             finished = self._run_evaluation(final=True)
@@ -290,7 +288,7 @@ class Session:
         """Evaluates, unless told to stop meanwhile; then it stays due. Gives whether it took place."""
         network = self._parts["network"]
         assert isinstance(network, ActorCritic | QNetwork)
-        with self._clock.paused():
+        with self.clock.paused():
             result = self._evaluate(network, self._n_evaluations)
         if result is None:
             return False

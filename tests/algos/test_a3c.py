@@ -2,7 +2,6 @@
 
 import multiprocessing
 import threading
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from a3c_bench.config import compose
 from a3c_bench.core.advantages import gae
 from a3c_bench.core.optim import FlatParameters, SharedStatistics
 from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.directory import read_status
 from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.schema import (
@@ -60,7 +60,9 @@ def make_workers(config: Config, n_workers: int = 1) -> list[Worker]:
         SharedStatistics(build.make_optimizer(config.algo.optimizer, nn.Parameter(theta))) for _ in range(n_statistics)
     ]
     lock = Tokens(1) if config.algo.lock else None
-    shared = SharedModel(theta, statistics, torch.zeros((n_workers + 1, 2), dtype=torch.int64), lock)
+    clock = TrainingClock()
+    clock.start()
+    shared = SharedModel(theta, statistics, torch.zeros((n_workers + 1, 2), dtype=torch.int64), lock, clock)
     return [Worker(config, shared, index, attempt=1) for index in range(n_workers)]
 
 
@@ -134,7 +136,8 @@ def test_games_keep_the_counters_of_their_end() -> None:
     """Whatever others do until they are reported."""
     first, second = make_workers(SMALL, 2)
     first.shared.counts[-1, 0] = 1000
-    first.shared.clock[0] = time.perf_counter() - 500.0
+    first.shared.clock = TrainingClock(500.0)
+    first.shared.clock.start()
     before = 0
     while len(first.notes.episodes) < 3:
         n_games = len(first.notes.episodes)

@@ -18,10 +18,10 @@ from a3c_bench.algos import dqn as dqn_module
 from a3c_bench.algos.dqn import DQN, DQNConfig
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.calibration import calibrate
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.q_learning import q_backward
-from a3c_bench.core.rollout import Stamp
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.recorder import METRIC_COLUMNS

@@ -29,6 +29,7 @@ from a3c_bench.algos.ga3c import (
 from a3c_bench.algos.settings import AdjustConfig
 from a3c_bench.core.optim import FlatParameters, SharedStatistics
 from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.directory import read_status
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.schema import (
@@ -85,7 +86,8 @@ class Parts:
         network = build.make_network(config, envs, torch.device("cpu"))
         self.theta = FlatParameters(network).values.detach()
         self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
-        self.counts = Counts(config.env.frame_skip)
+        self.counts = Counts(config.env.frame_skip, TrainingClock())
+        self.counts.clock.start()
         self.experience = Experience(n_slots, options.t_max, envs, network)
         self.agents = Agents(envs, network, self.experience, options.n_agents)
         seed = sequence(0, Stream.ACTIONS)
@@ -302,7 +304,7 @@ def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: py
 def test_games_keep_the_counters_of_their_end() -> None:
     parts = Parts(SMALL)
     parts.counts.agent_steps["before"] = 1000
-    parts.counts.clock = lambda: 7.0
+    parts.counts.clock = TrainingClock(7.0)
     reports: list[Any] = []
     member = SimpleNamespace(report=reports.append)
     while not any(report.episodes for report in reports):

@@ -33,6 +33,7 @@ from a3c_bench.algos.gorila import (
 from a3c_bench.algos.settings import GorilaReplayConfig
 from a3c_bench.core.q_learning import q_backward
 from a3c_bench.errors import ConfigError
+from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.machine import allow_many_files
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Session
@@ -107,7 +108,7 @@ def make_parts(config: Config, directory: Path = Path("nowhere")) -> Parts:
     crew = make_crew(config.algo)
     envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
     network = gorila.make_network(config, envs, torch.device("cpu"))
-    shared = make_shared(config, crew, network, directory, envs)
+    shared = make_shared(config, crew, network, directory, envs, TrainingClock())
     for index in range(crew.n_replays):
         open_replay(config, shared, index, envs)
         shared.waits[index] = -(-config.algo.replay.learning_starts_agent_steps // crew.n_replays)
@@ -605,7 +606,7 @@ def make_shares(config: Config) -> list[Shared]:
     crew = make_crew(config.algo)
     envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
     network = gorila.make_network(config, envs, torch.device("cpu"))
-    shared = make_shared(config, crew, network, Path("nowhere"), envs)
+    shared = make_shared(config, crew, network, Path("nowhere"), envs, TrainingClock())
     open_replay(config, shared, 0, envs)
     envs.close()
     return [shared.for_bundle(0), shared.for_shard(0)]

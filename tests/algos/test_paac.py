@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from a3c_bench.algos.paac import PAAC, PAACConfig
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.optim import set_learning_rate
-from a3c_bench.core.rollout import Stamp
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.recorder import METRIC_COLUMNS
 from a3c_bench.runtime.session import Counters

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import RMSProp
 from a3c_bench.core.q_learning import ValueCheck, q_backward, q_loss, q_targets, value_figures
 from a3c_bench.core.replay import Replay, Sample
-from a3c_bench.core.rollout import Stamp
 
 
 def test_targets_by_hand() -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.replay import Replay, Sample
-from a3c_bench.core.rollout import Stamp
 from a3c_bench.envs import VectorEnv
 from a3c_bench.runtime.storage import mapped_files
 from a3c_bench.schema import EnvConfig

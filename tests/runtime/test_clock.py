@@ -43,6 +43,19 @@ def test_a_pause_leaves_the_clock_as_it_was(ticks: Any, running: bool) -> None:
     assert clock.seconds == (2.0 if running else 0.0)
 
 
+def test_who_shares_the_clock_sees_it_run_and_stand(ticks: Any) -> None:
+    """As a worker process does, which gets the memory and not the object."""
+    clock = TrainingClock(10.0).share()
+    other = TrainingClock()
+    other._memory = clock._memory
+    clock.start()
+    ticks.now += 5
+    assert other.seconds == 15.0
+    clock.stop()
+    ticks.now += 100
+    assert other.seconds == 15.0
+
+
 def test_shares_of_phases(ticks: Any) -> None:
     timer = PhaseTimer("simulate", "train", "wait")
     ticks.now += 100
