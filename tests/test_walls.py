@@ -26,6 +26,7 @@ LAYERS = (
     ("core", "schema", "errors", "streams"),
     ("envs",),
     ("runtime",),
+    ("parallel",),
     ("build",),
     ("replays",),
     ("algos",),

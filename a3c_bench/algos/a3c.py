@@ -32,9 +32,9 @@ from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, Gradient, Rollout, actor_critic_backward, divergence
 from a3c_bench.envs import Episode, find_spec
-from a3c_bench.envs.episodes import Moment
+from a3c_bench.parallel.tally import Tally
 from a3c_bench.runtime.actor import Actor
-from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
+from a3c_bench.runtime.clock import PHASES, PhaseTimer
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
@@ -44,8 +44,6 @@ from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 
-_AGENT_STEPS, _UPDATES = 0, 1  # columns of SharedModel.counts
-
 
 @dataclass
 class SharedModel:
@@ -53,19 +51,8 @@ class SharedModel:
 
     theta: Tensor  # [P]
     statistics: list[SharedStatistics]  # one for all workers, or one each; a worker gets its own alone
-    counts: Tensor  # [N + 1, 2] int64, agent steps and updates; a row is written by its worker alone, so none is lost
+    tally: Tally  # a row for each worker
     lock: Tokens | None
-    clock: TrainingClock
-
-    @property
-    def version(self) -> int:
-        """Updates applied to theta so far."""
-        return int(self.counts.numpy()[:, _UPDATES].sum())
-
-    @property
-    def agent_steps(self) -> int:
-        """Agent steps taken by all workers so far."""
-        return int(self.counts.numpy()[:, _AGENT_STEPS].sum())
 
     def exclusively(self) -> AbstractContextManager[Any]:
         """The lock, where there is one."""
@@ -91,7 +78,6 @@ class Notes:
 
     shared: SharedModel
     index: int
-    frame_skip: int
     timer: PhaseTimer = field(default_factory=lambda: PhaseTimer(*PHASES))
     version: int = 0  # of theta'
     n_updates: int = 0  # not forgotten by a report
@@ -103,15 +89,14 @@ class Notes:
 
     def stamp(self) -> Stamp:
         """Now; the version is that of the policy that acts."""
-        return Stamp(self.version, self.shared.agent_steps * self.frame_skip, self.shared.clock.seconds)
+        return self.shared.tally.stamp(self.version)
 
     def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
         """Counts for everybody to see."""
-        self.shared.counts.numpy()[self.index, _AGENT_STEPS] += n_agent_steps
+        self.shared.tally.add(self.index, agent_steps=n_agent_steps)
         self.n_agent_steps += n_agent_steps
         if episodes:  # with where the run stands now: it will be elsewhere when they are reported
-            n = self.shared.agent_steps
-            now = Moment(n * self.frame_skip, n, self.shared.clock.seconds)
+            now = self.shared.tally.moment()
             self.episodes.extend(episode._replace(ended=now) for episode in episodes)
 
     def report(self) -> Report:
@@ -141,7 +126,7 @@ class Worker:
     def __init__(self, config: Config, shared: SharedModel, index: int, attempt: int) -> None:
         self.options: A3CConfig = config.algo
         self.shared = shared
-        self.notes = Notes(shared, index, config.env.frame_skip)
+        self.notes = Notes(shared, index)
         self.lag = config.lag
         device = torch.device("cpu")
         seed = sequence(config.seed, Stream.ENVIRONMENTS, attempt, index)
@@ -169,7 +154,9 @@ class Worker:
     def synchronise(self) -> None:
         """theta' <- theta."""
         with torch.no_grad(), self.shared.exclusively():
-            self.notes.version = self.shared.version  # others may go on while we copy: the copy is not older than this
+            self.notes.version = (
+                self.shared.tally.version
+            )  # others may go on while we copy: the copy is not older than this
             self.parameters.values.copy_(self.shared.theta)
         self.notes.timer.lap("predict")
 
@@ -189,11 +176,11 @@ class Worker:
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         with shared.exclusively():
             diverged = self._divergence(batch, found)  # a forward pass, while which others go on: so before the stamp
-            now = Stamp(shared.version, shared.agent_steps * notes.frame_skip, shared.clock.seconds)
+            now = shared.tally.stamp()
             learning_rate = self.learning_rate_at(now.frames)
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
-            shared.counts.numpy()[notes.index, _UPDATES] += 1
+            shared.tally.add(notes.index, updates=1)
         if self.lag.enabled:
             stale = {"gradient_staleness_updates": np.array([now.version - notes.version])}
             notes.lags.append(rollout.lag(now, found.mask) | stale | diverged)
@@ -236,9 +223,8 @@ def train(config: Config, session: Session) -> None:
         SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
         for _ in range(1 if options.shared_statistics else n_workers)
     ]
-    counts = torch.zeros((n_workers + 1, 2), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-    lock = Tokens(1) if options.lock else None
-    shared = SharedModel(theta, statistics, counts, lock, session.clock.share())
+    tally = Tally(n_workers, config.env.frame_skip, session.clock).share()
+    shared = SharedModel(theta, statistics, tally, Tokens(1) if options.lock else None)
 
     def record(report: Report) -> None:
         session.count(report.n_agent_steps, report.episodes)
@@ -253,7 +239,7 @@ def train(config: Config, session: Session) -> None:
     arguments = [(config, own[index], index, session.attempt) for index in range(n_workers)]
     with Workers(worker_main, arguments, record, config.worker_silence_seconds) as workers:
         with workers.standstill():  # until all are ready
-            counts[-1] = torch.tensor([session.counters.agent_steps, session.counters.updates])
+            tally.begin(session.counters.agent_steps, session.counters.updates)
             parts = {f"statistics_{i}": part for i, part in enumerate(statistics)}
             session.restore(network=network, **parts)
         while session.running(workers.standstill):

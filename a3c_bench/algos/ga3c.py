@@ -25,7 +25,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,8 +43,8 @@ from a3c_bench.core.networks import ActorCritic, sample_actions
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, actor_critic_backward, divergence
 from a3c_bench.envs import Episode, Step, VectorEnv
-from a3c_bench.envs.episodes import Moment
-from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
+from a3c_bench.parallel.tally import Tally
+from a3c_bench.runtime.clock import PHASES, PhaseTimer
 from a3c_bench.runtime.crew import Crew, Member
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
@@ -116,41 +115,6 @@ class Experience:
 
 
 TrainingQueue = queue.Queue[list[int]]  # of slots
-
-
-@dataclass
-class Counts:
-    """Global counters; each thread adds to a slot of its own, so that none is lost."""
-
-    frame_skip: int
-    clock: TrainingClock
-    budget_frames: float = float("inf")
-    agent_steps: dict[str, int] = field(default_factory=dict)
-    updates: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def version(self) -> int:
-        """Updates applied to theta so far."""
-        return sum(list(self.updates.values()))
-
-    @property
-    def frames(self) -> int:
-        """Frames simulated so far."""
-        return sum(list(self.agent_steps.values())) * self.frame_skip
-
-    @property
-    def spent(self) -> bool:
-        """Whether the frames of the budget are simulated: predictors end then, in lock step always at one place."""
-        return self.frames >= self.budget_frames
-
-    def stamp(self) -> Stamp:
-        """Where the run stands."""
-        return Stamp(self.version, self.frames, self.clock.seconds)
-
-    def moment(self) -> Moment:
-        """As it is written down with a game that ends now."""
-        frames = self.frames
-        return Moment(frames, frames // self.frame_skip, self.clock.seconds)
 
 
 class Predicted(NamedTuple):
@@ -286,8 +250,8 @@ class Predictor:
         config: of the run.
         agents: of everybody.
         network: shows theta.
-        counts: of everybody.
-        name: of the thread.
+        tally: of everybody.
+        writer: its row there.
         seed: of the actions.
     """
 
@@ -296,27 +260,26 @@ class Predictor:
         config: Config,
         agents: Agents,
         network: ActorCritic,
-        counts: Counts,
-        name: str,
+        tally: Tally,
+        writer: int,
         seed: np.random.SeedSequence,
     ) -> None:
-        self.t_max = config.algo.t_max
+        self.budget_frames = config.budget.frames or float("inf")
         self.agents = agents
         self.network = network
-        self.counts = counts
-        self.name = name
+        self.tally = tally
+        self.writer = writer
         self.device = resolve_device(config.device)
         self.generator = torch_generator(self.device, seed)
         self.timer = PhaseTimer(*PHASES)
         self.ended: list[Episode] = []  # games, to be reported
-        counts.agent_steps[name] = 0
 
     def run(self, member: Member, training: TrainingQueue, receiving: threading.Lock) -> None:
         """Serves whichever agents have finished a step. Only one thread at a time may be `receiving`."""
         member.resume = self.timer.start
         with own_stream(self.device):
             self.timer.start()
-            while member.going() and not self.counts.spent:
+            while member.going() and not self.spent:
                 with receiving:
                     step = self.agents.envs.receive()
                 self.timer.lap("simulate")
@@ -338,7 +301,7 @@ class Predictor:
         member.resume = self.timer.start
         with own_stream(self.device):
             self.timer.start()
-            while member.going() and not self.counts.spent:
+            while member.going() and not self.spent:
                 step = self.agents.envs.receive()
                 self.timer.lap("simulate")
                 self.answer(step)
@@ -359,18 +322,23 @@ class Predictor:
                 self.timer.lap("predict")
                 self.report(member, step)
 
+    @property
+    def spent(self) -> bool:
+        """Whether the frames of the budget are simulated: predictors end then, in lock step always at one place."""
+        return self.tally.frames >= self.budget_frames
+
     def answer(self, step: Step) -> None:
         """Keeps and counts what the environments answered."""
         self.agents.answer(step)
-        self.counts.agent_steps[self.name] += int(step.valid.sum())
+        self.tally.add(self.writer, agent_steps=int(step.valid.sum()))
         if step.episodes:  # with where the run stands now: it will be elsewhere when they are reported
-            now = self.counts.moment()
+            now = self.tally.moment()
             self.ended = [episode._replace(ended=now) for episode in step.episodes]
 
     @torch.no_grad()
     def predict(self, step: Step) -> Prediction:
         """Theta's view of the observations of a step, and actions drawn from it."""
-        stamp = self.counts.stamp()
+        stamp = self.tally.stamp()
         observations = _to_device(torch.from_numpy(step.observations), self.device)
         state = _to_device(torch.from_numpy(self.agents.state[step.env_ids]), self.device)
         log_probs, values, state = self.network(observations, state)
@@ -416,8 +384,8 @@ class Trainer:
         network: shows theta; of this trainer alone.
         theta: [P].
         statistics: of the optimiser, shared by all trainers.
-        counts: of everybody.
-        name: of the thread.
+        tally: of everybody.
+        writer: its row there.
     """
 
     def __init__(
@@ -427,8 +395,8 @@ class Trainer:
         network: ActorCritic,
         theta: Tensor,
         statistics: SharedStatistics,
-        counts: Counts,
-        name: str,
+        tally: Tally,
+        writer: int,
     ) -> None:
         self.options: GA3CConfig = config.algo
         self.experience = experience
@@ -444,10 +412,9 @@ class Trainer:
         self.vtrace = None
         if self.options.correction == "vtrace":
             self.vtrace = VTrace(self.options.gamma, self.options.rho_bar, self.options.c_bar)
-        self.counts = counts
-        self.name = name
+        self.tally = tally
+        self.writer = writer
         self.timer = PhaseTimer(*PHASES)
-        counts.updates[name] = 0
 
     def run(self, member: Member, training: TrainingQueue) -> None:
         """Learns from rollouts as they come, merged until there are enough samples; in lock step from each round."""
@@ -476,8 +443,8 @@ class Trainer:
 
     def learn(self, slots: Sequence[int]) -> Trained:
         """One update of theta from the rollouts in these slots, unless every sample is too old."""
-        options, counts = self.options, self.counts
-        version = counts.version
+        options, tally = self.options, self.tally
+        version = tally.version
         batch = self.experience.batch(slots, self.device)
         stamps = self.experience.stamps[: len(batch.valid), slots]  # [T, B, 3]
         valid = np.arange(len(stamps))[:, None] < self.experience.lengths[slots]  # [T, B]
@@ -504,13 +471,13 @@ class Trainer:
         learns = bool(keep.any())
         if learns:
             self._wait_for_device()  # the gradient is there, so that the stamp is that of the step
-        now = counts.stamp()
+        now = tally.stamp()
         learning_rate = self.learning_rate_at(now.frames)
         set_learning_rate(self.optimizer, learning_rate)
         if learns:
             self.optimizer.step()
             self._wait_for_device()  # before it is counted
-            counts.updates[self.name] += 1
+            tally.add(self.writer, updates=1)
         lag: dict[str, Any] = {}
         if learns and self.measure_lag:
             stale = {"gradient_staleness_updates": np.array([now.version - version])}
@@ -562,8 +529,7 @@ class Staff:
         self.network: ActorCritic = build.make_network(config, envs, self.device)  # shows theta; predictors share it
         self.theta = FlatParameters(self.network).values.detach()
         self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
-        budget = config.budget.frames or float("inf")
-        self.counts = Counts(config.env.frame_skip, session.clock, budget)
+        self.tally = Tally(_rows_needed(options), config.env.frame_skip, session.clock)
         self.experience = Experience(slots_needed(options), options.t_max, envs, self.network)
         self.agents = Agents(envs, self.network, self.experience, options.n_agents)
         self.training: TrainingQueue = queue.Queue(options.training_queue_size)
@@ -591,7 +557,7 @@ class Staff:
     def _hire_predictor(self) -> Member:
         name = self._name("predictor")
         seed = sequence(self.config.seed, Stream.ACTIONS, self.attempt, self._n_hired)
-        predictor = Predictor(self.config, self.agents, self.network, self.counts, name, seed)
+        predictor = Predictor(self.config, self.agents, self.network, self.tally, self._writer, seed)
         if self.config.algo.synchronous:
             return self.crew.start(name, partial(predictor.run_in_lock_step, training=self.training))
         return self.crew.start(name, partial(predictor.run, training=self.training, receiving=self.receiving))
@@ -599,12 +565,17 @@ class Staff:
     def _hire_trainer(self) -> Member:
         name = self._name("trainer")
         network = build.make_network(self.config, self.envs, self.device)
-        trainer = Trainer(self.config, self.experience, network, self.theta, self.statistics, self.counts, name)
+        trainer = Trainer(self.config, self.experience, network, self.theta, self.statistics, self.tally, self._writer)
         return self.crew.start(name, partial(trainer.run, training=self.training))
 
     def _name(self, kind: str) -> str:
         self._n_hired += 1
         return f"{kind} {self._n_hired}"
+
+    @property
+    def _writer(self) -> int:
+        """The row of the newest thread: whoever had it before was let go long ago."""
+        return self._n_hired % _rows_needed(self.config.algo)
 
 
 class Gauges:
@@ -656,6 +627,12 @@ def slots_needed(options: GA3CConfig) -> int:
     return most.n_agents + in_predictors + options.training_queue_size + in_trainers
 
 
+def _rows_needed(options: GA3CConfig) -> int:
+    """Of the tally: threads that there may be, and several times as many that were let go and may still finish."""
+    most = largest_sizes(options)
+    return 4 * (most.n_predictors + most.n_trainers)
+
+
 def make_adjuster(config: Config, attempt: int) -> Adjuster | None:
     """The dynamic adjustment, if it is on."""
     options: GA3CConfig = config.algo
@@ -693,8 +670,7 @@ def train(config: Config, session: Session) -> None:
                 adjusting = {"adjuster": adjuster} if adjuster else {}
                 session.restore(network=staff.network, statistics=staff.statistics, **adjusting)
                 staff.resize(adjuster.sizes if adjuster else first_sizes(options))
-                staff.counts.agent_steps["before"] = session.counters.agent_steps
-                staff.counts.updates["before"] = session.counters.updates
+                staff.tally.begin(session.counters.agent_steps, session.counters.updates)
                 if staff.device.type == "cuda":
                     torch.cuda.synchronize(staff.device)  # theta is there before other streams read it
                 envs.start()

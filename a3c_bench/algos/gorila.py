@@ -42,8 +42,8 @@ from a3c_bench.core.q_learning import q_backward, value_figures
 from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import Episode, VectorEnv, find_spec
-from a3c_bench.envs.episodes import Moment
 from a3c_bench.errors import ConfigError
+from a3c_bench.parallel.tally import Tally
 from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.explorer import Explorer
@@ -57,7 +57,6 @@ from a3c_bench.runtime.workers import Link, Workers
 from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
-_AGENT_STEPS, _GRADIENTS = 0, 1  # columns of Shared.counts
 _SECONDS_TO_WAIT = 0.02  # for others, before looking up
 _LOSSES_BEFORE_JUDGING = 100
 MOST_LEARNERS, MOST_SHARDS = 100, 48  # two files of each learner in each shard, four of each shard in each bundle
@@ -130,21 +129,15 @@ class Shared:
     crew: Crew
     server: SharedServer
     statistics: dict[int, SharedStatistics]  # of the optimiser, by shard
-    counts: Tensor  # [bundles + 1, 2] int64: agent steps, and gradients computed; a row is written by its process alone
+    tally: Tally  # a row for each bundle: its updates are the gradients that it has computed
     waits: Tensor  # [replays] int64: agent steps of this attempt before learning from a replay begins
-    clock: TrainingClock
     replays: dict[int, SharedArrays]  # their state, and their frames if several processes use them
     locks: dict[int, Tokens]  # of the replays that several processes use
     files: Path | None  # the directory of replays that outlive a run
 
-    @property
-    def agent_steps(self) -> int:
-        """Of all actors so far; the last row holds those of earlier attempts."""
-        return int(self.counts.numpy()[:, _AGENT_STEPS].sum())
-
     def n_gradients_due(self, replay: int, period: int) -> int:
         """That learners have still to compute from a replay, for the agent steps it has taken."""
-        n_steps, n_computed = self.counts.numpy()[self.crew.users(replay)].sum(0).tolist()
+        n_steps, n_computed = self.tally.of(self.crew.users(replay))
         return int(max(0, n_steps - int(self.waits[replay])) // period - n_computed)
 
     def exclusively(self, replay: int) -> AbstractContextManager[Any]:
@@ -198,7 +191,6 @@ class Notes:
 
     shared: Shared
     index: int
-    frame_skip: int
     timer: PhaseTimer = field(default_factory=lambda: PhaseTimer(*PHASES))
     version: int = 0  # of the actor's theta
     n_agent_steps: int = 0
@@ -211,21 +203,16 @@ class Notes:
     n_stale: int = 0
     lags: list[dict[str, NDArray[Any]]] = field(default_factory=list)
 
-    def now(self, version: int) -> Stamp:
-        """Where the run stands, at that version."""
-        return Stamp(version, self.shared.agent_steps * self.frame_skip, self.shared.clock.seconds)
-
     def stamp(self) -> Stamp:
         """Now; the version is that of the actor's policy."""
-        return self.now(self.version)
+        return self.shared.tally.stamp(self.version)
 
     def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
         """Counts for everybody to see."""
-        self.shared.counts.numpy()[self.index, _AGENT_STEPS] += n_agent_steps
+        self.shared.tally.add(self.index, agent_steps=n_agent_steps)
         self.n_agent_steps += n_agent_steps
         if episodes:  # with where the run stands now: it will be elsewhere when they are reported
-            n, seconds = self.shared.agent_steps, self.now(self.version).seconds
-            now = Moment(n * self.frame_skip, n, seconds)
+            now = self.shared.tally.moment()
             self.episodes.extend(episode._replace(ended=now) for episode in episodes)
 
     def report(self) -> Report:
@@ -350,7 +337,7 @@ class Learner:
     def learn(self) -> None:
         """One gradient; sent, unless its loss is an outlier. There has to be room in the transport."""
         options, notes = self.options, self.notes
-        self.shared.counts.numpy()[self.index, _GRADIENTS] += 1
+        self.shared.tally.add(self.index, updates=1)
         if self.target_versions != self.transport.target_versions:
             self.target_versions = self.transport.fetch(self.target_parameters.values.data, target=True).tolist()
         versions = self.transport.fetch(self.parameters.values.data)
@@ -366,7 +353,7 @@ class Learner:
             reduction=options.loss_reduction,
         )
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
-        learning_rate = self.learning_rate_at(self.shared.agent_steps * notes.frame_skip)
+        learning_rate = self.learning_rate_at(self.shared.tally.frames)
         notes.metrics.append({**found.figures(), "gradient_norm": gradient_norm, "learning_rate": learning_rate})
         if self.watch.is_outlier(float(found.loss)):
             notes.n_outliers += 1
@@ -390,7 +377,7 @@ class Bundle:
         self.options: GorilaConfig = config.algo
         self.shared = shared
         self.replay_index = index % crew.n_replays
-        self.notes = Notes(shared, index, config.env.frame_skip)
+        self.notes = Notes(shared, index)
         self.envs = build.make_envs(
             config, crew.envs_per_actor, sequence(config.seed, Stream.ENVIRONMENTS, attempt, index), n_threads=1
         )
@@ -436,11 +423,12 @@ class Shard:
 
     def __init__(self, config: Config, shared: Shared, index: int) -> None:
         self.options: GorilaConfig = config.algo
+        self.shared = shared
         self.server = shared.server
         self.index = index
         self.counts_updates = index == 0  # one of them does, and measures their lag: all get the same gradients
         self.measures_lag = config.lag.enabled and self.counts_updates
-        self.notes = Notes(shared, shared.crew.n_bundles, config.env.frame_skip)
+        self.notes = Notes(shared, shared.crew.n_bundles)
         self.port = Port(shared.server, index)
         self.part = shared.server.parts[index]
         self.theta = nn.Parameter(shared.server.theta[self.part])
@@ -469,7 +457,7 @@ class Shard:
         self.notes.n_updates += self.counts_updates
         self.theta.grad = gradient
         with torch.no_grad(), server.locks[index]:
-            now = self.notes.now(int(server.versions[index]))  # when the lock is there: others go on meanwhile
+            now = self.shared.tally.stamp(int(server.versions[index]))  # when the lock is there: others go on meanwhile
             set_learning_rate(self.optimizer, self.learning_rate_at(now.frames))
             self.optimizer.step()
             server.versions[index] += 1
@@ -577,7 +565,7 @@ def train(config: Config, session: Session) -> None:
             parts: dict[str, Part] = {f"statistics_{i}": part for i, part in shared.statistics.items()}
             parts |= {f"replay_{i}": replay for i, replay in enumerate(replays) if replay.persistent}
             session.restore(network=network, server=shared.server, **parts, replays=ReplayNote(replays))
-            shared.counts[-1, _AGENT_STEPS] = session.counters.agent_steps
+            shared.tally.begin(session.counters.agent_steps, 0)
             wanted = -(-options.replay.learning_starts_agent_steps // crew.n_replays)
             for index, replay in enumerate(replays):
                 shared.waits[index] = max(0, wanted - len(replay))
@@ -598,9 +586,8 @@ def make_shared(
         crew,
         server,
         {shard: SharedStatistics(optimizer) for shard, optimizer in enumerate(optimizers)},
-        counts=_zeros(crew.n_bundles + 1, 2),
+        tally=Tally(crew.n_bundles, config.env.frame_skip, clock).share(),
         waits=_zeros(crew.n_replays),
-        clock=clock.share(),
         replays={i: SharedArrays() for i in range(crew.n_replays)},
         locks={i: Tokens(1) for i in range(crew.n_replays) if len(crew.users(i)) > 1},
         files=files,

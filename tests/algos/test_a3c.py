@@ -20,6 +20,7 @@ from a3c_bench.config import compose
 from a3c_bench.core.advantages import gae
 from a3c_bench.core.optim import FlatParameters, SharedStatistics
 from a3c_bench.errors import ConfigError
+from a3c_bench.parallel.tally import Tally
 from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.directory import read_status
 from a3c_bench.runtime.tokens import Tokens
@@ -51,7 +52,7 @@ def with_algo(**changes: Any) -> Config:
     return replace(SMALL, algo=replace(SMALL.algo, **changes))
 
 
-def make_workers(config: Config, n_workers: int = 1) -> list[Worker]:
+def make_workers(config: Config, n_workers: int = 1, seconds: float = 0.0) -> list[Worker]:
     """Workers in this process, on one theta."""
     torch.set_num_threads(1)
     theta = FlatParameters(a3c.make_network(config)).values.detach()
@@ -60,9 +61,9 @@ def make_workers(config: Config, n_workers: int = 1) -> list[Worker]:
         SharedStatistics(build.make_optimizer(config.algo.optimizer, nn.Parameter(theta))) for _ in range(n_statistics)
     ]
     lock = Tokens(1) if config.algo.lock else None
-    clock = TrainingClock()
+    clock = TrainingClock(seconds)
     clock.start()
-    shared = SharedModel(theta, statistics, torch.zeros((n_workers + 1, 2), dtype=torch.int64), lock, clock)
+    shared = SharedModel(theta, statistics, Tally(n_workers, config.env.frame_skip, clock), lock)
     return [Worker(config, shared, index, attempt=1) for index in range(n_workers)]
 
 
@@ -127,22 +128,20 @@ def test_a_rollout_ends_with_its_episode_and_holds_no_phantom() -> None:
         n_steps += rollout.length
         worker.learn(rollout)
     assert min(lengths) < 20 == max(lengths)
-    assert worker.shared.agent_steps == n_steps
+    assert worker.shared.tally.agent_steps == n_steps
     assert sum(episode.episode_length for episode in worker.notes.episodes) <= n_steps
     assert len(worker.notes.episodes) > 5
 
 
 def test_games_keep_the_counters_of_their_end() -> None:
     """Whatever others do until they are reported."""
-    first, second = make_workers(SMALL, 2)
-    first.shared.counts[-1, 0] = 1000
-    first.shared.clock = TrainingClock(500.0)
-    first.shared.clock.start()
+    first, second = make_workers(SMALL, 2, seconds=500.0)
+    first.shared.tally.begin(1000, 0)
     before = 0
     while len(first.notes.episodes) < 3:
         n_games = len(first.notes.episodes)
         first.update()
-        now = first.shared.agent_steps
+        now = first.shared.tally.agent_steps
         assert all(game.ended is not None and game.ended.agent_steps == now for game in first.notes.episodes[n_games:])
         second.update()
     ends = [game.ended for game in first.notes.report().episodes]
@@ -151,7 +150,7 @@ def test_games_keep_the_counters_of_their_end() -> None:
         assert ended.frames == ended.agent_steps > before
         assert 500.0 < ended.wall_seconds < 600.0
         before = ended.frames
-    assert before < first.shared.agent_steps
+    assert before < first.shared.tally.agent_steps
 
 
 def test_several_environments_give_full_rollouts() -> None:
@@ -194,14 +193,14 @@ def test_staleness_is_what_others_applied_meanwhile(k: int) -> None:
         worker.update()
     first.synchronise()
     rollout = first.actor.act()
-    frames = first.shared.agent_steps
+    frames = first.shared.tally.agent_steps
     for _ in range(k):
         second.update()
     first.learn(rollout)
     lag = first.notes.lags[-1]
     assert lag["gradient_staleness_updates"].tolist() == [k]
     assert lag["lag_updates"].tolist() == [k] * rollout.length
-    others = first.shared.agent_steps - frames
+    others = first.shared.tally.agent_steps - frames
     assert lag["lag_frames"].tolist() == [others + rollout.length - t for t in range(rollout.length)]
     assert (np.diff(lag["lag_seconds"]) < 0).all()
     if k == 0:
@@ -217,7 +216,7 @@ def test_what_others_do_while_the_divergence_is_taken_is_in_the_lag(monkeypatch:
     first, second = make_workers(config, 2)
     first.synchronise()
     rollout = first.actor.act()
-    frames = first.shared.agent_steps
+    frames = first.shared.tally.agent_steps
     real = first.shared_network.unroll
 
     def meanwhile(*arguments: Any) -> Any:
@@ -325,7 +324,7 @@ def test_one_seed_gives_one_result_if_nothing_runs_at_once() -> None:
 def test_the_learning_rate_falls_with_what_all_have_done() -> None:
     """On the global counter, which goes on from earlier attempts."""
     first, second = make_workers(with_algo(optimizer=replace(CONSTANT, anneal=True)), 2)
-    second.shared.counts[-1, 0] = 1000
+    second.shared.tally.begin(1000, 0)
     for worker in (first, second, second, first):
         worker.update()
         frames = 1000 + first.notes.n_agent_steps + second.notes.n_agent_steps

@@ -18,7 +18,6 @@ from a3c_bench import train as train_module
 from a3c_bench.algos import ga3c
 from a3c_bench.algos.ga3c import (
     Agents,
-    Counts,
     Experience,
     GA3CConfig,
     Gauges,
@@ -29,6 +28,7 @@ from a3c_bench.algos.ga3c import (
 from a3c_bench.algos.settings import AdjustConfig
 from a3c_bench.core.optim import FlatParameters, SharedStatistics
 from a3c_bench.errors import ConfigError
+from a3c_bench.parallel.tally import EARLIER, Tally
 from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.directory import read_status
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -77,7 +77,7 @@ class Rollout(NamedTuple):
 class Parts:
     """A predictor and a trainer on one theta, in this thread."""
 
-    def __init__(self, config: Config, n_slots: int = 3000) -> None:
+    def __init__(self, config: Config, n_slots: int = 3000, seconds: float = 0.0) -> None:
         torch.set_num_threads(1)
         options = config.algo
         envs = build.make_envs(
@@ -86,19 +86,20 @@ class Parts:
         network = build.make_network(config, envs, torch.device("cpu"))
         self.theta = FlatParameters(network).values.detach()
         self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
-        self.counts = Counts(config.env.frame_skip, TrainingClock())
-        self.counts.clock.start()
+        clock = TrainingClock(seconds)
+        clock.start()
+        self.tally = Tally(3, config.env.frame_skip, clock)
         self.experience = Experience(n_slots, options.t_max, envs, network)
         self.agents = Agents(envs, network, self.experience, options.n_agents)
         seed = sequence(0, Stream.ACTIONS)
-        self.predictor = Predictor(config, self.agents, network, self.counts, "predictor", seed)
-        self.trainer = self.another_trainer(config, "trainer")
+        self.predictor = Predictor(config, self.agents, network, self.tally, 0, seed)
+        self.trainer = self.another_trainer(config, 1)
         self.games: list[tuple[int, int]] = []  # agent and length of each
         envs.start()
 
-    def another_trainer(self, config: Config, name: str) -> Trainer:
+    def another_trainer(self, config: Config, writer: int) -> Trainer:
         network = build.make_network(config, self.agents.envs, torch.device("cpu"))
-        return Trainer(config, self.experience, network, self.theta, self.statistics, self.counts, name)
+        return Trainer(config, self.experience, network, self.theta, self.statistics, self.tally, writer)
 
     def rollout(self, slot: int) -> Rollout:
         """What a slot holds."""
@@ -160,7 +161,7 @@ def test_every_agents_steps_follow_each_other_and_each_is_learnt_from_once() -> 
         n_steps += length
         n_games += len(games)
     assert n_games > 30
-    assert n_steps + parts.experience.lengths[parts.agents.slots].sum() == parts.counts.agent_steps["predictor"]
+    assert n_steps + parts.experience.lengths[parts.agents.slots].sum() == parts.tally.of([0])[0]
 
 
 def test_the_policy_and_the_state_that_acted_are_kept() -> None:
@@ -278,14 +279,14 @@ def test_a_delay_of_k_updates_is_measured_as_k(k: int) -> None:
     assert len(lag["lag_kl_nats"]) == len(lag["importance_ratio"]) == n_samples
     assert (lag["lag_kl_nats"].max() < 1e-6) == (k == 0)
     assert (lag["lag_seconds"] > 0).all()
-    frames = parts.counts.frames
+    frames = parts.tally.frames
     expected = [frames - f for rollout in parts.rollouts(held) for f in rollout.stamps[:, 1].tolist()]
     assert sorted(lag["lag_frames"]) == sorted(expected)
 
 
 def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(SMALL)
-    other = parts.another_trainer(SMALL, "other")
+    other = parts.another_trainer(SMALL, 2)
     first, second = parts.collect(2), parts.collect(2)
     real = ga3c.actor_critic_backward
 
@@ -302,20 +303,22 @@ def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: py
 
 
 def test_games_keep_the_counters_of_their_end() -> None:
-    parts = Parts(SMALL)
-    parts.counts.agent_steps["before"] = 1000
-    parts.counts.clock = TrainingClock(7.0)
+    parts = Parts(SMALL, seconds=7.0)
+    parts.tally.begin(1000, 0)
     reports: list[Any] = []
     member = SimpleNamespace(report=reports.append)
     while not any(report.episodes for report in reports):
         step = parts.agents.envs.receive()
         parts.predictor.answer(step)
-        n = parts.counts.frames
-        parts.counts.agent_steps["before"] += 50  # others go on while this one waits for room in the queue
+        n = parts.tally.frames
+        parts.tally.add(EARLIER, agent_steps=50)  # others go on while this one waits for room in the queue
         parts.predictor.act(step, parts.predictor.predict(step))
         parts.agents.experience.lengths[:] = 0  # nobody learns from them
         parts.predictor.report(member, step)
-    assert [game.ended for game in reports[-1].episodes] == [(n, n, 7.0)] * len(reports[-1].episodes)
+    for game in reports[-1].episodes:
+        assert game.ended is not None
+        assert game.ended[:2] == (n, n)
+        assert 7.0 < game.ended.wall_seconds < 107.0
     parts.predictor.report(member, step)
     assert reports[-1].episodes == []
 
@@ -323,7 +326,7 @@ def test_games_keep_the_counters_of_their_end() -> None:
 def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """What others apply while the divergence is computed either comes after the step or is in the lag."""
     parts = Parts(SMALL)
-    other = parts.another_trainer(SMALL, "other")
+    other = parts.another_trainer(SMALL, 2)
     first, second = parts.collect(2), parts.collect(2)
     real, step = ga3c.divergence, parts.trainer.optimizer.step
     at_step: list[int] = []
@@ -334,13 +337,13 @@ def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.Monk
         return real(*arguments)
 
     def apply() -> None:
-        at_step.append(parts.counts.version)
+        at_step.append(parts.tally.version)
         step()
 
     monkeypatch.setattr(ga3c, "divergence", meanwhile)
     monkeypatch.setattr(parts.trainer.optimizer, "step", apply)
     lag = parts.trainer.learn(first).lag
-    assert parts.counts.version == 2
+    assert parts.tally.version == 2
     assert lag["gradient_staleness_updates"].tolist() == at_step
     assert set(lag["lag_updates"]) == set(at_step)
 
@@ -356,7 +359,7 @@ def test_rollouts_that_are_wholly_discarded_do_not_shorten_the_step() -> None:
     gradients = parts.trainer.parameters.gradients.clone()
     assert trained.n_discarded == parts.experience.lengths[old].sum()
     parts.theta.copy_(theta)
-    parts.counts.updates["trainer"] -= 1
+    parts.tally.add(1, updates=-1)
     assert parts.trainer.learn(young).n_discarded == 0
     assert gradients.norm() > 0.0
     torch.testing.assert_close(gradients, parts.trainer.parameters.gradients)
@@ -368,12 +371,12 @@ def test_samples_beyond_the_bound_are_discarded() -> None:
     for _ in range(2):
         parts.trainer.learn(parts.collect(2))
     young = parts.collect(3)  # some began before those updates
-    before, version = parts.theta.clone(), parts.counts.version
+    before, version = parts.theta.clone(), parts.tally.version
     trained = parts.trainer.learn(old)
     assert not trained.updated
     assert trained.n_discarded == trained.n_samples > 0
     assert torch.equal(parts.theta, before)
-    assert parts.counts.version == version
+    assert parts.tally.version == version
     trained = parts.trainer.learn(old + young)
     both = parts.rollouts(old + young)
     fresh = sum(int((version - rollout.stamps[:, 0] <= 1).sum()) for rollout in both)
@@ -487,11 +490,11 @@ def test_one_seed_gives_one_result_if_nothing_runs_at_once() -> None:
 
 def test_the_learning_rate_falls_with_the_frames_of_all_attempts() -> None:
     parts = Parts(with_algo(optimizer=replace(CONSTANT, anneal=True)))
-    parts.counts.agent_steps["before"] = 1000
+    parts.tally.begin(1000, 0)
     for _ in range(3):
         rate = parts.trainer.learn(parts.collect(3)).metrics["learning_rate"]
-        assert parts.counts.frames > 1000
-        assert rate == pytest.approx(0.01 * (1 - parts.counts.frames / 3000))
+        assert parts.tally.frames > 1000
+        assert rate == pytest.approx(0.01 * (1 - parts.tally.frames / 3000))
 
 
 def test_lag_can_be_switched_off() -> None:

@@ -33,6 +33,7 @@ from a3c_bench.algos.gorila import (
 from a3c_bench.algos.settings import GorilaReplayConfig
 from a3c_bench.core.q_learning import q_backward
 from a3c_bench.errors import ConfigError
+from a3c_bench.parallel.tally import EARLIER
 from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.machine import allow_many_files
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -241,16 +242,16 @@ def test_gradients_keep_step_with_agent_steps(n_actors: int, n_learners: int, ki
     config = with_algo(n_actors=n_actors, n_learners=n_learners, replay=replace(REPLAY, kind=kind))
     parts = make_parts(config)
     parts.run(60)
-    crew, counts = parts.shared.crew, parts.shared.counts.numpy()
+    crew, tally = parts.shared.crew, parts.shared.tally
     for index in range(crew.n_replays):
         users = crew.users(index)
-        n_steps, n_gradients = counts[users].sum(0)
+        n_steps, n_gradients = tally.of(users)
         due = (n_steps - -(-40 // crew.n_replays)) // 4
         assert -n_learners < due - n_gradients <= 2 * n_learners + 1
         assert 0 <= n_steps - len(parts.bundles[users[0]].replay) <= crew.n_envs(index)
-    assert (counts[n_actors:, 0] == 0).all()
-    assert (counts[n_learners:, 1] == 0).all()
-    assert (counts[:n_actors, 0] > 0).all()
+    each = [tally.of([index]) for index in range(crew.n_bundles)]
+    assert [n_steps > 0 for n_steps, _ in each] == [index < n_actors for index in range(crew.n_bundles)]
+    assert all(n_gradients == 0 for _, n_gradients in each[n_learners:])
 
 
 def test_a_shared_replay_holds_what_all_actors_did() -> None:
@@ -361,19 +362,19 @@ def test_lag_is_measured_when_a_gradient_is_applied() -> None:
     assert bundle.learner is not None
     bundle.learner.learn()
     waiting = parts.shared.server.samples[0].numpy().copy()
-    parts.shared.counts[-1, 0] += 1000  # others went on
+    parts.shared.tally.add(EARLIER, agent_steps=1000)  # others went on
     locks = parts.shared.server.locks
 
     @contextmanager
     def wait() -> Iterator[None]:
-        parts.shared.counts[-1, 0] += 300  # and do while the shard waits for its lock
+        parts.shared.tally.add(EARLIER, agent_steps=300)  # and do while the shard waits for its lock
         yield
 
     locks[0] = wait()
     parts.shards[0].notes.report()
     parts.serve()
     lag = parts.shards[0].notes.report().lag
-    frames = parts.shared.agent_steps
+    frames = parts.shared.tally.agent_steps
     np.testing.assert_array_equal(lag["lag_updates"], 10 - waiting[:, 0])
     np.testing.assert_array_equal(lag["lag_frames"], frames - waiting[:, 1])
     np.testing.assert_array_equal(lag["replay_age_frames"], frames - waiting[:, 3])

@@ -1,0 +1,1 @@
+"""What algorithms share that do many things at once, in threads or in processes."""
