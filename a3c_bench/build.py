@@ -75,8 +75,8 @@ def make_network(config: Config, envs: Shapes, device: torch.device) -> ActorCri
     return network
 
 
-def make_q_network(config: Config, envs: Shapes, device: torch.device, dueling: bool | None = None) -> QNetwork:
-    """The Q-network for these environments, initialised from the run's seed; `dueling` goes before network.dueling.
+def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwork:
+    """The Q-network for these environments, initialised from the run's seed.
 
     Raises:
         ConfigError: the network does not fit what the environments show, or not Q-values.
@@ -92,7 +92,7 @@ def make_q_network(config: Config, envs: Shapes, device: torch.device, dueling: 
             options.hidden_sizes,
             options.activation,
             options.initialisation,
-            options.dueling if dueling is None else dueling,
+            options.dueling,
             options.channels_last,
             options.bf16,
             options.input_mean,
@@ -169,6 +169,7 @@ def make_schedule(config: Config) -> Callable[[int], float]:
     return lambda frames: linear(lr, 0.0, frames, budget)
 
 
-def make_estimator(config: Config, gamma: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], advantages.Estimate]:
+def make_estimator(config: Config, gamma: float) -> advantages.Estimator:
     """The advantage estimator psi of the run."""
-    return advantages.estimator(config.advantage.kind, gamma, config.advantage.gae_lambda)
+    options = config.advantage
+    return advantages.estimator(options.kind, gamma, options.gae_lambda, options.rho_bar, options.c_bar)

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import differing_keys, is_one_of, plain, read_yaml, runs_below
+from a3c_bench.runtime.older import INSTEAD, part_of_path, upgraded
 from a3c_bench.schema import PRESENTATION_KEYS, WATCHING_KEYS, Config, check, nearest
 
 # Parts of a command line that the path of a run directory already says, or that change nothing in it.
@@ -209,7 +210,7 @@ def load_config(run: Path) -> Config:
     schema = open_schema(Config)
     schema.algo = open_schema(algorithm.config_class)
     try:
-        return _to_config(OmegaConf.merge(schema, content))
+        return _to_config(OmegaConf.merge(schema, upgraded(content)))
     except (OmegaConfBaseException, ConfigError) as error:
         raise RunDirectoryError(f"{file} does not fit this version: {explain(error)}") from error
 
@@ -219,7 +220,7 @@ def run_directory(config: Config, overrides: Sequence[str]) -> Path:
 
     Other overrides have the value that the configuration has, however it was spelled; those that only watch are left
     out, and so is an experiment that the name tells. A directory that an older version made for this run, under the
-    words as they were typed, stays its place.
+    words as they were typed or with keys that are called otherwise now, stays its place.
 
     Args:
         config: of the run.
@@ -227,12 +228,14 @@ def run_directory(config: Config, overrides: Sequence[str]) -> Path:
     """
     place = Path(config.root) / config.name / config.env.name.replace("/", "_") / config.algo.name
     seed = f"seed{config.seed}"
-    name = _short(name for text in overrides if (name := _named(config, text)) is not None)
-    for_older = [text.lstrip("+~") for text in overrides if not _was_left_out(text)]
-    older = place / _short(for_older) / seed
-    if older != place / name / seed and _holds(older, config):
-        return older
-    return place / name / seed
+    names = [name for text in overrides if (name := _named(config, text)) is not None]
+    as_typed = [text.lstrip("+~") for text in overrides if not _was_left_out(text)]
+    directory = place / _short(names) / seed
+    for older in (as_typed, map(part_of_path, names)):
+        candidate = place / _short(older) / seed
+        if candidate != directory and _holds(candidate, config):
+            return candidate
+    return directory
 
 
 def _short(names: Iterable[str]) -> str:
@@ -285,7 +288,7 @@ def _holds(directory: Path, config: Config) -> bool:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
     asked = plain(dataclasses.asdict(config))
-    return isinstance(there, dict) and all(new is None for _, _, new in differing_keys(there, asked))
+    return isinstance(there, dict) and all(new is None for _, _, new in differing_keys(upgraded(there, asked), asked))
 
 
 def explain(error: BaseException) -> str:
@@ -313,7 +316,10 @@ def explain(error: BaseException) -> str:
         said = re.search(r"\+sweeps=[\w/]+", str(root))
         return f"A named sweep is added with a plus: say {said[0] if said else '+sweeps=headline'}."
     if isinstance(root, OmegaConfBaseException) and type(root).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
-        parent, _, name = str(root.full_key or key).rpartition(".")  # the part of the key that is not known
+        whole = str(root.full_key or key)
+        if whole in INSTEAD:
+            return f"{whole} is no key any more: say {INSTEAD[whole]}."
+        parent, _, name = whole.rpartition(".")  # the part of the key that is not known
         known = sorted(_keys_of(root))
         hint = f": {nearest(name, known)}" if known else "."
         return f"{f'{parent}.' if parent else ''}{name} is not a key of the configuration{hint}"

@@ -135,8 +135,10 @@ class NetworkConfig:
 class AdvantageConfig:
     """What multiplies grad log pi: psi in the policy-gradient theorem."""
 
-    kind: str = option("nstep", choices=("nstep", "gae", "td", "monte_carlo", "baseline"))
+    kind: str = option("nstep", choices=("nstep", "gae", "td", "monte_carlo", "baseline", "vtrace"))
     gae_lambda: float = option(0.95, at_least=0.0, at_most=1.0)  # gae only
+    rho_bar: float = option(1.0, above=0.0)  # vtrace only: importance ratios are cut here, in psi and in the targets
+    c_bar: float = option(1.0, above=0.0)  # vtrace only: and here, in how far later rewards are believed
 
 
 @dataclass(frozen=True)

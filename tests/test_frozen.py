@@ -111,7 +111,6 @@ PRIORITIZED = DQNConfig(
     n_envs=2,
     n_step=3,
     double=True,
-    dueling=True,
     prioritized=True,
     priority_exponent=0.6,
     importance_exponent=0.4,
@@ -165,7 +164,7 @@ RUNS = {
     "a3c": configured(A3C, 600),
     "ga3c": configured(GA3C, 800),
     "dqn": configured(DQN, 500),
-    "dqn, double, dueling, prioritized": configured(PRIORITIZED, 500),
+    "dqn, double, dueling, prioritized": configured(PRIORITIZED, 500, dueling=True),
     "gorila": configured(GORILA, 600),
 }
 

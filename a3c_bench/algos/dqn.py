@@ -15,7 +15,8 @@ One process, n_envs environments in lock step (one in the paper):
 
     theta^- <- theta, once in target_period agent steps
 
-Switches: double (van Hasselt et al. 2016), dueling (Wang et al. 2016), prioritized (Schaul et al. 2016), n_step.
+Switches: double (van Hasselt et al. 2016), prioritized (Schaul et al. 2016), n_step; dueling (Wang et al. 2016) is the
+network's.
 
 A sample was chosen by a policy that is long gone: the lag is the time it has lain in the replay.
 """
@@ -24,12 +25,10 @@ import logging
 from typing import Any
 
 import numpy as np
-import torch
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import DQNConfig
-from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
 from a3c_bench.core.q_learning import q_backward, value_figures
 from a3c_bench.core.schedules import linear
@@ -61,9 +60,9 @@ class DQN:
         self.budget_frames = config.budget.frames
         seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
         self.envs = build.make_envs(config, options.n_envs, seed)
-        self.network = make_network(config, self.envs, device)
+        self.network = build.make_q_network(config, self.envs, device)
         self.parameters = FlatParameters(self.network)
-        self.target_network = make_network(config, self.envs, device)
+        self.target_network = build.make_q_network(config, self.envs, device)
         self.target_parameters = FlatParameters(self.target_network)
         self.optimizer = build.make_optimizer(options.optimizer, self.parameters.values)
         self.learning_rate_at = build.make_schedule(config)
@@ -177,11 +176,6 @@ def check(config: Config) -> None:
     check_replays(config, config.algo.n_envs)
 
 
-def make_network(config: Config, envs: build.Shapes, device: torch.device) -> QNetwork:
-    """The Q-network, dueling as algo.dueling says, or else as the network does."""
-    return build.make_q_network(config, envs, device, config.algo.dueling)
-
-
 def workload(config: Config) -> Workload:
     """One environment's forward, and a batch from the replay in so many agent steps."""
     options: DQNConfig = config.algo
@@ -190,4 +184,4 @@ def workload(config: Config) -> Workload:
                     mapped_replays=(options.n_envs,) if options.replay.storage == "memmap" else ())  # fmt: skip
 
 
-ALGORITHM = Algorithm(DQNConfig, train, check, workload, make_network)
+ALGORITHM = Algorithm(DQNConfig, train, check, workload, build.make_q_network)

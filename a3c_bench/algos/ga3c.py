@@ -14,7 +14,7 @@
 
 Between an action and the update that learns from it theta changes: that is the lag, made of the rollout's own length,
 the wait in the queue and the trainers' work. The paper meets it with an epsilon in the logarithm. Beyond the paper
-there are a bound (max_lag_updates) and V-trace (correction), and a lock-step mode without any lag (synchronous).
+there are a bound (max_lag_updates), V-trace (advantage=vtrace) and a lock-step mode without any lag (synchronous).
 
 N_A, N_P and N_T are fixed, or adjusted while it runs (`core.adjustment`).
 """
@@ -37,7 +37,6 @@ from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes
 from a3c_bench.core.adjustment import Adjuster, Sizes
-from a3c_bench.core.advantages import VTrace
 from a3c_bench.core.lag import Stamp, age
 from a3c_bench.core.networks import ActorCritic, sample_actions
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
@@ -52,7 +51,6 @@ from a3c_bench.runtime.session import Session
 from a3c_bench.schema import Config
 
 SECONDS_BETWEEN_POLLS = 0.02
-NEED_THE_END = ("monte_carlo", "baseline")  # estimators that cannot use a rollout which goes on elsewhere
 
 
 class Experience:
@@ -400,7 +398,6 @@ class Trainer:
     ) -> None:
         self.options: GA3CConfig = config.algo
         self.experience = experience
-        self.needs_end = config.advantage.kind in NEED_THE_END
         self.measure_lag = config.lag.enabled
         self.device = resolve_device(config.device)
         self.network = network
@@ -409,9 +406,6 @@ class Trainer:
         statistics.lend(self.optimizer)
         self.learning_rate_at = build.make_schedule(config)
         self.estimate = build.make_estimator(config, self.options.gamma)
-        self.vtrace = None
-        if self.options.correction == "vtrace":
-            self.vtrace = VTrace(self.options.gamma, self.options.rho_bar, self.options.c_bar)
         self.tally = tally
         self.writer = writer
         self.timer = PhaseTimer(*PHASES)
@@ -452,7 +446,7 @@ class Trainer:
         if options.max_lag_updates is not None:
             young = valid & (version - stamps[..., 0] <= options.max_lag_updates)
         keep = young
-        if self.needs_end:
+        if self.estimate.needs_end:
             keep = young & (self.experience.terminated | self.experience.truncated)[slots]
         self.parameters.zero_gradients()
         found = actor_critic_backward(
@@ -464,7 +458,6 @@ class Trainer:
             reduction=options.loss_reduction,
             log_epsilon=options.log_epsilon,
             keep=torch.from_numpy(keep).to(self.device),
-            vtrace=self.vtrace,
         )
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         # keep is found.mask (of a rollout estimators can use all or nothing), known without waiting for the device.

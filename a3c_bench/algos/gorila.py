@@ -276,7 +276,7 @@ class Actor:
         self.shared = shared
         self.notes = notes
         device = torch.device("cpu")
-        network = make_network(config, envs, device)
+        network = build.make_q_network(config, envs, device)
         self.parameters = FlatParameters(network)
         self.transport: Transport = SharedMemoryTransport(shared.server)
         self.explorer = Explorer(
@@ -324,9 +324,9 @@ class Learner:
         self.replay = replay
         self.exclusively = shared.exclusively(index % shared.crew.n_replays)
         device = torch.device("cpu")
-        self.network = make_network(config, envs, device)
+        self.network = build.make_q_network(config, envs, device)
         self.parameters = FlatParameters(self.network)
-        self.target_network = make_network(config, envs, device)
+        self.target_network = build.make_q_network(config, envs, device)
         self.target_parameters = FlatParameters(self.target_network)
         self.target_versions: Sequence[int] | None = None
         self.transport: Transport = SharedMemoryTransport(shared.server, index)
@@ -552,7 +552,7 @@ def train(config: Config, session: Session) -> None:
     options: GorilaConfig = config.algo
     crew = make_crew(options)
     spec = find_spec(config.env)
-    network = make_network(config, spec, torch.device("cpu"))
+    network = build.make_q_network(config, spec, torch.device("cpu"))
     shared = make_shared(config, crew, network, session.directory, spec, session.clock)
     replays = [open_replay(config, shared, index, spec) for index in range(crew.n_replays)]
     record = Record(config, session, replays)
@@ -609,11 +609,6 @@ def check(config: Config) -> None:
     check_replays(config, crew.n_envs(0), crew.n_replays)
 
 
-def make_network(config: Config, envs: build.Shapes, device: torch.device) -> QNetwork:
-    """The Q-network, dueling as algo.dueling says, or else as the network does."""
-    return build.make_q_network(config, envs, device, config.algo.dueling)
-
-
 def workload(config: Config) -> Workload:
     """A bundle's batches."""
     options: GorilaConfig = config.algo
@@ -630,4 +625,4 @@ def workload(config: Config) -> Workload:
     )
 
 
-ALGORITHM = Algorithm(GorilaConfig, train, check, workload, make_network, resolve)
+ALGORITHM = Algorithm(GorilaConfig, train, check, workload, build.make_q_network, resolve)

@@ -99,9 +99,6 @@ class GA3CConfig:
     loss_reduction: str = option("sum", choices=ACTOR_CRITIC_REDUCTIONS)
     log_epsilon: float = option(1e-6, at_least=0.0)  # log(pi + epsilon)
     max_lag_updates: int | None = option(None, at_least=0)  # older samples are discarded; null: none are
-    correction: str = option("none", choices=("none", "vtrace"))
-    rho_bar: float = option(1.0, above=0.0)  # of V-trace
-    c_bar: float = option(1.0, above=0.0)  # of V-trace
     synchronous: bool = False  # lock step, without lag: the control experiment
     adjust: AdjustConfig = section(AdjustConfig)
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=3e-4, anneal=False, initial_square=1.0))
@@ -143,8 +140,6 @@ def check_ga3c(config: Config) -> None:
         raise ConfigError(
             f"algo.prediction_batch={options.prediction_batch} is more than there are agents ({options.n_agents})."
         )
-    if options.correction == "vtrace" and config.advantage.kind != "nstep":
-        raise ConfigError(f"algo.correction=vtrace corrects n-step returns: not advantage={config.advantage.kind}.")
     if options.adjust.enabled and options.synchronous:
         raise ConfigError("algo.synchronous=true has one thread of each kind: say algo.adjust.enabled=false with it.")
     most_there_are = largest_sizes(options)
@@ -171,7 +166,6 @@ class DQNConfig:
     gamma: float = option(0.99, at_least=0.0, at_most=1.0)
     n_step: int = option(1, at_least=1)  # rewards before the value stands for the rest
     double: bool = False
-    dueling: bool | None = None  # null: as network.dueling says
     prioritized: bool = False
     priority_exponent: float = option(0.6, above=0.0)  # alpha; prioritized
     importance_exponent: float = option(0.4, at_least=0.0, at_most=1.0)  # beta, to 1 over the budget; prioritized
@@ -218,7 +212,6 @@ class GorilaConfig:
     gamma: float = option(0.99, at_least=0.0, at_most=1.0)
     n_step: int = option(1, at_least=1)
     double: bool = False
-    dueling: bool | None = None  # null: as network.dueling says
     update_period_agent_steps: int = option(4, at_least=1)  # agent steps per gradient
     target_period_updates: int = option(60_000, at_least=1)
     refresh_period_agent_steps: int = option(100, at_least=1)  # of an actor's copy of theta, in its own steps

@@ -1,11 +1,12 @@
-"""psi, what multiplies grad log pi(a_t | s_t): five estimators over a rollout, as pure functions.
+"""psi, what multiplies grad log pi(a_t | s_t): six estimators over a rollout, as pure functions.
 
-All take the same tensors, time first. Row t belongs to the transition s_t, a_t -> r_t, s_tp1:
+All take these tensors, time first; the last is for V-trace. Row t belongs to the transition s_t, a_t -> r_t, s_tp1:
 
     rewards     [T, B]      r_t
     values      [T + 1, B]  V(s_t), without gradient; row T is V of the state after the last step
     terminated  [T, B]      bool: s_tp1 is terminal, its value is 0
     truncated   [T, B]      bool: a time limit cut the episode at s_tp1; V(s_tp1) stands for what would have followed
+    log_ratios  [T, B]      log pi(a_t | s_t) - log mu(a_t | s_t): of the present policy and of the one that acted
 
 After an episode end, environments with next-step auto-reset spend one phantom step on the reset: row t + 1 then begins
 in the final state of the old episode, so values[t + 1] is its value, which is what truncation bootstraps from. The
@@ -15,6 +16,7 @@ Several episodes may end inside one rollout; nothing flows across an end.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -28,6 +30,19 @@ class Estimate(NamedTuple):
     advantages: Tensor  # psi
     returns: Tensor  # what V(s_t) should have been: the target of the value loss
     usable: Tensor  # bool: False where the estimator needs the end of an episode that this rollout does not reach
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator with its numbers filled in, and what it asks of those who call it."""
+
+    function: Callable[..., Estimate]
+    needs_end: bool = False  # it cannot use a stretch of an episode that goes on elsewhere
+    corrects: bool = False  # for the policy that acted being another: it takes log_ratios too
+
+    def __call__(self, *outcomes: Tensor) -> Estimate:
+        """psi from rewards, values, terminated, truncated and, if it corrects, log_ratios."""
+        return self.function(*outcomes)
 
 
 def nstep(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float) -> Estimate:
@@ -72,7 +87,8 @@ def baseline(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Ten
     return Estimate(returns - values[:-1], returns, _ends_inside(terminated | truncated))
 
 
-class VTrace(NamedTuple):
+@dataclass(frozen=True)
+class VTrace:
     """V-trace (Espeholt et al. 2018, equations 1 and section 4.2): n-step returns for what another policy chose.
 
         v_s   = V(s_s) + sum_{t >= s} gamma^(t - s) (c_s ... c_{t-1}) rho_t (r_t + gamma V(s_tp1) - V(s_t))
@@ -89,7 +105,7 @@ class VTrace(NamedTuple):
     def __call__(
         self, rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, log_ratios: Tensor
     ) -> Estimate:
-        """As the other estimators; log_ratios [T, B] is log pi(a_t | s_t) - log mu(a_t | s_t)."""
+        """As the other estimators."""
         ratios = log_ratios.exp()
         rho, c = ratios.clamp(max=self.rho_bar), ratios.clamp(max=self.c_bar)
         discounts = self.gamma * (~terminated).to(rewards.dtype)
@@ -106,12 +122,14 @@ class VTrace(NamedTuple):
         return Estimate(advantages, values[:-1] + corrections, torch.ones_like(terminated))
 
 
-def estimator(kind: str, gamma: float, gae_lambda: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], Estimate]:
-    """The estimator of that name, with its discount filled in."""
+def estimator(kind: str, gamma: float, gae_lambda: float = 0.95, rho_bar: float = 1.0, c_bar: float = 1.0) -> Estimator:
+    """The estimator of that name, with its numbers filled in."""
     if kind == "gae":
-        return partial(gae, gamma=gamma, gae_lambda=gae_lambda)
+        return Estimator(partial(gae, gamma=gamma, gae_lambda=gae_lambda))
+    if kind == "vtrace":
+        return Estimator(VTrace(gamma, rho_bar, c_bar), corrects=True)
     function = {"nstep": nstep, "td": td, "monte_carlo": monte_carlo, "baseline": baseline}[kind]
-    return partial(function, gamma=gamma)
+    return Estimator(partial(function, gamma=gamma), needs_end=kind in ("monte_carlo", "baseline"))
 
 
 def _discounted_returns(

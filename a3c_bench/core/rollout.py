@@ -8,12 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.core.advantages import Estimate, VTrace
+from a3c_bench.core.advantages import Estimate, Estimator
 from a3c_bench.core.lag import Stamp, age, policy_divergence
 from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
 from a3c_bench.core.networks import ActorCritic
-
-Estimator = Callable[[Tensor, Tensor, Tensor, Tensor], Estimate]
 
 
 class Rollout:
@@ -145,39 +143,36 @@ class Gradient(NamedTuple):
 def actor_critic_backward(
     network: ActorCritic,
     batch: Batch,
-    estimate: Estimator,
+    estimate: Estimator | Callable[[Tensor, Tensor, Tensor, Tensor], Estimate],
     *,
     entropy_weight: float,
     value_weight: float,
     reduction: str,
     log_epsilon: float = 0.0,
     keep: Tensor | None = None,
-    vtrace: VTrace | None = None,
 ) -> Gradient:
     """Adds the gradient of the actor-critic loss over a batch to the network's gradients.
 
     Args:
         network: its present parameters give the values from which psi is estimated, but for the bootstrap.
         batch: of T steps.
-        estimate: gives psi and the returns.
+        estimate: gives psi and the returns; one that corrects is told how the policy that acted differs.
         entropy_weight: beta.
         value_weight: c.
         reduction: see `actor_critic_loss`.
         log_epsilon: see there too.
         keep: [T, B] bool; samples to leave out are False.
-        vtrace: corrects for the policy that acted being another; takes the place of `estimate`.
     """
     log_probs, values = network.unroll(batch.observations, batch.state, ~batch.valid)
     values_to_last = torch.cat([values.detach(), batch.bootstrap.unsqueeze(0)])  # [T + 1, B]
     if batch.lengths is not None:
         values_to_last.scatter_(0, batch.lengths.unsqueeze(0), batch.bootstrap.unsqueeze(0))
     outcomes = (batch.rewards, values_to_last, batch.terminated, batch.truncated)
-    if vtrace is None:
-        psi = estimate(*outcomes)
-    else:
+    if isinstance(estimate, Estimator) and estimate.corrects:
         actions = batch.actions.unsqueeze(-1)
-        log_ratios = (log_probs.detach() - batch.log_probs).gather(-1, actions).squeeze(-1)
-        psi = vtrace(*outcomes, log_ratios)
+        psi = estimate(*outcomes, (log_probs.detach() - batch.log_probs).gather(-1, actions).squeeze(-1))
+    else:
+        psi = estimate(*outcomes)
     mask = batch.valid & psi.usable
     if keep is not None:
         mask = mask & keep

@@ -16,6 +16,7 @@ import yaml
 
 from a3c_bench.errors import RunDirectoryError, RunDirectoryInUseError
 from a3c_bench.runtime import history
+from a3c_bench.runtime.older import upgraded
 from a3c_bench.schema import PRESENTATION_KEYS, WATCHING_KEYS, BudgetConfig
 
 # libyaml, where PyYAML has it: ten times as fast, which a sweep of a thousand runs notices.
@@ -64,7 +65,8 @@ class RunDirectory:
             there = None
         if not isinstance(there, dict):
             raise RunDirectoryError(f"{file} is not a configuration: remove the directory or choose another name=.")
-        different = [row for row in differing_keys(there, asked) if row[1] is not None or row[0] not in resolved]
+        there_now = upgraded(there, asked)
+        different = [row for row in differing_keys(there_now, asked) if row[1] is not None or row[0] not in resolved]
         if different:
             shown = "; ".join(f"{key}: {old!r} there, {new!r} asked" for key, old, new in different[:5])
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
@@ -73,7 +75,7 @@ class RunDirectory:
                 "choose another name= or remove it."
             )
         if there != asked:
-            self._note_changes(there, asked)
+            self._note_changes(there_now, asked)
             self._write_config(asked)
 
     def _note_changes(self, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

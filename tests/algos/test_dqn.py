@@ -307,7 +307,6 @@ ALGO_CHANGES: list[dict[str, Any]] = [
     {"gamma": 0.5},
     {"n_step": 2},
     {"double": True},
-    {"dueling": True},
     {"prioritized": True},
     {"update_period_agent_steps": 2},
     {"target_period_agent_steps": 20},
@@ -347,13 +346,6 @@ def test_every_option_changes_what_is_learnt(config: Config) -> None:
 def test_the_exponents_of_priorities_are_options(change: dict[str, float]) -> None:
     plain = trained_parameters(with_algo(prioritized=True))
     assert not torch.allclose(plain, trained_parameters(with_algo(prioritized=True, **change)))
-
-
-def test_the_switch_for_dueling_goes_before_the_network() -> None:
-    dueling = replace(SMALL, network=replace(SMALL.network, dueling=True))
-    plain = trained_parameters(SMALL)
-    assert torch.equal(plain, trained_parameters(replace(dueling, algo=replace(SMALL.algo, dueling=False))))
-    assert torch.equal(trained_parameters(dueling), trained_parameters(with_algo(dueling=True)))
 
 
 def test_dqn_learns_catch_in_seconds(tmp_path: Path) -> None:

@@ -180,7 +180,6 @@ def test_one_seed_gives_one_result_if_nothing_runs_at_once() -> None:
         with_algo(gamma=0.5),
         with_algo(n_step=2),
         with_algo(double=True),
-        with_algo(dueling=True),
         with_algo(update_period_agent_steps=2),
         with_algo(target_period_updates=3),
         with_algo(td_error_clip=0.1),

@@ -1,0 +1,99 @@
+"""Runs and words of older versions: what was renamed since is read, found and refused with the new words."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from a3c_bench.config import compose, load_config, run_directory
+from a3c_bench.errors import ConfigError, RunDirectoryError
+from a3c_bench.runtime.directory import RunDirectory, plain, read_yaml
+from a3c_bench.schema import Config
+
+
+def as_it_was(config: Config, **algo: Any) -> dict[str, Any]:
+    """config.yaml of a version without bounds of V-trace in the advantage, and with these keys in the algorithm."""
+    content: dict[str, Any] = plain(asdict(config))
+    del content["advantage"]["rho_bar"], content["advantage"]["c_bar"]
+    content["algo"] |= algo
+    return content
+
+
+def older_run(place: Path, content: dict[str, Any]) -> Path:
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text(yaml.safe_dump(content))
+    return place
+
+
+CORRECTED = ["algo=ga3c", "advantage=vtrace", "advantage.rho_bar=0.5"]
+DUELING = ["algo=dqn", "network.dueling=true"]
+
+
+@pytest.mark.parametrize(
+    ("words", "before", "kind", "place"),
+    [
+        (
+            CORRECTED,
+            {"correction": "vtrace", "rho_bar": 0.5, "c_bar": 1.0},
+            "nstep",
+            "correction=vtrace,algo.rho_bar=0.5",
+        ),
+        (["algo=ga3c"], {"correction": "none", "rho_bar": 0.5, "c_bar": 1.0}, "nstep", None),
+        (["algo=paac", "advantage=gae"], {}, "gae", None),
+        (DUELING, {"dueling": True}, "nstep", "dueling=True"),
+        (["algo=gorila", "network=mlp_dueling"], {"dueling": None}, "nstep", None),
+    ],
+    ids=["vtrace", "none", "gae", "dueling", "as the network says"],
+)
+def test_a_run_of_before_goes_on_where_it_was(
+    words: list[str], before: dict[str, Any], kind: str, place: str | None, tmp_path: Path
+) -> None:
+    config = compose([*words, f"root={tmp_path}"])
+    content = as_it_was(config, **before)
+    content["advantage"]["kind"] = kind
+    if "dueling" in before:
+        content["network"]["dueling"] = "network=mlp_dueling" in words
+    new = run_directory(config, words)
+    old = new if place is None else new.parents[1] / f"algo.{place}" / "seed0"
+    run = older_run(old, content)
+    assert run_directory(config, words) == run
+    assert load_config(run) == config
+    RunDirectory(run, asdict(config)).close()
+    assert read_yaml(run / "config.yaml") == plain(asdict(config))
+
+
+def test_a_run_of_before_is_not_taken_for_another(tmp_path: Path) -> None:
+    """One without a correction is none with, and what is new there stands for its default only."""
+    run = older_run(tmp_path / "run", as_it_was(compose(["algo=ga3c"]), correction="none", rho_bar=1.0, c_bar=1.0))
+    with pytest.raises(RunDirectoryError, match=r"advantage\.kind: 'nstep' there, 'vtrace' asked"):
+        RunDirectory(run, asdict(compose(["algo=ga3c", "advantage=vtrace"])))
+    with pytest.raises(RunDirectoryError, match=r"advantage\.c_bar: None there, 2\.0 asked"):
+        RunDirectory(run, asdict(compose(["algo=ga3c", "advantage.c_bar=2.0"])))
+
+
+@pytest.mark.parametrize(
+    ("word", "say"),
+    [
+        ("algo.correction=vtrace", "advantage=vtrace, for every actor-critic, and nothing for none"),
+        ("algo.rho_bar=2", "advantage.rho_bar with advantage=vtrace"),
+        ("algo.c_bar=2", "advantage.c_bar with advantage=vtrace"),
+        ("algo.dueling=true", "network.dueling, or network=mlp_dueling or network=nature_dueling"),
+    ],
+)
+def test_old_keys_are_refused_with_the_new_words(word: str, say: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose([f"algo={'dqn' if 'dueling' in word else 'ga3c'}", word])
+    assert str(refused.value) == f"{word.split('=')[0]} is no key any more: say {say}."
+
+
+def test_so_are_they_in_a_sweep(cli: Callable[..., Any]) -> None:
+    for words in (["algo.correction=none,vtrace"], ["algo.correction=vtrace", "seed=0,1"]):
+        ended = cli("-m", "algo=ga3c", *words)
+        assert ended.exit_status == 2
+        assert set(ended.stderr.splitlines()) == {
+            "a3c_bench: algo.correction is no key any more: "
+            "say advantage=vtrace, for every actor-critic, and nothing for none."
+        }
