@@ -1,6 +1,7 @@
 """From configuration to objects: environments, network, optimiser, estimator; in any process that has the config."""
 
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from a3c_bench.core.networks import ActorCritic, QNetwork, kinds_that_read
 from a3c_bench.core.optim import RMSProp
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import EnvSpec, VectorEnv
+from a3c_bench.envs.spec import uses_gymnasium
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -27,8 +29,22 @@ def make_envs(
     n_threads: int | None = None,
     batch_size: int | None = None,
 ) -> VectorEnv:
-    """Environments of the run's task, simulated on n_threads threads; by default on those that the run may use."""
-    return VectorEnv(config.env, n_envs, seed, n_threads or config.env.n_threads or usable_cores(), render, batch_size)
+    """Environments of the run's task, simulated on n_threads threads; by default on those that the run may use.
+
+    Gymnasium's, with env.simulate=processes, in so many processes; one environment alone, one to be drawn and those of
+    a worker in place.
+    """
+    env, n_threads = config.env, n_threads or config.env.n_threads or usable_cores()
+    in_processes = env.simulate == "processes" and uses_gymnasium(env) and n_envs > 1 and not render
+    if not in_processes or multiprocessing.current_process().daemon:  # a worker may start no processes
+        return VectorEnv(env, n_envs, seed, n_threads, render, batch_size)
+    from a3c_bench.parallel.simulators import Simulators  # imports Gymnasium
+
+    def simulation(spec: EnvSpec, seeds: Sequence[int], n_threads: int, render: bool, batch_size: int) -> Simulators:
+        del render  # see above
+        return Simulators(spec, seeds, n_threads, batch_size, config.worker_silence_seconds)
+
+    return VectorEnv(env, n_envs, seed, n_threads, batch_size=batch_size, simulation=simulation)
 
 
 def torch_threads(config: Config) -> int:

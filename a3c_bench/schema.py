@@ -89,7 +89,9 @@ def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
 class EnvConfig:
     """One task and everything that changes what is simulated, learnt from or counted."""
 
-    id: str = "CartPole-v1"  # EnvPool's name; "atari" with a `game`
+    id: str = "CartPole-v1"  # EnvPool's name; "atari" with a `game`; module:Name of a Gymnasium environment
+    backend: str | None = option(None, choices=("envpool", "gymnasium"))  # null: EnvPool; Gymnasium for module:Name
+    simulate: str | None = option(None, choices=("in_place", "processes"))  # Gymnasium's; null: in place
     game: str | None = None  # Atari only: "Pong", "SpaceInvaders", ...
     frame_skip: int = option(1, at_least=1)  # frames per agent step
     max_episode_frames: int | None = option(None, at_least=1)  # truncates an episode; null: the environment's own limit
@@ -104,13 +106,15 @@ class EnvConfig:
     image_width: int = option(84, at_least=36)
     grayscale: bool = True
     observed: tuple[int, ...] | None = option(None, at_least=0)  # entries of a vector that the agent sees; null: all
-    n_threads: int | None = option(None, at_least=1)  # to simulate; null: the usable cores; workers have 1
+    observed_key: str | None = None  # the one array that the agent sees, where several are shown
+    n_threads: int | None = option(None, at_least=1)  # to simulate (or processes); null: usable cores; workers have 1
 
     @property
     def name(self) -> str:
         """What the task is called in paths and figures: the game, or the environment with what is seen of it."""
-        seen = "" if self.observed is None else "-".join(["-sees", *map(str, self.observed)])
-        return (self.game or self.id) + seen
+        key = [] if self.observed_key is None else [self.observed_key]
+        seen = [*key, *map(str, self.observed or ())]
+        return "-".join([self.game or self.id, *(["sees"] if seen else []), *seen])
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ def _load_run(directory: Path) -> Run | None:
 def identity(config: Mapping[str, Any]) -> tuple[str, str, int]:
     """Algorithm, environment and seed; raises KeyError, TypeError, ValueError or AttributeError without them."""
     env = config["env"]
-    seen = "".join(f"-{entry}" for entry in env.get("observed") or ())
+    key = [env["observed_key"]] if env.get("observed_key") else []
+    seen = "".join(f"-{part}" for part in [*key, *(env.get("observed") or ())])
     name = str(env.get("game") or env["id"]) + (f"-sees{seen}" if seen else "")  # as in the paths of runs
     return str(config["algo"]["name"]), name, int(config["seed"])
 

@@ -148,8 +148,9 @@ def test_wandb_is_a_guest() -> None:
     assert not [module for module, early in loggers if early and top(module) in ("wandb", "tensorboard", "torch")]
 
 
-def test_envpool_stays_in_envs() -> None:
-    assert importers("envpool", "gymnasium") == {"a3c_bench.envs.spec", "a3c_bench.envs.vector"}
+def test_envpool_and_gymnasium_stay_in_envs() -> None:
+    assert importers("envpool") == {"a3c_bench.envs.envpool"}
+    assert importers("gymnasium") == {"a3c_bench.envs.envpool", "a3c_bench.envs.gymnasium"}
 
 
 def test_analysis_knows_run_directories_only() -> None:

@@ -1,4 +1,4 @@
-"""EnvPool made correct: episodes, phantom steps, seeds, threads, true scores."""
+"""EnvPool's and Gymnasium's environments made correct: episodes, phantom steps, seeds, threads, true scores."""
 
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.envs.spec import EnvSpec, find_spec

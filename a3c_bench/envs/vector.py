@@ -1,15 +1,13 @@
-"""A batch of environments on EnvPool, with its auto-reset, life losses, truncation and scores put right."""
+"""A batch of environments, with auto-reset, life losses, truncation and scores put right."""
 
-import warnings
 from typing import Any, NamedTuple
 
-import envpool
 import numpy as np
 from numpy.typing import NDArray
 
 from a3c_bench.envs.episodes import Episode, EpisodeTracker
-from a3c_bench.envs.spec import cannot_be_made, find_spec
-from a3c_bench.errors import ConfigError
+from a3c_bench.envs.simulation import Arrival, Simulate, simulate
+from a3c_bench.envs.spec import find_spec
 from a3c_bench.schema import EnvConfig
 
 
@@ -32,9 +30,10 @@ class VectorEnv:
         config: the task.
         n_envs: N.
         seed: environment i gets child i of this sequence.
-        n_threads: simulation threads; results do not depend on them.
+        n_threads: simulation threads, or processes; results do not depend on them.
         render: keep what `frames` needs.
         batch_size: B, so many that `receive` gives: the first to have finished. None: all N, by `step`.
+        simulation: makes what simulates; by default EnvPool's threads, or Gymnasium's environments in place.
 
     Raises:
         ConfigError: see `find_spec`; or an environment that does not start on this machine.
@@ -48,6 +47,7 @@ class VectorEnv:
         n_threads: int,
         render: bool = False,
         batch_size: int | None = None,
+        simulation: Simulate = simulate,
     ) -> None:
         self.config = config
         self.spec = spec = find_spec(config)
@@ -56,31 +56,16 @@ class VectorEnv:
         self.n_actions = spec.n_actions
         self.observation_shape = spec.observation_shape
         self.observation_dtype = spec.observation_dtype
-        options = dict(spec.options)
-        if render:
-            options["render_mode"] = "rgb_array"
-        if batch_size is not None:
-            options["batch_size"] = batch_size
-        self._lock_step = batch_size in (None, n_envs)  # EnvPool then gives all N, in the order in which they were sent
+        self._lock_step = batch_size in (None, n_envs)  # all N come then, in the order in which they were sent
         seeds = [int(s) for s in seed.generate_state(n_envs) % np.uint32(2**31 - 1)]
-        with warnings.catch_warnings():  # gymnasium minds that EnvPool gives float64 bounds for float32 observations
-            warnings.simplefilter("ignore")
-            try:
-                self._pool = envpool.make_gymnasium(
-                    spec.env_id, num_envs=n_envs, num_threads=min(n_threads, n_envs), seed=seeds, **options
-                )
-            except (RuntimeError, ImportError) as error:
-                raise cannot_be_made(spec.env_id, error) from error
+        self._simulation = simulation(spec, seeds, n_threads, render, batch_size or n_envs)
         self.frame_skip = config.frame_skip
         self._all_ids = np.arange(n_envs, dtype=np.int32)
-        self._states = None if spec.n_states is None else np.arange(spec.n_states)
+        first = spec.shown.first_state
+        self._states = None if spec.n_states is None else np.arange(first, first + spec.n_states)
         self._tracker = EpisodeTracker(n_envs)
-        self._cut = np.zeros(n_envs, dtype=np.bool_)  # ended here and not in EnvPool, which has to be told to reset
+        self._cut = np.zeros(n_envs, dtype=np.bool_)  # ended here and not in the simulation, which is to be told so
         self._to_reset = self._all_ids[:0]  # in lock step: what waits until the others have stepped
-        self._action_dtype = self._pool._spec._action_spec[-1][0]
-        places = {key: place for place, key in enumerate(self._pool._state_keys)}
-        self._places = [places[key] for key in ("info:env_id", "obs", "reward", "done", "trunc", "elapsed_step")]
-        self._atari_places = [places[key] for key in ("info:lives", "info:terminated")] if self.is_atari else []
 
     def reset(self) -> NDArray[Any]:
         """Starts all games; gives the first observations [B, ...]."""
@@ -96,10 +81,7 @@ class VectorEnv:
         """Starts all games; `receive` gives the first observations too, as steps that are not valid."""
         self._tracker = EpisodeTracker(self.n_envs, resetting=True)
         self._cut[:] = False
-        self._pool._reset(self._all_ids)
-
-    # EnvPool's compiled part is spoken to directly: on a small environment its Python face, which names every array of
-    # a step in nested dictionaries, takes twice the time of the step.
+        self._simulation.reset(self._all_ids)
 
     def send(self, actions: NDArray[np.integer], env_ids: NDArray[np.int32]) -> None:
         """Gives actions [B] to environments that were received; `receive` gives what came of them."""
@@ -108,30 +90,27 @@ class VectorEnv:
             self._reset_later(env_ids[cut])
             env_ids, actions = env_ids[~cut], actions[~cut]
         if len(env_ids):
-            player_env_ids = env_ids  # one player each
-            self._pool._send([env_ids, player_env_ids, actions.astype(self._action_dtype)])
+            self._simulation.send(actions, env_ids)
 
     def receive(self) -> Step:
         """Waits for the next B environments to finish their step; one thread at a time, while others run on."""
-        state = self._pool._recv() if len(self._to_reset) < self.n_envs else None
+        arrival = self._simulation.receive() if len(self._to_reset) < self.n_envs else None
         if len(self._to_reset):
-            state = self._with_resets(state)
-        assert state is not None
-        env_ids, observations, rewards, done, truncated, elapsed = [state[place] for place in self._places]
-        terminated = done & ~truncated
-        if self.is_atari:
-            lives, game_over = [state[place] for place in self._atari_places]
-            terminated = terminated | (game_over != 0)
-            truncated = truncated & ~terminated  # a true end is an end, at a time limit too
+            arrival = self._with_resets(arrival)
+        assert arrival is not None
+        env_ids, observations, rewards, terminated, truncated, elapsed, lives = arrival
+        ended = terminated | truncated
         if self.spec.limit_agent_steps is not None:
-            cut = (elapsed >= self.spec.limit_agent_steps) & ~done
+            cut = (elapsed >= self.spec.limit_agent_steps) & ~ended
             self._cut[env_ids] = cut
-            truncated = truncated | cut
-        valid, episodes = self._tracker.update(env_ids, rewards, terminated | truncated)
-        if self.is_atari and self.config.life_loss_terminal:
+            truncated, ended = truncated | cut, ended | cut
+        valid, episodes = self._tracker.update(env_ids, rewards, ended)
+        if lives is not None and self.config.life_loss_terminal:
             terminated = terminated | self._tracker.lost_life(env_ids, lives, valid)
         if self._states is not None:
             observations = observations[:, np.newaxis] == self._states  # one-hot
+        if self.spec.channels_last:
+            observations = np.ascontiguousarray(np.moveaxis(observations, -1, 1))
         if self.config.observed is not None:
             observations = observations[:, self.config.observed]
         if self.config.reward_clip is not None:
@@ -139,21 +118,22 @@ class VectorEnv:
         return Step(env_ids, observations, rewards, terminated, truncated, valid, episodes)
 
     def _reset_later(self, env_ids: NDArray[np.int32]) -> None:
-        """Resets environments whose games EnvPool itself believes to go on: the phantom step, as after its own ends."""
+        """Resets environments whose games the simulation believes to go on: the phantom step, as after other ends."""
         if self._lock_step:  # EnvPool orders a batch by the places in one call: two calls at once would mix them
             self._to_reset = env_ids
         else:
-            self._pool._reset(env_ids)
+            self._simulation.reset(env_ids)
 
-    def _with_resets(self, stepped: list[NDArray[Any]] | None) -> list[NDArray[Any]]:
+    def _with_resets(self, stepped: Arrival | None) -> Arrival:
         """What the environments brought that stepped, and those that were to be reset, in the order of their ids."""
-        self._pool._reset(self._to_reset)
+        self._simulation.reset(self._to_reset)
         self._to_reset = self._all_ids[:0]
-        reset: list[NDArray[Any]] = self._pool._recv()
+        reset = self._simulation.receive()
         if stepped is None:
             return reset
-        order = np.argsort(np.concatenate([part[self._places[0]] for part in (stepped, reset)]))
-        return [np.concatenate(parts)[order] for parts in zip(stepped, reset, strict=True)]
+        order = np.argsort(np.concatenate([stepped.env_ids, reset.env_ids]))
+        arrays = zip(stepped[:-1], reset[:-1], strict=True)  # Atari keeps its own limit: nobody has lives here
+        return Arrival(*(np.concatenate(pair)[order] for pair in arrays))
 
     def frames(self) -> NDArray[np.uint8]:
         """The pictures of environment 0, [H, W, 3]; only with `render=True`.
@@ -161,13 +141,8 @@ class VectorEnv:
         Raises:
             ConfigError: the environment has no pictures.
         """
-        try:
-            picture = self._pool.render()
-        except (RuntimeError, NotImplementedError) as error:
-            raise ConfigError(f"{self.spec.env_id} cannot be drawn: {error}.") from error
-        assert picture is not None  # human mode alone gives none
-        return np.asarray(picture[0], dtype=np.uint8)
+        return self._simulation.picture()
 
     def close(self) -> None:
-        """Ends the simulation threads."""
-        self._pool.close()
+        """Ends the simulation's threads or processes."""
+        self._simulation.close()
