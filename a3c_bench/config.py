@@ -5,6 +5,7 @@ Nothing below this module (and `run.py`) ever sees a DictConfig.
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from a3c_bench.algos import algorithm_names, find_settings
+from a3c_bench.algos.settings import SETTINGS
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import differing_keys, is_one_of, plain, read_yaml, runs_below
 from a3c_bench.runtime.older import INSTEAD, part_of_path, upgraded
@@ -53,20 +55,29 @@ def register_schemas() -> None:
 
     An algorithm of another package that brings no YAML can be named too: its defaults are those of its dataclass.
     """
+    _register_what_is_ours(sweeps_directory())
+    store = ConfigStore.instance()
+    for name in algorithm_names():
+        if name not in SETTINGS:
+            node = open_schema(find_settings(name).config_class)
+            store.store(group="algo/schema", name=name, node=node)
+            if not (config_directory() / "algo" / f"{name}.yaml").exists():
+                store.store(group="algo", name=name, node=node)
+
+
+@functools.cache  # for the first of many compositions
+def _register_what_is_ours(sweeps: Path) -> None:
     store = ConfigStore.instance()
     vars(store)["__deepcopy__"] = lambda memo: store  # Hydra copies it for each look at a group, and changes no copy
     store.store(name="config_schema", node=open_schema(Config))
-    for name in algorithm_names():
-        node = open_schema(find_settings(name).config_class)
-        store.store(group="algo/schema", name=name, node=node)
-        if not (config_directory() / "algo" / f"{name}.yaml").exists():
-            store.store(group="algo", name=name, node=node)
+    for name, settings in SETTINGS.items():
+        store.store(group="algo/schema", name=name, node=open_schema(settings.config_class))
     OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("pick", lambda key, values, other: values.get(key, other), replace=True)
     OmegaConf.register_new_resolver("algorithms", lambda: ",".join(algorithm_names()), replace=True)
     OmegaConf.register_new_resolver("options", _options, replace=True)
-    for file in sweeps_directory().rglob("*.yaml"):  # not by Hydra's search path, on which all beside them would lie
-        group = file.parent.relative_to(sweeps_directory().parent).as_posix()
+    for file in sweeps.rglob("*.yaml"):  # not by Hydra's search path, on which all beside them would lie
+        group = file.parent.relative_to(sweeps.parent).as_posix()
         store.store(group=group, name=file.stem, node=OmegaConf.create(read_yaml(file)), package="_global_")
 
 

@@ -221,8 +221,8 @@ def table(stops: Sequence[Stop]) -> str:
     ("algorithm", "sent", "seconds"),
     [
         ("a3c", signal.SIGTERM, 4.0),
-        ("gorila", signal.SIGUSR2, 4.0),
-        pytest.param("paac", signal.SIGINT, 0.5, marks=pytest.mark.slow),  # these have no processes of their own
+        pytest.param("gorila", signal.SIGUSR2, 4.0, marks=pytest.mark.slow),
+        pytest.param("paac", signal.SIGINT, 0.5, marks=pytest.mark.slow),
         pytest.param("ga3c", signal.SIGHUP, 1.0, marks=pytest.mark.slow),
         pytest.param("dqn", signal.SIGUSR2, 0.5, marks=pytest.mark.slow),
     ],

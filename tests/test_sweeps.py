@@ -82,8 +82,9 @@ def test_the_learning_rate_grows_with_the_environments() -> None:
     assert rates == {n: pytest.approx(0.0007 * n) for n in (16, 32, 64, 128, 256)}
 
 
-# throughput trains two of the algorithms of atari_paac_games, and calibrates: minutes in a slow hour.
-TINY_ONES = [pytest.param(name, marks=pytest.mark.slow) if name == "throughput" else name for name in SWEEPS]
+# The others take seconds; these train all algorithms on Atari games, calibrate, or start many threads.
+LONG_ONES = {"atari57", "atari_paac_games", "lag_vs_agents", "throughput"}
+TINY_ONES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG_ONES else name for name in SWEEPS]
 
 
 @pytest.mark.parametrize("name", TINY_ONES)

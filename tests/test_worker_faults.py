@@ -157,9 +157,9 @@ def fail_and_go_on(faulty: Faulty, words: tuple[str, ...], place: str, kind: str
 FULL_QUEUE = ("algo.training_queue_size=1", "algo.n_trainers=1")
 CASES: list[Any] = [
     (A3C, "worker", "kill", "midway"),
-    (GORILA, "shard", "kill", "midway"),
 ]
 SLOW_CASES: list[Any] = [
+    (GORILA, "shard", "kill", "midway"),
     (GA3C, "trainer", "raise", "midway"),
     (A3C, "worker", "raise", "midway"),
     ((*GA3C, *FULL_QUEUE), "trainer", "hang", "full"),

@@ -1,5 +1,6 @@
 """Gorila: its update by hand, shards, staleness, outliers, every switch, whole runs with processes, and faults."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -155,6 +156,7 @@ def test_one_update_by_hand(kind: str, n_shards: int) -> None:
     assert server.versions.tolist() == [16] * n_shards
 
 
+@functools.cache
 def learnt(config: Config, n_updates: int = 40) -> torch.Tensor:
     parts = make_parts(config)
     parts.run(n_updates)
@@ -168,7 +170,7 @@ def test_into_how_many_shards_theta_is_cut_changes_nothing() -> None:
 
 
 def test_one_seed_gives_one_result_if_nothing_runs_at_once() -> None:
-    assert torch.equal(learnt(SMALL), learnt(SMALL))
+    assert torch.equal(learnt(SMALL), learnt.__wrapped__(SMALL))
 
 
 @pytest.mark.parametrize(

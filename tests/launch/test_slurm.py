@@ -167,6 +167,7 @@ def test_a_sweep_with_a_bad_day(checkout: Checkout) -> None:
     accounted(runs, *[("COMPLETED", "0:0")] * 3)
 
 
+@pytest.mark.slow
 def test_a_requeued_run_goes_on(checkout: Checkout) -> None:
     """`scontrol requeue`: SLURM ends the job at once, and starts it again; the command that waits waits on."""
     words = (*SMALL, "seed=0", "budget.frames=null", "budget.wall_clock_seconds=6", "algo.optimizer.anneal=false")
