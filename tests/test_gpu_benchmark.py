@@ -1,0 +1,206 @@
+"""benchmarks/gpu.py: what it compares and counts, by hand; steps that hang; and all of it, tiny, on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import step_targets
+import torch
+
+from a3c_bench.runtime.machine import usable_cores
+from a3c_bench.schema import Config
+from benchmarks import gpu, gpu_steps
+from benchmarks.gpu import Job, Step
+from benchmarks.gpu_steps import Trained
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_job(out: Path, step: str = "", seconds: float = 60.0) -> Job:
+    return Job(step, out, "cpu", True, "0123abc", seconds, time.monotonic())
+
+
+def at(*theta: float, updates: int = 50) -> Trained:
+    return Trained(torch.tensor(theta, dtype=torch.float64), updates, 1.0)
+
+
+def test_devices_agree_within_the_tolerance_and_a_tenth_of_the_way() -> None:
+    first, on_cpu = torch.tensor([3.0, 3.0], dtype=torch.float64), at(3.0, 4.0)  # of norm 5, one away from the first
+    found = gpu_steps.compared(first, on_cpu, at(3.0, 4.0004))
+    assert found["difference"] == pytest.approx(0.0004 / 5.0)
+    assert found["moved"] == pytest.approx(0.2)
+    assert found["agrees"]
+    assert not gpu_steps.compared(first, on_cpu, at(3.0, 4.0006))["agrees"]  # 1.2e-4 of the norm
+    assert not gpu_steps.compared(first, on_cpu, at(3.0, 4.0, updates=51))["agrees"]
+    assert not gpu_steps.compared(first, on_cpu, at(3.0, float("nan")))["agrees"]
+    hardly = torch.tensor([3.0, 3.999], dtype=torch.float64)  # theta moved by 0.001
+    assert gpu_steps.compared(hardly, on_cpu, at(3.0, 4.00009))["agrees"]
+    assert not gpu_steps.compared(hardly, on_cpu, at(3.0, 4.0002))["agrees"]  # a fifth of the way
+
+
+@pytest.mark.parametrize("algo", ["paac", "ga3c", "dqn"])
+def test_two_runs_act_alike_and_part_when_they_learn_otherwise(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one device the difference is 0; with longer steps on the second it is not, and the step says so."""
+    monkeypatch.setattr(gpu_steps, "N_UPDATES", (6,))
+    job = make_job(tmp_path, f"agree_{algo}")
+    gpu_steps.agree(job, algo)
+    train, rates = gpu_steps.train, iter((0.001, 0.0015))
+
+    def train_otherwise(config: Config, directory: Path) -> dict[str, Any]:
+        optimizer = replace(config.algo.optimizer, lr=next(rates))
+        return train(replace(config, algo=replace(config.algo, optimizer=optimizer)), directory)
+
+    monkeypatch.setattr(gpu_steps, "train", train_otherwise)
+    other = make_job(tmp_path, f"agree_{algo}_otherwise")
+    gpu_steps.agree(other, algo)
+    alike, otherwise = gpu.read_results(tmp_path)
+    assert (alike["difference"], alike["agrees"]) == (0.0, True)
+    assert alike["updates"] == alike["updates_on_device"] >= 6
+    assert not otherwise["agrees"]
+    assert otherwise["difference"] > 1e-4
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_actions_that_are_drawn_elsewhere_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_steps, "sample_actions", lambda log_probs, generator: None)  # nobody uses this one
+    config = gpu_steps.agreeing_configuration(make_job(tmp_path), "paac", 1)
+    with pytest.raises(RuntimeError, match="paac drew 20 actions, 0 of them alike"):
+        gpu_steps.train_alike(config, tmp_path / "run")
+
+
+def test_rates_are_those_of_the_warm_rows_that_learn() -> None:
+    rows = pd.DataFrame(
+        {
+            "wall_seconds": [1.0, 2.0, 4.0, 6.0],
+            "agent_steps": [10, 100, 300, 700],
+            "updates": [0, 0, 10, 30],
+            "share_simulate": [1.0, 1.0, 0.5, 0.25],
+            "share_train": [0.0, 0.0, 0.5, 0.75],
+            "share_wait": [float("nan")] * 4,
+        }
+    )
+    found = gpu_steps.rates(rows, 1.5)
+    assert (found["agent_steps_per_second"], found["updates_per_second"]) == (200.0, 10.0)
+    assert found["shares"] == {"share_simulate": 0.375, "share_train": 0.625}
+    assert (found["seconds"], found["warm"]) == (2.0, True)
+    cold = gpu_steps.rates(rows, 5.0)  # one row is no stretch: then all of the run
+    assert (cold["agent_steps_per_second"], cold["seconds"], cold["warm"]) == (pytest.approx(700 / 6), 6.0, False)
+
+
+def test_the_draws_of_a_policy_that_is_never_drawn_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_steps.draws(make_job(tmp_path, "agree_draws"))
+    monkeypatch.setattr(gpu_steps, "sample_actions", lambda log_probs, generator: log_probs.argmax(-1))
+    gpu_steps.draws(make_job(tmp_path, "agree_draws"))
+    right, wrong = gpu.read_results(tmp_path)
+    assert right["agrees"]
+    assert right["difference"] < 0.006
+    assert (wrong["difference"], wrong["agrees"]) == (pytest.approx(0.5), False)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_step_is_ended_with_its_children_and_keeps_its_results(tmp_path: Path) -> None:
+    assert gpu.run_step(Step("pong", "", (), 4.0), make_job(tmp_path), target=step_targets.hang) == "limit"
+    assert gpu.run_step(Step("parts", "", (), 30.0), make_job(tmp_path), target=step_targets.fail) == "failed"
+    first, limit, second, failed = gpu.read_results(tmp_path)
+    time.sleep(0.2)
+    assert not is_there(first["child"])
+    assert not is_there(second["child"])
+    assert (limit["step"], limit["kind"], limit["outcome"]) == ("pong", "end", "limit")
+    assert 4.0 <= limit["seconds"] < 30.0
+    assert limit["reached"]["."] == {"frames": 200.0, "mean_return_100_games": 7.5, "loss": None}
+    assert (failed["outcome"], failed["exit_status"], failed["error"]) == ("failed", 3, "OSError: no such thing")
+
+
+def test_steps_without_time_are_skipped_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.run_steps(gpu.chosen_steps("speed_dqn,agree"), make_job(tmp_path, seconds=5.0)) == ["skipped"] * 5
+    lines = gpu.read_results(tmp_path)
+    assert [line["step"] for line in lines] == ["agree_paac", "agree_ga3c", "agree_dqn", "agree_draws", "speed_dqn"]
+    assert {line["outcome"] for line in lines} == {"skipped"}
+    assert "speed_dqn: skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "agree,sped"], "--steps sped is no step: there are agree_paac, "),
+        (["--device", "tpu"], "device=tpu is not a device: say cpu, cuda or cuda:0."),
+        (["--limit", "1"], "--limit 1 is too short: say at least 10 seconds."),
+        ([], "holds results already: choose another --out."),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    assert gpu.main(["--out", str(tmp_path), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "results.jsonl").read_text() == "{}\n"
+
+
+BLOCKED = (
+    "wandb",
+    "tensorboard",
+    "pytest",
+    "_pytest",
+    "hypothesis",
+    "submitit",
+    "imageio",
+    "stable_baselines3",
+    "ale_py",
+    "cv2",
+)
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:
+    """A minute on two idle cores; from another directory, not installed."""
+    block = f"import sys\nsys.modules.update(dict.fromkeys({BLOCKED}))\n"
+    (tmp_path / "sitecustomize.py").write_text(block)
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(out), "--device", "cpu", "--tiny"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=570)
+    lines: list[dict[str, Any]] = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert ended.returncode == 0, (ended.stdout, ended.stderr, lines)
+    machine, *rest = lines
+    assert (machine["kind"], machine["device"], machine["gpu"]) == ("machine", "cpu", None)
+    assert machine["cores"] == usable_cores()
+    assert machine["torch"] == torch.__version__
+    assert {"cpu", "driver", "cuda", "versions", "commit", "at"} <= set(machine)
+    ends = [line for line in rest if line["kind"] == "end"]
+    assert [line["step"] for line in ends] == ["machine", *(step.name for step in gpu.STEPS)]
+    assert {line["outcome"] for line in ends} == {"done"}
+    results = {step.name: [x for x in rest if x["step"] == step.name and x["kind"] == "result"] for step in gpu.STEPS}
+    for algo in ("paac", "ga3c", "dqn"):
+        few, many = results[f"agree_{algo}"]
+        assert few["updates"] == 1
+        assert 50 <= many["updates"] < 60
+        assert (many["difference"], many["agrees"]) == (0.0, True)
+        assert many["moved"] > 10 * gpu_steps.TOLERANCE
+        (speed,) = results[f"speed_{algo}"]
+        assert speed["agent_steps_per_second"] > speed["updates_per_second"] > 0.0
+        assert sum(speed["shares"].values()) == pytest.approx(1.0, abs=0.01)
+    for part in results["parts"]:
+        assert part["forward_agent_steps_per_second"] > part["forward_backward_agent_steps_per_second"] > 0.0
+    (pong,) = results["pong"]
+    assert pong["reached"] == (pong["mean_return_100_games"] >= pong["target_return"])
+    assert pong["course"]["frames"][-1] <= pong["frames"]
+    assert "agree_paac" in ended.stdout
+    assert not list(out.rglob("*.pt"))
