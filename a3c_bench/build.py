@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from a3c_bench import plugins
 from a3c_bench.core import advantages
 from a3c_bench.core.networks import ActorCritic, QNetwork, kinds_that_read
 from a3c_bench.core.optim import RMSProp
@@ -16,7 +17,14 @@ from a3c_bench.envs.spec import uses_gymnasium
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
-from a3c_bench.schema import Config, OptimizerConfig, check_actor_critic, check_q_network
+from a3c_bench.schema import (
+    ADVANTAGE_KINDS,
+    NETWORK_KINDS,
+    Config,
+    OptimizerConfig,
+    check_actor_critic,
+    check_q_network,
+)
 
 Shapes = EnvSpec | VectorEnv  # whatever tells observations and actions
 
@@ -75,6 +83,7 @@ def make_network(config: Config, envs: Shapes, device: torch.device) -> ActorCri
             options.bf16,
             options.input_mean,
             options.input_std,
+            _trunk_of_another_package(config, envs),
         ).to(device)
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
@@ -113,6 +122,7 @@ def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwo
             options.bf16,
             options.input_mean,
             options.input_std,
+            _trunk_of_another_package(config, envs),
         ).to(device)
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
@@ -125,6 +135,14 @@ def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwo
 
         _compile(network, work, envs, device)
     return network
+
+
+def _trunk_of_another_package(config: Config, envs: Shapes) -> Callable[[], nn.Sequential] | None:
+    options = config.network
+    if options.kind in NETWORK_KINDS:
+        return None
+    trunk = plugins.load(plugins.NETWORKS, options.kind)
+    return lambda: trunk.make(options, envs.observation_shape)
 
 
 def _prepare(config: Config, envs: Shapes) -> None:
@@ -188,4 +206,7 @@ def make_schedule(config: Config) -> Callable[[int], float]:
 def make_estimator(config: Config, gamma: float) -> advantages.Estimator:
     """The advantage estimator psi of the run."""
     options = config.advantage
+    if options.kind not in ADVANTAGE_KINDS:
+        made = plugins.load(plugins.ADVANTAGES, options.kind).make(options, gamma)
+        return made if isinstance(made, advantages.Estimator) else advantages.Estimator(made)
     return advantages.estimator(options.kind, gamma, options.gae_lambda, options.rho_bar, options.c_bar)

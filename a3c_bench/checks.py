@@ -1,9 +1,10 @@
 """What can be said of a configuration as a whole without torch: bad input is refused before torch is imported."""
 
+from a3c_bench import plugins
 from a3c_bench.algos import find_settings
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import check_device
-from a3c_bench.schema import Config, check
+from a3c_bench.schema import ADVANTAGE_KINDS, NETWORK_KINDS, Config, check
 
 
 def check_settings(config: Config) -> None:
@@ -27,4 +28,12 @@ def check_settings(config: Config) -> None:
             f"These settings are tuned for {config.tuned_for}, and this is {config.env.name}: say settings=paper, "
             f"without an experiment, or tuned_for={config.env.name} to use them all the same."
         )
+    for part, group, kinds in (
+        ("network", plugins.NETWORKS, NETWORK_KINDS),
+        ("advantage", plugins.ADVANTAGES, ADVANTAGE_KINDS),
+    ):
+        kind = getattr(config, part).kind
+        own = None if kind in kinds else plugins.load(group, kind).config_class
+        if own is not None and not isinstance(getattr(config, part), own):
+            raise ConfigError(f"{part}.kind={kind} has keys of its own: say {part}={kind}.")
     find_settings(config.algo.name).check(config)

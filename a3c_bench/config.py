@@ -25,16 +25,31 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from a3c_bench import plugins
 from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.algos.settings import SETTINGS
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import differing_keys, is_one_of, plain, read_yaml, runs_below
 from a3c_bench.runtime.older import INSTEAD, part_of_path, upgraded
-from a3c_bench.schema import PRESENTATION_KEYS, WATCHING_KEYS, Config, check, nearest
+from a3c_bench.schema import (
+    ADVANTAGE_KINDS,
+    NETWORK_KINDS,
+    PRESENTATION_KEYS,
+    WATCHING_KEYS,
+    AdvantageConfig,
+    Config,
+    NetworkConfig,
+    check,
+    nearest,
+)
 
 # Parts of a command line that the path of a run directory already says, or that change nothing in it.
 _SAID_BY_PATH = ("algo", "env", "env.id", "env.game", "seed")
 _NOT_IN_PATH = ("sweeps", "hydra", *PRESENTATION_KEYS)
+_PLUGGED_IN: dict[str, tuple[str, type, tuple[str, ...]]] = {  # their group, our class and our kinds
+    "network": (plugins.NETWORKS, NetworkConfig, NETWORK_KINDS),
+    "advantage": (plugins.ADVANTAGES, AdvantageConfig, ADVANTAGE_KINDS),
+}
 _MOST_RUNS_LISTED = 20
 _LONGEST_NAME = 150  # characters of a directory; file systems take 255
 
@@ -53,7 +68,7 @@ def sweeps_directory() -> Path:
 def register_schemas() -> None:
     """Tells Hydra the types: `config_schema`, and one schema in the group `algo` per algorithm; and the named sweeps.
 
-    An algorithm of another package that brings no YAML can be named too: its defaults are those of its dataclass.
+    What another package adds without YAML can be named too: its defaults are those of its dataclass.
     """
     _register_what_is_ours(sweeps_directory())
     store = ConfigStore.instance()
@@ -63,6 +78,9 @@ def register_schemas() -> None:
             store.store(group="algo/schema", name=name, node=node)
             if not (config_directory() / "algo" / f"{name}.yaml").exists():
                 store.store(group="algo", name=name, node=node)
+    for part in _PLUGGED_IN:
+        for kind in plugins.names(_PLUGGED_IN[part][0]):
+            store.store(group=part, name=kind, node=_schema_of(part, kind))
 
 
 @functools.cache  # for the first of many compositions
@@ -79,6 +97,14 @@ def _register_what_is_ours(sweeps: Path) -> None:
     for file in sweeps.rglob("*.yaml"):  # not by Hydra's search path, on which all beside them would lie
         group = file.parent.relative_to(sweeps.parent).as_posix()
         store.store(group=group, name=file.stem, node=OmegaConf.create(read_yaml(file)), package="_global_")
+
+
+def _schema_of(part: str, kind: str) -> DictConfig:
+    """The schema of `network` or `advantage` that goes with another package's kind."""
+    group, ours, _ = _PLUGGED_IN[part]
+    node = open_schema(plugins.load(group, kind).config_class or ours)
+    node.kind = kind
+    return node
 
 
 def from_hydra(composed: DictConfig) -> Config:
@@ -220,6 +246,11 @@ def load_config(run: Path) -> Config:
         raise RunDirectoryError(f"{run} is no run directory: it has no readable config.yaml.") from None
     schema = open_schema(Config)
     schema.algo = open_schema(algorithm.config_class)
+    for part, (group, _, kinds) in _PLUGGED_IN.items():
+        section = content.get(part)
+        kind = section.get("kind") if isinstance(section, dict) else None
+        if kind not in kinds and kind in plugins.names(group):
+            schema[part] = _schema_of(part, kind)
     try:
         return _to_config(OmegaConf.merge(schema, upgraded(content)))
     except (OmegaConfBaseException, ConfigError) as error:

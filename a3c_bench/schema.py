@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from a3c_bench import plugins
 from a3c_bench.errors import ConfigError
 
 
@@ -21,13 +22,23 @@ def option(
     default: Any,
     *,
     choices: Sequence[Any] | None = None,
+    others: str | None = None,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A dataclass field with a default and the range of values it accepts."""
-    limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    """A dataclass field with a default and the range of values it accepts; `others` is a group of more choices, which
+    other packages add.
+    """
+    limits = {
+        "choices": choices,
+        "others": others,
+        "at_least": at_least,
+        "above": above,
+        "at_most": at_most,
+        "below": below,
+    }
     return field(default=default, metadata=limits)
 
 
@@ -55,6 +66,8 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
     if value is None or not limits:
         return
     choices = limits["choices"]
+    if choices is not None and value not in choices and limits["others"] is not None:
+        choices = (*choices, *plugins.names(limits["others"]))
     if choices is not None and value not in choices:
         raise ConfigError(f"{key}={value} is not known: choose one of {', '.join(map(str, choices))}.")
     if isinstance(value, float) and not math.isfinite(value):
@@ -117,11 +130,14 @@ class EnvConfig:
         return "-".join([self.game or self.id, *(["sees"] if seen else []), *seen])
 
 
+NETWORK_KINDS = ("mlp", "nips", "nature")
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """The function approximator: a policy head and a value head on one trunk, or on two; or a head of Q-values."""
 
-    kind: str = option("mlp", choices=("mlp", "nips", "nature"))
+    kind: str = option("mlp", choices=NETWORK_KINDS, others=plugins.NETWORKS)
     hidden_sizes: tuple[int, ...] = option((64, 64), at_least=1)  # of the mlp; the others are as published
     activation: str = option("tanh", choices=("tanh", "relu"))  # of the mlp; the others use relu
     initialisation: str = option("orthogonal", choices=("orthogonal", "fan_in"))
@@ -135,11 +151,14 @@ class NetworkConfig:
     compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
 
 
+ADVANTAGE_KINDS = ("nstep", "gae", "td", "monte_carlo", "baseline", "vtrace")
+
+
 @dataclass(frozen=True)
 class AdvantageConfig:
     """What multiplies grad log pi: psi in the policy-gradient theorem."""
 
-    kind: str = option("nstep", choices=("nstep", "gae", "td", "monte_carlo", "baseline", "vtrace"))
+    kind: str = option("nstep", choices=ADVANTAGE_KINDS, others=plugins.ADVANTAGES)
     gae_lambda: float = option(0.95, at_least=0.0, at_most=1.0)  # gae only
     rho_bar: float = option(1.0, above=0.0)  # vtrace only: importance ratios are cut here, in psi and in the targets
     c_bar: float = option(1.0, above=0.0)  # vtrace only: and here, in how far later rewards are believed

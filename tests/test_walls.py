@@ -23,7 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Lower layers first; a module imports from its own layer and from lower ones. `a3c_bench.algos` itself is the registry,
 # which `config` needs before any algorithm is built.
 LAYERS = (
-    ("core", "schema", "errors", "streams"),
+    ("core", "schema", "errors", "plugins", "streams"),
     ("envs",),
     ("runtime",),
     ("parallel",),
@@ -97,10 +97,10 @@ def test_core_knows_torch_and_numpy_only(file: Path) -> None:
         assert allowed, f"{name_of(file)} imports {module}"
 
 
-@pytest.mark.parametrize("part", ["schema", "errors"])
+@pytest.mark.parametrize("part", ["schema", "errors", "plugins"])
 def test_leaves_import_nothing_but_each_other(part: str) -> None:
     for module, _ in imports(PACKAGE / f"{part}.py"):
-        assert top(module) in sys.stdlib_module_names or module == "a3c_bench.errors"
+        assert top(module) in sys.stdlib_module_names or module in ("a3c_bench.errors", "a3c_bench.plugins")
 
 
 def importers(*packages: str, below: Path = PACKAGE) -> set[str]:

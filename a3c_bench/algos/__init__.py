@@ -1,21 +1,14 @@
-"""The algorithms, found by name in one registry; other packages add theirs by entry point.
-
-A package adds an algorithm with, in its pyproject.toml,
-
-    [project.entry-points."a3c_bench.algorithms"]
-    mine = "my_package.mine:ALGORITHM"
-"""
+"""The algorithms, found by name in one registry; other packages add theirs by entry point (`a3c_bench.plugins`)."""
 
 import importlib
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from a3c_bench import plugins
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import nearest
 
-ENTRY_POINT_GROUP = "a3c_bench.algorithms"
 _BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "dqn", "ga3c", "gorila", "paac")}
 
 
@@ -66,7 +59,7 @@ class Settings:
 
 def algorithm_names() -> list[str]:
     """All algorithms that can be named."""
-    return sorted({*_BUILT_IN, *(entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))})
+    return sorted({*_BUILT_IN, *plugins.names(plugins.ALGORITHMS)})
 
 
 def find_settings(name: str) -> Settings:
@@ -92,9 +85,8 @@ def find_algorithm(name: str) -> Algorithm:
     if name in _BUILT_IN:
         found = importlib.import_module(_BUILT_IN[name]).ALGORITHM
     else:
-        entries = [e for e in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP) if e.name == name]
-        if not entries:
+        found = plugins.load(plugins.ALGORITHMS, name)
+        if found is None:
             raise ConfigError(f"algo={name} is not an algorithm: {nearest(name, algorithm_names())}")
-        found = entries[0].load()
     assert isinstance(found, Algorithm)
     return found

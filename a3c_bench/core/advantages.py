@@ -18,7 +18,7 @@ Several episodes may end inside one rollout; nothing flows across an end.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,15 @@ class Estimator:
     def __call__(self, *outcomes: Tensor) -> Estimate:
         """psi from rewards, values, terminated, truncated and, if it corrects, log_ratios."""
         return self.function(*outcomes)
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """One of another package, as its entry point in "a3c_bench.advantages" names it."""
+
+    make: Callable[[Any, float], Callable[..., Estimate]]  # (config.advantage, gamma): an `Estimator`, or a function of
+    # rewards, values, terminated and truncated
+    config_class: type | None = None  # a frozen subclass of `AdvantageConfig` with its own keys; None: it has none
 
 
 def nstep(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float) -> Estimate:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,15 @@ from torch.nn import functional as F
 
 IMAGE_KINDS = ("nips", "nature")
 _SMALLEST_SIDES = {"nips": 20, "nature": 36}  # pixels, of which the filters leave one
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """One of another package, as its entry point in "a3c_bench.networks" names it."""
+
+    make: Callable[[Any, tuple[int, ...]], nn.Sequential]  # (config.network, shape of an observation): the layers below
+    # the heads, from observations [B, ...] in float32 to features [B, F]; a dueling network splits at the last two
+    config_class: type | None = None  # a frozen subclass of `NetworkConfig` with its own keys; None: it has none
 
 
 class _Network(nn.Module):
@@ -28,8 +38,8 @@ class _Network(nn.Module):
         """Has torch.compile fuse what comes before the heads, for batches of any size."""
         self._through = torch.compile(_through, dynamic=True)
 
-    def _lay_out(self, channels_last: bool, kind: str) -> None:
-        if channels_last and kind in IMAGE_KINDS:
+    def _lay_out(self, channels_last: bool) -> None:
+        if channels_last:
             self._memory_format = torch.channels_last
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -79,6 +89,7 @@ class ActorCritic(_Network):
         input_mean: subtracted from the observations, from frames after their scaling to [0, 1]. Around 0, gradients of
             the first layer's weights do not all point one way, and its units stay alive (LeCun et al. 1998, 4.3).
         input_std: what the observations are divided by then, to be of size 1 (ibid.).
+        own_trunk: makes the layers below the heads; then `kind` is the name of another package's.
 
     Raises:
         ValueError: an image kind for observations that are not images, images too small for its filters, or an LSTM on
@@ -99,12 +110,13 @@ class ActorCritic(_Network):
         bf16: bool = False,
         input_mean: float = 0.0,
         input_std: float = 1.0,
+        own_trunk: Callable[[], nn.Sequential] | None = None,
     ) -> None:
         super().__init__(bf16, input_mean, input_std)
         if lstm_size is not None and not shared_trunk:
             raise ValueError("an LSTM needs network.shared_trunk=true: it stands between the trunk and both heads")
 
-        trunk = (kind, observation_shape, hidden_sizes, activation)
+        trunk = (kind, observation_shape, hidden_sizes, activation, own_trunk)
         self.trunk, n_features = _trunk(*trunk)
         self.value_trunk = None if shared_trunk else _trunk(*trunk)[0]
         self.lstm = None if lstm_size is None else nn.LSTMCell(n_features, lstm_size)
@@ -117,7 +129,7 @@ class ActorCritic(_Network):
             initialise(module, math.sqrt(2.0))
         initialise(self.policy_head, 0.01)
         initialise(self.value_head, 1.0)
-        self._lay_out(channels_last, kind)
+        self._lay_out(channels_last and kind != "mlp" and len(observation_shape) == 3)
 
     def initial_state(self, n_envs: int) -> Tensor:
         """What the network remembers at the start of B games: zeros [B, S]."""
@@ -202,6 +214,7 @@ class QNetwork(_Network):
         bf16: hidden layers compute in bfloat16 (autocast); the heads, and with them Q, and the parameters stay float32.
         input_mean: subtracted from the observations, as in `ActorCritic`.
         input_std: what they are divided by then, as there.
+        own_trunk: as there.
 
     Raises:
         ValueError: an image kind for observations that are not images, or images too small for its filters; a dueling
@@ -221,9 +234,10 @@ class QNetwork(_Network):
         bf16: bool = False,
         input_mean: float = 0.0,
         input_std: float = 1.0,
+        own_trunk: Callable[[], nn.Sequential] | None = None,
     ) -> None:
         super().__init__(bf16, input_mean, input_std)
-        trunk = (kind, observation_shape, hidden_sizes, activation)
+        trunk = (kind, observation_shape, hidden_sizes, activation, own_trunk)
         whole, n_features = _trunk(*trunk)
         layers = list(whole)
         if dueling and len(layers) < 3:
@@ -240,7 +254,7 @@ class QNetwork(_Network):
             initialise(module, math.sqrt(2.0))
         for head in (self.head, self.value_head) if dueling else (self.head,):
             initialise(head, 1.0)
-        self._lay_out(channels_last, kind)
+        self._lay_out(channels_last and kind != "mlp" and len(observation_shape) == 3)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Q [B, A] of observations [B, ...]; uint8 frames are scaled to [0, 1] here."""
@@ -297,9 +311,16 @@ def sample_actions(log_probs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _trunk(
-    kind: str, observation_shape: Sequence[int], hidden_sizes: Sequence[int], activation: str
+    kind: str,
+    observation_shape: Sequence[int],
+    hidden_sizes: Sequence[int],
+    activation: str,
+    own_trunk: Callable[[], nn.Sequential] | None,
 ) -> tuple[nn.Sequential, int]:
     """The layers below the heads, and how many features they give; a hidden layer and its activation come last."""
+    if own_trunk is not None:
+        layers = own_trunk()
+        return layers, _n_features(layers, observation_shape)
     if kind in IMAGE_KINDS:
         _check_image(kind, observation_shape)
         return _image_trunk(kind, observation_shape)
@@ -335,9 +356,14 @@ def _image_trunk(kind: str, observation_shape: Sequence[int]) -> tuple[nn.Sequen
         n_features = 512
         layers = [nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
         layers += [nn.Conv2d(64, 64, 3, stride=1), nn.ReLU()]
-    with torch.no_grad():
-        n_flat = nn.Sequential(*layers)(torch.zeros(1, *observation_shape)).numel()
+    n_flat = _n_features(nn.Sequential(*layers), observation_shape)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_flat, n_features), nn.ReLU()), n_features
+
+
+def _n_features(layers: nn.Module, observation_shape: Sequence[int]) -> int:
+    """How many numbers layers make of one observation."""
+    with torch.no_grad():
+        return int(layers(torch.zeros(1, *observation_shape)).numel())
 
 
 def _mlp_trunk(n_inputs: int, hidden_sizes: Sequence[int], activation: str) -> tuple[nn.Sequential, int]:
