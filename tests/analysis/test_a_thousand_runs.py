@@ -1,7 +1,8 @@
-"""Limits of time and memory; tests/measure_analysis.py prints the numbers."""
+"""Limits of time and memory; benchmarks/measure_analysis.py prints the numbers."""
 
 import pytest
-from measure_analysis import measure_drawing, measure_loading
+
+from benchmarks.measure_analysis import measure_drawing, measure_loading
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """How long it takes to load many runs, and to draw a figure of long ones.
 
-    python tests/measure_analysis.py
-    python tests/measure_analysis.py --runs 1000 --rows 10000
+    python benchmarks/measure_analysis.py
+    python benchmarks/measure_analysis.py --runs 1000 --rows 10000
 
 Loading: each run's configuration, status and training games, summarised one after the other as tables and scatter plots
 do. Drawing: 5 algorithms with 3 seeds each, with bands. Measure on an idle machine.

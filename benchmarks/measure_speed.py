@@ -1,10 +1,10 @@
 """How fast the algorithms are beside each other and beside the machine; for a machine that does nothing else.
 
-    python tests/measure_speed.py bound      PAAC, A3C and DQN as a share of the serial bound that their run calibrates
-    python tests/measure_speed.py workers    A3C with 2 workers against 1
-    python tests/measure_speed.py ga3c       GA3C against PAAC
-    python tests/measure_speed.py lag        what it costs to measure lag: PAAC, A3C and GA3C with it and without
-    python tests/measure_speed.py bundles    Gorila's updates per second with 2 bundles against 1
+    python benchmarks/measure_speed.py bound      PAAC, A3C and DQN as a share of the serial bound that they calibrate
+    python benchmarks/measure_speed.py workers    A3C with 2 workers against 1
+    python benchmarks/measure_speed.py ga3c       GA3C against PAAC
+    python benchmarks/measure_speed.py lag        what it costs to measure lag: PAAC, A3C and GA3C with it and without
+    python benchmarks/measure_speed.py bundles    Gorila's updates per second with 2 bundles against 1
 
 Pong and the nips network, if not said otherwise. The sides of a comparison take turns, `--rounds` times, so that a
 machine that slows down slows both; what counts is the median of the ratios within a round.
@@ -27,13 +27,13 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from algos.test_a3c import make_workers  # noqa: E402
-from measure_sweeps import statuses, sweep  # noqa: E402
 
 from a3c_bench.algos.a3c import Worker  # noqa: E402
 from a3c_bench.algos.ga3c import Trainer  # noqa: E402
 from a3c_bench.algos.paac import PAAC  # noqa: E402
 from a3c_bench.config import compose  # noqa: E402
 from a3c_bench.train import train  # noqa: E402
+from benchmarks.measure_sweeps import statuses, sweep  # noqa: E402
 
 BLOCK = 16  # calls with lag measured, then as many without; of A3C one update in 16 has its divergence taken
 SHORT = ("evaluation.n_games=1", "evaluation.n_envs=1", "evaluation.max_episode_frames=400", "progress=false",

@@ -1,8 +1,8 @@
 """What sweeps cost beside the training; for a machine that does nothing else.
 
-    python tests/measure_sweeps.py local           two at a time against one after the other: at most 1.2 x sum / 2
-    python tests/measure_sweeps.py side_by_side    two runs on a core each against one alone on a core
-    python tests/measure_sweeps.py thousand        SLURM with 1,000 runs: submission, status, the same command again
+    python benchmarks/measure_sweeps.py local           two at a time against one after the other: at most 1.2 x sum / 2
+    python benchmarks/measure_sweeps.py side_by_side    two runs on a core each against one alone on a core
+    python benchmarks/measure_sweeps.py thousand        SLURM with 1,000 runs: submission, status, the command again
 
 The last one starts a SLURM of its own (see tests/launch/one_node.py) and holds the jobs, so that nothing else runs
 while it measures; then it lets some no-op runs go, to see what the start of a run costs.
