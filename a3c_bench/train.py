@@ -176,6 +176,7 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
         lost_wall_seconds=before.get("lost_wall_seconds", 0.0) + _lost_seconds(before, saved),
         wall_seconds=saved["wall_seconds"] if saved else 0.0,  # so that what is lost is counted once
     )
+    algorithm = find_algorithm(config.algo.name)
     try:
         if config.calibrate and "calibration" not in before:
             directory.write_status(calibration=asdict(calibrate(config)))
@@ -183,8 +184,8 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
         def evaluation(network: ActorCritic | QNetwork, number: int) -> EvaluationResult | None:
             return evaluate(config, network, evaluation_seed(config, number), lambda: stop.signal is not None)
 
-        with Session(config, asdict(config), directory, evaluation, stop, saved) as session:
-            find_algorithm(config.algo.name).train(config, session)
+        with Session(config, asdict(config), directory, evaluation, stop, saved, algorithm.columns) as session:
+            algorithm.train(config, session)
             status = session.finish()
         directory.write_status(history=history.with_end(status, status["state"], timestamp()))
         status = directory.read_status()

@@ -47,6 +47,7 @@ class Algorithm:
     make_network: Callable[[Any, Any, Any], Any] = _make_network  # (Config, VectorEnv, torch.device): what is evaluated
     resolve: Callable[[Any, int], Any] = lambda config, cores: config  # (Config, cores): with the nulls of `algo` that
     # stand for a number of cores filled in; a run does it once, and keeps the numbers
+    columns: tuple[str, ...] = ()  # of metrics.csv that this one adds: figures of `Session.updated`, ratios, gauges
 
 
 @dataclass(frozen=True)

@@ -14,27 +14,24 @@ applied meanwhile are the lag of every sample, and the staleness of the gradient
 """
 
 import logging
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import A3CConfig
-from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, Gradient, Rollout, actor_critic_backward, divergence
-from a3c_bench.envs import Episode, find_spec
+from a3c_bench.envs import find_spec
+from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.runtime.actor import Actor
-from a3c_bench.runtime.clock import PHASES, PhaseTimer
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
@@ -59,60 +56,6 @@ class SharedModel:
         return self.lock or nullcontext()
 
 
-@dataclass
-class Report:
-    """What a worker did since its last report."""
-
-    n_agent_steps: int
-    n_updates: int
-    episodes: list[Episode]
-    metrics: dict[str, NDArray[np.float32]]  # per update
-    fit: list[NDArray[Any]]  # values, returns, mask; per sample
-    lag: dict[str, NDArray[Any]]  # per sample, by unit
-    seconds: dict[str, float]  # by phase
-
-
-@dataclass
-class Notes:
-    """What a worker did, kept until it reports: the ledger of its actor."""
-
-    shared: SharedModel
-    index: int
-    timer: PhaseTimer = field(default_factory=lambda: PhaseTimer(*PHASES))
-    version: int = 0  # of theta'
-    n_updates: int = 0  # not forgotten by a report
-    n_agent_steps: int = 0
-    episodes: list[Episode] = field(default_factory=list)
-    metrics: list[Mapping[str, Tensor | float]] = field(default_factory=list)
-    fits: list[tuple[Tensor, ...]] = field(default_factory=list)
-    lags: list[dict[str, Any]] = field(default_factory=list)
-
-    def stamp(self) -> Stamp:
-        """Now; the version is that of the policy that acts."""
-        return self.shared.tally.stamp(self.version)
-
-    def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
-        """Counts for everybody to see."""
-        self.shared.tally.add(self.index, agent_steps=n_agent_steps)
-        self.n_agent_steps += n_agent_steps
-        if episodes:  # with where the run stands now: it will be elsewhere when they are reported
-            now = self.shared.tally.moment()
-            self.episodes.extend(episode._replace(ended=now) for episode in episodes)
-
-    def report(self) -> Report:
-        """All of it, as arrays; and begins anew."""
-        keys = self.metrics[0] if self.metrics else ()
-        metrics = {key: np.array([float(m[key]) for m in self.metrics], dtype=np.float32) for key in keys}
-        fit = [torch.cat([part.flatten() for part in parts]).numpy() for parts in zip(*self.fits, strict=True)]
-        lag = {
-            unit: np.concatenate([np.asarray(lag[unit]) for lag in self.lags if unit in lag])
-            for unit in {unit for lag in self.lags for unit in lag}
-        }
-        report = Report(self.n_agent_steps, len(self.metrics), self.episodes, metrics, fit, lag, self.timer.take())
-        self.n_agent_steps, self.episodes, self.metrics, self.fits, self.lags = 0, [], [], [], []
-        return report
-
-
 class Worker:
     """One actor-learner.
 
@@ -126,7 +69,8 @@ class Worker:
     def __init__(self, config: Config, shared: SharedModel, index: int, attempt: int) -> None:
         self.options: A3CConfig = config.algo
         self.shared = shared
-        self.notes = Notes(shared, index)
+        self.notes = Notes(shared.tally, index)
+        self.n_updates = 0
         self.lag = config.lag
         device = torch.device("cpu")
         seed = sequence(config.seed, Stream.ENVIRONMENTS, attempt, index)
@@ -180,19 +124,21 @@ class Worker:
             learning_rate = self.learning_rate_at(now.frames)
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
-            shared.tally.add(notes.index, updates=1)
+            shared.tally.add(notes.writer, updates=1)
         if self.lag.enabled:
-            stale = {"gradient_staleness_updates": np.array([now.version - notes.version])}
-            notes.lags.append(rollout.lag(now, found.mask) | stale | diverged)
-        notes.n_updates += 1
-        notes.metrics.append({**found.figures(), "gradient_norm": gradient_norm, "learning_rate": learning_rate})
-        notes.fits.append(found.fit)
+            assert notes.version is not None
+            stale = np.array([now.version - notes.version])
+            notes.lag.add(**rollout.lag(now, found.mask), **diverged, gradient_staleness_updates=stale)
+        self.n_updates += 1
+        figures = found.figures() | {"gradient_norm": gradient_norm, "learning_rate": torch.tensor(learning_rate)}
+        notes.updated(figures, found.fit)
+        notes.ratio("unusable_share", *found.unusable)
         notes.timer.lap("train")
 
     @torch.no_grad()
     def _divergence(self, batch: Batch, found: Gradient) -> dict[str, Tensor]:
         """Of the policy that acted from theta's, per sample of this gradient; of one update in so many."""
-        if not self.lag.enabled or self.notes.n_updates % self.lag.divergence_every_updates:
+        if not self.lag.enabled or self.n_updates % self.lag.divergence_every_updates:
             return {}
         log_probs, _ = self.shared_network.unroll(batch.observations, batch.state, ~batch.valid)
         return divergence(batch, log_probs, found.mask)
@@ -225,19 +171,9 @@ def train(config: Config, session: Session) -> None:
     ]
     tally = Tally(n_workers, config.env.frame_skip, session.clock).share()
     shared = SharedModel(theta, statistics, tally, Tokens(1) if options.lock else None)
-
-    def record(report: Report) -> None:
-        session.count(report.n_agent_steps, report.episodes)
-        if report.n_updates:
-            values, returns, mask = (torch.from_numpy(part) for part in report.fit)
-            metrics = {key: torch.from_numpy(figures) for key, figures in report.metrics.items()}
-            session.updated(metrics, (values, returns, mask), report.n_updates)
-        session.lag.add(**report.lag)
-        session.timer.add(report.seconds)
-
     own = [replace(shared, statistics=[statistics[index % len(statistics)]]) for index in range(n_workers)]
     arguments = [(config, own[index], index, session.attempt) for index in range(n_workers)]
-    with Workers(worker_main, arguments, record, config.worker_silence_seconds) as workers:
+    with Workers(worker_main, arguments, session.take, config.worker_silence_seconds) as workers:
         with workers.standstill():  # until all are ready
             tally.begin(session.counters.agent_steps, session.counters.updates)
             parts = {f"statistics_{i}": part for i, part in enumerate(statistics)}

@@ -30,7 +30,7 @@ from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import DQNConfig
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
-from a3c_bench.core.q_learning import q_backward, value_figures
+from a3c_bench.core.q_learning import q_backward
 from a3c_bench.core.schedules import linear
 from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.explorer import Explorer
@@ -134,8 +134,7 @@ class DQN:
 
     def gauges(self) -> dict[str, float]:
         """Columns of metrics.csv."""
-        values = value_figures(self.explorer.check.take())
-        return values | {"epsilon": self.epsilon, "replay_agent_steps": len(self.replay)}
+        return {"epsilon": self.epsilon, "replay_agent_steps": len(self.replay)}
 
     def state_dict(self) -> dict[str, Any]:
         """What the other parts of a checkpoint do not say."""

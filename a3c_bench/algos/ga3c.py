@@ -41,10 +41,11 @@ from a3c_bench.core.lag import Stamp, age
 from a3c_bench.core.networks import ActorCritic, sample_actions
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
 from a3c_bench.core.rollout import Batch, actor_critic_backward, divergence
-from a3c_bench.envs import Episode, Step, VectorEnv
+from a3c_bench.envs import Step, VectorEnv
+from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
-from a3c_bench.runtime.clock import PHASES, PhaseTimer
 from a3c_bench.runtime.crew import Crew, Member
+from a3c_bench.runtime.ledger import Report
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
@@ -113,32 +114,6 @@ class Experience:
 
 
 TrainingQueue = queue.Queue[list[int]]  # of slots
-
-
-class Predicted(NamedTuple):
-    """Report of a predictor."""
-
-    n_agent_steps: int
-    n_predicted: int
-    episodes: list[Episode]
-    seconds: dict[str, float]
-
-
-class Trained(NamedTuple):
-    """Report of a trainer."""
-
-    metrics: dict[str, Any]  # scalars
-    fit: tuple[Tensor, Tensor, Tensor]
-    lag: dict[str, Any]
-    n_samples: int  # learnt from or not
-    n_discarded: int  # of these: too old
-    n_unusable: int  # of the rest: the estimator cannot use them
-    seconds: dict[str, float]
-
-    @property
-    def updated(self) -> bool:
-        """Whether any sample was learnt from."""
-        return self.n_samples > self.n_discarded + self.n_unusable
 
 
 class Agents:
@@ -266,11 +241,10 @@ class Predictor:
         self.agents = agents
         self.network = network
         self.tally = tally
-        self.writer = writer
         self.device = resolve_device(config.device)
         self.generator = torch_generator(self.device, seed)
-        self.timer = PhaseTimer(*PHASES)
-        self.ended: list[Episode] = []  # games, to be reported
+        self.notes = Notes(tally, writer)
+        self.timer = self.notes.timer
 
     def run(self, member: Member, training: TrainingQueue, receiving: threading.Lock) -> None:
         """Serves whichever agents have finished a step. Only one thread at a time may be `receiving`."""
@@ -328,10 +302,7 @@ class Predictor:
     def answer(self, step: Step) -> None:
         """Keeps and counts what the environments answered."""
         self.agents.answer(step)
-        self.tally.add(self.writer, agent_steps=int(step.valid.sum()))
-        if step.episodes:  # with where the run stands now: it will be elsewhere when they are reported
-            now = self.tally.moment()
-            self.ended = [episode._replace(ended=now) for episode in step.episodes]
+        self.notes.count(int(step.valid.sum()), step.episodes)
 
     @torch.no_grad()
     def predict(self, step: Step) -> Prediction:
@@ -369,8 +340,8 @@ class Predictor:
 
     def report(self, member: Member, step: Step) -> None:
         """Tells what a turn brought."""
-        seconds, ended, self.ended = self.timer.take(), self.ended, []
-        member.report(Predicted(int(step.valid.sum()), len(step.env_ids), ended, seconds))
+        self.notes.ratio("prediction_batch", len(step.env_ids), 1)
+        member.report(_with_share(self.notes.take(), "share_predictors_wait", ("simulate", "wait")))
 
 
 class Trainer:
@@ -407,8 +378,8 @@ class Trainer:
         self.learning_rate_at = build.make_schedule(config)
         self.estimate = build.make_estimator(config, self.options.gamma)
         self.tally = tally
-        self.writer = writer
-        self.timer = PhaseTimer(*PHASES)
+        self.notes = Notes(tally, writer)
+        self.timer = self.notes.timer
 
     def run(self, member: Member, training: TrainingQueue) -> None:
         """Learns from rollouts as they come, merged until there are enough samples; in lock step from each round."""
@@ -426,18 +397,16 @@ class Trainer:
                     slots += item
                     n_items += 1
                 self.timer.lap("wait")
-                depth = training.qsize()
-                trained = self.learn(slots)
+                self.learn(slots, training.qsize())
                 self.experience.set_free(slots)
                 for _ in range(n_items):
                     training.task_done()
                 self.timer.lap("train")
-                trained.metrics["training_queue_depth"] = depth
-                member.report(trained._replace(seconds=self.timer.take()))
+                member.report(_with_share(self.notes.take(), "share_trainers_wait", ("wait",)))
 
-    def learn(self, slots: Sequence[int]) -> Trained:
+    def learn(self, slots: Sequence[int], queue_depth: int = 0) -> None:
         """One update of theta from the rollouts in these slots, unless every sample is too old."""
-        options, tally = self.options, self.tally
+        options, tally, notes = self.options, self.tally, self.notes
         version = tally.version
         batch = self.experience.batch(slots, self.device)
         stamps = self.experience.stamps[: len(batch.valid), slots]  # [T, B, 3]
@@ -470,24 +439,32 @@ class Trainer:
         if learns:
             self.optimizer.step()
             self._wait_for_device()  # before it is counted
-            tally.add(self.writer, updates=1)
-        lag: dict[str, Any] = {}
+            tally.add(notes.writer, updates=1)
         if learns and self.measure_lag:
-            stale = {"gradient_staleness_updates": np.array([now.version - version])}
-            lag = age(stamps[keep], now) | stale | divergence(batch, found.log_probs, found.mask)
-        metrics = found.figures() | {
-            "gradient_norm": gradient_norm,
-            "learning_rate": learning_rate,
-            "training_batch": float(valid.sum()),
-        }
-        n_young = int(young.sum())
-        return Trained(
-            metrics, found.fit, lag, int(valid.sum()), int(valid.sum()) - n_young, n_young - int(keep.sum()), {}
-        )
+            stale = np.array([now.version - version])
+            kl = divergence(batch, found.log_probs, found.mask)
+            notes.lag.add(**age(stamps[keep], now), **kl, gradient_staleness_updates=stale)
+        n_samples, n_young = int(valid.sum()), int(young.sum())
+        notes.ratio("discarded_share", n_samples - n_young, n_samples)
+        notes.ratio("unusable_share", n_young - int(keep.sum()), n_samples)
+        if learns:
+            figures = {
+                "gradient_norm": gradient_norm,
+                "learning_rate": learning_rate,
+                "training_batch": float(n_samples),
+                "training_queue_depth": queue_depth,
+            }
+            notes.updated(found.figures() | figures, found.fit)
 
     def _wait_for_device(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
+
+
+def _with_share(report: Report, column: str, phases: Sequence[str]) -> Report:
+    """The report, with the share of its time that these phases took."""
+    report.ratios[column] = sum(report.seconds[phase] for phase in phases), sum(report.seconds.values())
+    return report
 
 
 def _ended(step: Step) -> NDArray[np.bool_]:
@@ -571,42 +548,6 @@ class Staff:
         return self._n_hired % _rows_needed(self.config.algo)
 
 
-class Gauges:
-    """What a row of metrics.csv tells of the machinery."""
-
-    def __init__(self) -> None:
-        self._timers = {Predicted: PhaseTimer(*PHASES), Trained: PhaseTimer(*PHASES)}
-        self._n_predictions = self._n_predicted = 0
-        self._n_samples = self._n_discarded = self._n_unusable = 0
-
-    def add(self, report: Predicted | Trained) -> None:
-        """Takes a report of a thread."""
-        self._timers[type(report)].add(report.seconds)
-        if isinstance(report, Predicted):
-            self._n_predictions += 1
-            self._n_predicted += report.n_predicted
-        else:
-            self._n_samples += report.n_samples
-            self._n_discarded += report.n_discarded
-            self._n_unusable += report.n_unusable
-
-    def take(self) -> dict[str, float]:
-        """Columns, since the last call."""
-        waiting = {kind: timer.shares() for kind, timer in self._timers.items()}
-        figures = {
-            "share_predictors_wait": waiting[Predicted]["share_simulate"] + waiting[Predicted]["share_wait"],
-            "share_trainers_wait": waiting[Trained]["share_wait"],
-        }
-        if self._n_predictions:
-            figures["prediction_batch"] = self._n_predicted / self._n_predictions
-        if self._n_samples:  # of all batches: those that gave no update are in no mean over updates
-            figures["discarded_share"] = self._n_discarded / self._n_samples
-            figures["unusable_share"] = self._n_unusable / self._n_samples
-        self._n_predictions = self._n_predicted = 0
-        self._n_samples = self._n_discarded = self._n_unusable = 0
-        return figures
-
-
 def slots_needed(options: GA3CConfig) -> int:
     """Rollouts in the making, in predictors' hands, in the queue and in trainers' hands, at most."""
     most = largest_sizes(options)
@@ -644,21 +585,10 @@ def train(config: Config, session: Session) -> None:
     most = largest_sizes(options)
     envs = build.make_envs(config, most.n_agents, seed, batch_size=acting_batch(options))
     adjuster = make_adjuster(config, session.attempt)
-    gauges = Gauges()
-
-    def record(report: Predicted | Trained) -> None:
-        session.timer.add(report.seconds)
-        gauges.add(report)
-        if isinstance(report, Predicted):
-            session.count(report.n_agent_steps, report.episodes)
-        elif report.updated:
-            session.updated(report.metrics, report.fit)
-            session.lag.add(**report.lag)
-
     try:
-        with Crew(record, config.worker_silence_seconds) as crew:
+        with Crew(session.take, config.worker_silence_seconds) as crew:
             staff = Staff(config, crew, envs, session)
-            session.gauges = lambda: gauges.take() | staff.sizes._asdict()
+            session.gauges = lambda: staff.sizes._asdict()
             with crew.standstill():
                 adjusting = {"adjuster": adjuster} if adjuster else {}
                 session.restore(network=staff.network, statistics=staff.statistics, **adjusting)

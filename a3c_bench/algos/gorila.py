@@ -23,7 +23,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,17 @@ from torch import Tensor, nn
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GorilaConfig
-from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
-from a3c_bench.core.q_learning import q_backward, value_figures
+from a3c_bench.core.q_learning import q_backward
 from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.schedules import linear
-from a3c_bench.envs import Episode, VectorEnv, find_spec
+from a3c_bench.envs import VectorEnv, find_spec
 from a3c_bench.errors import ConfigError
+from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
-from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
+from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.explorer import Explorer
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -169,64 +169,6 @@ def open_replay(config: Config, shared: Shared, index: int, envs: build.Shapes) 
     return make_replay(config, envs, shared.crew.n_envs(index), 0.0, allocate, shared.replays[index])
 
 
-@dataclass
-class Report:
-    """What a process did since its last report."""
-
-    n_agent_steps: int
-    episodes: list[Episode]
-    values: NDArray[np.float64]  # sums of the ValueCheck
-    metrics: dict[str, NDArray[np.float32]]  # per gradient computed
-    n_updates: int  # of theta, by shard 0
-    n_outliers: int  # gradients of these metrics that were not sent
-    n_pushes: int  # gradients that a shard received
-    n_stale: int  # of these, that it dropped
-    lag: dict[str, NDArray[Any]]  # per sample, by unit
-    seconds: dict[str, float]  # by phase
-
-
-@dataclass
-class Notes:
-    """What a process did, kept until it reports: the ledger of its explorer."""
-
-    shared: Shared
-    index: int
-    timer: PhaseTimer = field(default_factory=lambda: PhaseTimer(*PHASES))
-    version: int = 0  # of the actor's theta
-    n_agent_steps: int = 0
-    episodes: list[Episode] = field(default_factory=list)
-    values: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
-    metrics: list[dict[str, Tensor | float]] = field(default_factory=list)
-    n_updates: int = 0
-    n_outliers: int = 0
-    n_pushes: int = 0
-    n_stale: int = 0
-    lags: list[dict[str, NDArray[Any]]] = field(default_factory=list)
-
-    def stamp(self) -> Stamp:
-        """Now; the version is that of the actor's policy."""
-        return self.shared.tally.stamp(self.version)
-
-    def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
-        """Counts for everybody to see."""
-        self.shared.tally.add(self.index, agent_steps=n_agent_steps)
-        self.n_agent_steps += n_agent_steps
-        if episodes:  # with where the run stands now: it will be elsewhere when they are reported
-            now = self.shared.tally.moment()
-            self.episodes.extend(episode._replace(ended=now) for episode in episodes)
-
-    def report(self) -> Report:
-        """All of it, as arrays; and begins anew."""
-        keys = self.metrics[0] if self.metrics else ()
-        metrics = {key: np.array([float(m[key]) for m in self.metrics], dtype=np.float32) for key in keys}
-        lag = {unit: np.concatenate([lag[unit] for lag in self.lags]) for unit in (self.lags[0] if self.lags else ())}
-        numbers = (self.n_updates, self.n_outliers, self.n_pushes, self.n_stale)
-        report = Report(self.n_agent_steps, self.episodes, self.values, metrics, *numbers, lag, self.timer.take())
-        self.n_agent_steps, self.episodes, self.values, self.metrics, self.lags = 0, [], np.zeros(3), [], []
-        self.n_updates = self.n_outliers = self.n_pushes = self.n_stale = 0
-        return report
-
-
 # --- the bundles ------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +240,6 @@ class Actor:
             self.n_since_refresh = 0
             self.notes.version = int(self.transport.fetch(self.parameters.values.data)[0])
         self.n_since_refresh += self.explorer.step(epsilon_at(self.options, self.transport.version))
-        self.notes.values += self.explorer.check.take()
 
 
 class Learner:
@@ -354,10 +295,11 @@ class Learner:
         )
         gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
         learning_rate = self.learning_rate_at(self.shared.tally.frames)
-        notes.metrics.append({**found.figures(), "gradient_norm": gradient_norm, "learning_rate": learning_rate})
-        if self.watch.is_outlier(float(found.loss)):
-            notes.n_outliers += 1
-        else:
+        figures = {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
+        notes.updated(found.figures() | figures, n_updates=0)
+        outlier = self.watch.is_outlier(float(found.loss))
+        notes.ratio("discarded_outlier_share", outlier, 1)
+        if not outlier:
             self.transport.push(self.parameters.gradients, versions, sample.origins())
         notes.timer.lap("train")
 
@@ -377,7 +319,7 @@ class Bundle:
         self.options: GorilaConfig = config.algo
         self.shared = shared
         self.replay_index = index % crew.n_replays
-        self.notes = Notes(shared, index)
+        self.notes = Notes(shared.tally, index)
         self.envs = build.make_envs(
             config, crew.envs_per_actor, sequence(config.seed, Stream.ENVIRONMENTS, attempt, index), n_threads=1
         )
@@ -428,7 +370,7 @@ class Shard:
         self.index = index
         self.counts_updates = index == 0  # one of them does, and measures their lag: all get the same gradients
         self.measures_lag = config.lag.enabled and self.counts_updates
-        self.notes = Notes(shared, shared.crew.n_bundles)
+        self.notes = Notes(shared.tally, shared.crew.n_bundles)
         self.port = Port(shared.server, index)
         self.part = shared.server.parts[index]
         self.theta = nn.Parameter(shared.server.theta[self.part])
@@ -444,17 +386,16 @@ class Shard:
             return
         staleness = int(self.server.versions[self.index]) - push.version
         limit = self.options.max_staleness_updates
-        self.notes.n_pushes += 1
-        if limit is not None and staleness > limit:
-            self.notes.n_stale += 1
-        else:
+        too_stale = limit is not None and staleness > limit
+        self.notes.ratio("discarded_stale_share", too_stale, 1)
+        if not too_stale:
             self._apply(push.gradient, staleness, push.samples)
         self.port.done(push)
         self.notes.timer.lap("train")
 
     def _apply(self, gradient: Tensor, staleness: int, samples: NDArray[np.float64]) -> None:
         server, index = self.server, self.index
-        self.notes.n_updates += self.counts_updates
+        self.notes.updated({}, n_updates=int(self.counts_updates))
         self.theta.grad = gradient
         with torch.no_grad(), server.locks[index]:
             now = self.shared.tally.stamp(int(server.versions[index]))  # when the lock is there: others go on meanwhile
@@ -465,8 +406,7 @@ class Shard:
                 server.target[self.part].copy_(self.theta)
                 server.target_versions[index] = server.versions[index]
         if self.measures_lag:
-            lag = lag_of(samples, now) | {"gradient_staleness_updates": np.array([staleness])}
-            self.notes.lags.append(lag)
+            self.notes.lag.add(**lag_of(samples, now), gradient_staleness_updates=np.array([staleness]))
 
 
 def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
@@ -506,47 +446,6 @@ class ReplayNote:
         log.info("Replays kept: %s.", state["kept"])
 
 
-class Record:
-    """Keeps the session's record of what the processes report."""
-
-    def __init__(self, config: Config, session: Session, replays: Sequence[Replay]) -> None:
-        self.options: GorilaConfig = config.algo
-        self.session = session
-        self.replays = replays
-        self._values = np.zeros(3)
-        self._computed = self._outliers = self._pushes = self._stale = 0
-
-    def add(self, report: Report) -> None:
-        """Takes a report."""
-        session = self.session
-        session.count(report.n_agent_steps, report.episodes)
-        session.counters.updates += report.n_updates
-        session.timer.add(report.seconds)
-        if report.metrics:
-            metrics = {key: torch.from_numpy(figures) for key, figures in report.metrics.items()}
-            session.updated(metrics, n_updates=0)
-            self._computed += len(report.metrics["loss"])
-        if report.lag:
-            session.lag.add(**report.lag)
-        self._values += report.values
-        self._outliers += report.n_outliers
-        self._pushes += report.n_pushes
-        self._stale += report.n_stale
-
-    def gauges(self) -> dict[str, float]:
-        """Columns of metrics.csv."""
-        figures: dict[str, float] = value_figures(self._values)
-        figures["epsilon"] = epsilon_at(self.options, self.session.counters.updates)
-        figures["replay_agent_steps"] = sum(len(replay) for replay in self.replays)
-        if self._computed:
-            figures["discarded_outlier_share"] = self._outliers / self._computed
-        if self._pushes:
-            figures["discarded_stale_share"] = self._stale / self._pushes
-        self._values = np.zeros(3)
-        self._computed = self._outliers = self._pushes = self._stale = 0
-        return figures
-
-
 def train(config: Config, session: Session) -> None:
     """Starts the processes and keeps the record of what they do."""
     options: GorilaConfig = config.algo
@@ -555,12 +454,14 @@ def train(config: Config, session: Session) -> None:
     network = build.make_q_network(config, spec, torch.device("cpu"))
     shared = make_shared(config, crew, network, session.directory, spec, session.clock)
     replays = [open_replay(config, shared, index, spec) for index in range(crew.n_replays)]
-    record = Record(config, session, replays)
-    session.gauges = record.gauges
+    session.gauges = lambda: {
+        "epsilon": epsilon_at(options, session.counters.updates),
+        "replay_agent_steps": sum(map(len, replays)),
+    }
     shares = [shared.for_bundle(index) for index in range(crew.n_bundles)]
     shares += [shared.for_shard(index) for index in range(crew.n_shards)]
     arguments = [(config, share, index, session.attempt) for index, share in enumerate(shares)]
-    with Workers(worker_main, arguments, record.add, config.worker_silence_seconds, crew.names) as workers:
+    with Workers(worker_main, arguments, session.take, config.worker_silence_seconds, crew.names) as workers:
         with workers.standstill():  # until all are ready
             parts: dict[str, Part] = {f"statistics_{i}": part for i, part in shared.statistics.items()}
             parts |= {f"replay_{i}": replay for i, replay in enumerate(replays) if replay.persistent}

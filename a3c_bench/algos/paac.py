@@ -80,6 +80,7 @@ class PAAC:
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         session.updated(figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
+        session.ratio("unusable_share", *found.unusable)
         session.timer.lap("train")
 
 

@@ -1,6 +1,6 @@
 """Q-learning from a replay (Mnih et al. 2015; double: van Hasselt et al. 2016), and a look at how it over-estimates."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -97,7 +97,6 @@ class ValueCheck:
         self._gamma = gamma
         self._values: list[list[float]] = [[] for _ in range(n_envs)]
         self._rewards: list[list[float]] = [[] for _ in range(n_envs)]
-        self._sums = np.zeros(3)  # of max Q, of returns, of states
 
     def add(
         self,
@@ -106,15 +105,22 @@ class ValueCheck:
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
         valid: NDArray[np.bool_],
-    ) -> None:
-        """Takes one step of all environments, [N] each; max_q is of the states before it."""
+    ) -> tuple[float, float, int]:
+        """Takes one step of all environments, [N] each; max_q is of the states before it.
+
+        Returns:
+            sums of max Q and of returns over the states of the episodes that ended with it, and how many these are.
+        """
         for env_id in np.flatnonzero(valid).tolist():
             self._values[env_id].append(float(max_q[env_id]))
             self._rewards[env_id].append(float(rewards[env_id]))
+        sums = (0.0, 0.0, 0)
         for env_id in np.flatnonzero(valid & (terminated | truncated)).tolist():
-            self._close(env_id, complete=bool(terminated[env_id]))
+            total_q, total_return, n_states = self._close(env_id, complete=bool(terminated[env_id]))
+            sums = (sums[0] + total_q, sums[1] + total_return, sums[2] + n_states)
+        return sums
 
-    def _close(self, env_id: int, complete: bool) -> None:
+    def _close(self, env_id: int, complete: bool) -> tuple[float, float, int]:
         values, rewards = self._values[env_id], self._rewards[env_id]
         returns, following = [0.0] * len(rewards), 0.0
         for t in range(len(rewards) - 1, -1, -1):
@@ -124,16 +130,5 @@ class ValueCheck:
         if not complete:
             hidden = self._gamma ** np.arange(n_known, 0, -1)  # what a value at the end would weigh at each state
             n_known = int((hidden <= _UNKNOWN_SHARE).sum())
-        self._sums += (sum(values[:n_known]), sum(returns[:n_known]), n_known)
         self._values[env_id], self._rewards[env_id] = [], []
-
-    def take(self) -> NDArray[np.float64]:
-        """Sums of max Q, of returns and of states since the last call, [3]; of several checks they may be added up."""
-        sums, self._sums = self._sums, np.zeros(3)
-        return sums
-
-
-def value_figures(sums: NDArray[np.float64]) -> dict[str, Any]:
-    """Columns of metrics.csv from the sums of a `ValueCheck`; none if no state counts."""
-    max_q, returns, n_states = sums.tolist()
-    return {"max_q": max_q / n_states, "discounted_return": returns / n_states} if n_states else {}
+        return sum(values[:n_known]), sum(returns[:n_known]), n_known

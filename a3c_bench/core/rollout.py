@@ -131,8 +131,12 @@ class Gradient(NamedTuple):
             "loss_policy": self.loss.policy,
             "loss_value": self.loss.value,
             "entropy_nats": self.loss.entropy,
-            "unusable_share": 1.0 - self.mask.sum() / self.n_valid.clamp(min=1),
         }
+
+    @property
+    def unusable(self) -> tuple[Tensor, Tensor]:
+        """How many samples were not learnt from, and how many there were."""
+        return self.n_valid - self.mask.sum(), self.n_valid
 
     @property
     def fit(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,29 +1,11 @@
 """Acting: an environment batch under a policy, a rollout at a time."""
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import torch
 
-from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import ActorCritic, sample_actions
 from a3c_bench.core.rollout import Rollout
-from a3c_bench.envs import Episode, VectorEnv
-from a3c_bench.runtime.clock import PhaseTimer
-
-
-class Ledger(Protocol):
-    """Who keeps the counts."""
-
-    @property
-    def timer(self) -> PhaseTimer:
-        """Gets the seconds of the phases `predict` and `simulate`."""
-
-    def stamp(self) -> Stamp:
-        """Where the run stands."""
-
-    def count(self, n_agent_steps: int, episodes: Sequence[Episode]) -> None:
-        """Takes what one step brought."""
+from a3c_bench.envs import VectorEnv
+from a3c_bench.runtime.ledger import Ledger
 
 
 class Actor:

@@ -10,7 +10,7 @@ from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.q_learning import ValueCheck
 from a3c_bench.core.replay import Replay
 from a3c_bench.envs import VectorEnv
-from a3c_bench.runtime.actor import Ledger
+from a3c_bench.runtime.ledger import Ledger
 
 
 class Explorer:
@@ -50,7 +50,7 @@ class Explorer:
         self._exclusively = exclusively or nullcontext()
         self._observations = envs.reset()
         self._started = False
-        self.check = ValueCheck(envs.n_envs, gamma)
+        self._check = ValueCheck(envs.n_envs, gamma)
 
     @torch.no_grad()
     def step(self, epsilon: float) -> int:
@@ -71,7 +71,9 @@ class Explorer:
         n_valid = int(step.valid.sum())
         ledger.count(n_valid, step.episodes)
         outcome = (step.rewards, step.terminated, step.truncated, step.valid)
-        self.check.add(max_q.cpu().numpy(), *outcome)
+        total_q, total_return, n_states = self._check.add(max_q.cpu().numpy(), *outcome)
+        ledger.ratio("max_q", total_q, n_states)
+        ledger.ratio("discounted_return", total_return, n_states)
         with self._exclusively:
             frames = ledger.stamp().frames
             self._replay.add(self._env_ids, step.observations, actions, *outcome, stamp, frames)

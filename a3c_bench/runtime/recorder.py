@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from a3c_bench.core.adjustment import Sizes, Window
 from a3c_bench.core.lag import SUMMARY, UNITS, LagMeter
@@ -14,6 +13,7 @@ from a3c_bench.core.losses import explained_variance
 from a3c_bench.envs.episodes import Episode, Moment
 from a3c_bench.errors import DivergedError
 from a3c_bench.runtime.directory import CsvFile, RunDirectory, replace_file
+from a3c_bench.runtime.ledger import Figures, Fit, Ratios
 from a3c_bench.runtime.loggers import Logger
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,6 @@ EVALUATION_COLUMNS = (
 
 ADJUSTMENT_COLUMNS = (*COUNTERS, *Sizes._fields, "tps", "tps_before", "kept")
 
-Fit = tuple[Tensor, Tensor, Tensor]  # values, returns and mask (bool) of samples, in one shape
-
 
 class Recorder:
     """Writes the tables of one run directory.
@@ -85,17 +83,22 @@ class Recorder:
         directory: where.
         loggers: guests that get every row too.
         saved: what `state_dict` gave, when a run goes on; rows after that point are dropped.
+        columns: of metrics.csv that the algorithm adds.
     """
 
     def __init__(
-        self, directory: RunDirectory, loggers: Sequence[Logger] = (), saved: Mapping[str, Any] | None = None
+        self,
+        directory: RunDirectory,
+        loggers: Sequence[Logger] = (),
+        saved: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         self._loggers = loggers
         sizes = saved["sizes"] if saved else {}
         tables = {
             "episodes": EPISODE_COLUMNS,
-            "metrics": METRIC_COLUMNS,
+            "metrics": tuple(dict.fromkeys((*METRIC_COLUMNS, *columns))),
             "lag": LAG_COLUMNS,
             "eval": EVALUATION_COLUMNS,
         }
@@ -108,7 +111,8 @@ class Recorder:
         self.lag = LagMeter()
         self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else (), maxlen=100)
         self._start = dict(saved["start"]) if saved else dict.fromkeys(COUNTERS, 0.0)
-        self._updates: list[Mapping[str, Tensor | float]] = []
+        self.ratios = Ratios()
+        self._updates: list[Figures] = []
         self._fits: list[Fit] = []
         if saved:
             self.lag.load_state_dict(saved["lag"])
@@ -130,9 +134,9 @@ class Recorder:
             rows.append(ended._asdict() | figures)
         self._tables["episodes"].append(rows)
 
-    def add_updates(self, metrics: Mapping[str, Tensor | float], fit: Fit | None = None) -> None:
+    def add_updates(self, figures: Figures, fit: Fit | None = None) -> None:
         """Keeps the figures of updates until the interval ends; tensors stay on their device until then."""
-        self._updates.append(metrics)
+        self._updates.append(figures)
         if fit is not None:
             self._fits.append(fit)
 
@@ -150,7 +154,7 @@ class Recorder:
             "tps": gained["updates"] / seconds,
             "mean_return_100_games": self.mean_return,
         }
-        row |= self._mean_of_updates(counters) | dict(extra)
+        row |= self._mean_of_updates(counters) | self.ratios.take() | dict(extra)
         lag_row = dict(counters) | self.lag.interval()
         self._tables["metrics"].append([row])
         self._tables["lag"].append([lag_row])
@@ -202,18 +206,20 @@ class Recorder:
             logger.close()
 
     def _mean_of_updates(self, counters: Mapping[str, float]) -> dict[str, float]:
-        if not self._updates:
-            return {}
+        """Of each figure over the updates that have it."""
         means = {}
-        for key in self._updates[0]:
-            parts = [torch.as_tensor(update[key], dtype=torch.float32).reshape(-1) for update in self._updates]
-            mean = float(torch.cat(parts).mean())
+        for key in dict.fromkeys(key for update in self._updates for key in update):
+            parts = [update[key] for update in self._updates if key in update]
+            mean = float(torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1) for part in parts]).mean())
             if not abs(mean) < float("inf"):
                 raise DivergedError(f"{key} became {mean} before frame {counters['frames']:.0f}: the run diverged.")
             means[key] = mean
         self._updates = []
         if self._fits:
-            fits = (torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*self._fits, strict=True))
+            fits = (
+                torch.cat([torch.as_tensor(part).reshape(-1) for part in parts])
+                for parts in zip(*self._fits, strict=True)
+            )
             means["explained_variance"] = float(explained_variance(*fits))
             self._fits = []
         return means

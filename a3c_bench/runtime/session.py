@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from a3c_bench.core.adjustment import Window
 from a3c_bench.core.lag import LagMeter, Stamp
 from a3c_bench.core.networks import ActorCritic, QNetwork
@@ -26,9 +24,10 @@ from a3c_bench.errors import CheckpointError
 from a3c_bench.runtime import checkpoint, machine
 from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.directory import RunDirectory, timestamp
+from a3c_bench.runtime.ledger import Figures, Fit, Report, Scalar
 from a3c_bench.runtime.loggers import make_loggers
 from a3c_bench.runtime.progress import ProgressDisplay
-from a3c_bench.runtime.recorder import Fit, Recorder
+from a3c_bench.runtime.recorder import Recorder
 from a3c_bench.runtime.signals import StopRequest
 from a3c_bench.schema import Config
 
@@ -79,6 +78,7 @@ class Session:
             None if the run was told to stop meanwhile.
         stop: told by signals.
         saved: the checkpoint to go on from.
+        columns: of metrics.csv that the algorithm adds.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Session:
         evaluate: Callable[[ActorCritic | QNetwork, int], Evaluation | None],
         stop: StopRequest,
         saved: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.counters = Counters(**saved["counters"]) if saved else Counters()
@@ -113,7 +114,7 @@ class Session:
         self._memory_at = -SECONDS_BETWEEN_MEMORY
         self._row_frames = self.counters.frames
         self._recorder = Recorder(
-            directory, make_loggers(config, directory.path, plain_config), saved["recorder"] if saved else None
+            directory, make_loggers(config, directory.path, plain_config), saved["recorder"] if saved else None, columns
         )
         label = f"{config.env.name} {config.algo.name} seed {config.seed}"
         self._progress = ProgressDisplay(label, config.budget.frames, config.progress)
@@ -165,16 +166,35 @@ class Session:
         if episodes:
             self._recorder.add_episodes(self._now(), episodes)
 
-    def updated(self, metrics: Mapping[str, Tensor | float], fit: Fit | None = None, n_updates: int = 1) -> None:
-        """Counts updates and keeps their figures for the next row.
+    def updated(self, figures: Figures, fit: Fit | None = None, n_updates: int = 1) -> None:
+        """Counts updates and keeps their figures for the next row, which has the mean of each over those that gave it.
 
         Args:
-            metrics: of one update, scalars on any device; or of several, flat tensors of any length.
+            figures: of one update, scalars on any device; or of several, flat arrays of any length. They are columns
+                of metrics.csv: `Algorithm.columns` are an algorithm's own.
             fit: values, returns and mask of the samples, of one shape: they give explained_variance.
             n_updates: how many these are.
         """
         self.counters.updates += n_updates
-        self._recorder.add_updates(metrics, fit)
+        self._recorder.add_updates(figures, fit)
+
+    def ratio(self, column: str, part: Scalar, whole: Scalar) -> None:
+        """Adds to two sums; the next row has their ratio in this column."""
+        self._recorder.ratios.add(column, part, whole)
+
+    def take(self, report: Report) -> None:
+        """Takes what a worker did."""
+        self.count(report.n_agent_steps, report.episodes)
+        self.counters.updates += report.n_updates
+        for figures in report.figures:
+            self.updated(figures, n_updates=0)
+        for fit in report.fits:
+            self.updated({}, fit, n_updates=0)
+        for samples in report.lags:
+            self.lag.add(**samples)
+        for column, (part, whole) in report.ratios.items():
+            self.ratio(column, part, whole)
+        self.timer.add(report.seconds)
 
     def adjusted(self, window: Window) -> None:
         """Writes what a window of the dynamic adjustment showed."""
