@@ -93,7 +93,7 @@ def test_one_update_equals_the_papers_sums(
     worker.learn(rollout)
     torch.testing.assert_close(worker.shared.theta, theta - 0.01 * gradient / torch.sqrt(square + 0.1))
     torch.testing.assert_close(statistics, square, rtol=1e-4, atol=1e-9)
-    metrics = worker.notes.metrics[-1]
+    metrics = worker.notes.pending.figures[-1]
     torch.testing.assert_close(metrics["gradient_norm"], norm, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(metrics["loss"], total, rtol=1e-4, atol=1e-6)
 
@@ -129,8 +129,8 @@ def test_a_rollout_ends_with_its_episode_and_holds_no_phantom() -> None:
         worker.learn(rollout)
     assert min(lengths) < 20 == max(lengths)
     assert worker.shared.tally.agent_steps == n_steps
-    assert sum(episode.episode_length for episode in worker.notes.episodes) <= n_steps
-    assert len(worker.notes.episodes) > 5
+    assert sum(episode.episode_length for episode in worker.notes.pending.episodes) <= n_steps
+    assert len(worker.notes.pending.episodes) > 5
 
 
 def test_games_keep_the_counters_of_their_end() -> None:
@@ -138,11 +138,12 @@ def test_games_keep_the_counters_of_their_end() -> None:
     first, second = make_workers(SMALL, 2, seconds=500.0)
     first.shared.tally.begin(1000, 0)
     before = 0
-    while len(first.notes.episodes) < 3:
-        n_games = len(first.notes.episodes)
+    while len(first.notes.pending.episodes) < 3:
+        n_games = len(first.notes.pending.episodes)
         first.update()
         now = first.shared.tally.agent_steps
-        assert all(game.ended is not None and game.ended.agent_steps == now for game in first.notes.episodes[n_games:])
+        games = first.notes.pending.episodes[n_games:]
+        assert all(game.ended is not None and game.ended.agent_steps == now for game in games)
         second.update()
     ends = [game.ended for game in first.notes.report().episodes]
     for ended in ends:
@@ -158,7 +159,7 @@ def test_several_environments_give_full_rollouts() -> None:
     for _ in range(30):
         worker.update()
         assert worker.actor.rollout.length == 7
-    assert worker.notes.episodes
+    assert worker.notes.pending.episodes
 
 
 def test_the_lstms_state_goes_on_from_rollout_to_rollout_and_ends_with_the_game() -> None:
@@ -197,7 +198,7 @@ def test_staleness_is_what_others_applied_meanwhile(k: int) -> None:
     for _ in range(k):
         second.update()
     first.learn(rollout)
-    lag = first.notes.lags[-1]
+    lag = first.notes.pending.lags[-1]
     assert lag["gradient_staleness_updates"].tolist() == [k]
     assert lag["lag_updates"].tolist() == [k] * rollout.length
     others = first.shared.tally.agent_steps - frames
@@ -228,14 +229,14 @@ def test_what_others_do_while_the_divergence_is_taken_is_in_the_lag(monkeypatch:
 
     monkeypatch.setattr(first.shared_network, "unroll", meanwhile)
     first.learn(rollout)
-    lag = first.notes.lags[-1]
+    lag = first.notes.pending.lags[-1]
     assert lag["gradient_staleness_updates"].tolist() == [3]
     assert lag["lag_updates"].tolist() == [3] * rollout.length
-    others = second.notes.n_agent_steps
+    others = second.notes.pending.n_agent_steps
     assert others > 0
     assert lag["lag_frames"].tolist() == [others + rollout.length - t for t in range(rollout.length)]
-    rate = first.notes.metrics[-1]["learning_rate"]
-    assert rate == pytest.approx(0.01 * (1 - (frames + others) / SMALL.budget.frames))
+    rate = first.notes.pending.figures[-1]["learning_rate"]
+    assert float(rate) == pytest.approx(0.01 * (1 - (frames + others) / SMALL.budget.frames))
 
 
 def test_the_divergence_is_from_theta_just_before_the_update() -> None:
@@ -249,7 +250,7 @@ def test_the_divergence_is_from_theta_just_before_the_update() -> None:
         now = second.network(rollout.observations[: rollout.length, 0], second.network.initial_state(rollout.length))[0]
     then = rollout.log_probs[: rollout.length, 0].clone()
     first.learn(rollout)
-    lag = first.notes.lags[-1]
+    lag = first.notes.pending.lags[-1]
     expected = (then.exp() * (then - now)).sum(-1)
     torch.testing.assert_close(lag["lag_kl_nats"], expected.clamp(min=0.0), rtol=1e-3, atol=1e-6)
     actions = rollout.actions[: rollout.length]
@@ -261,14 +262,14 @@ def test_the_divergence_is_taken_of_one_update_in_so_many() -> None:
     measured = []
     for _ in range(12):  # however often it reports
         worker.update()
-        measured.append("lag_kl_nats" in worker.notes.report().lag)
+        measured.append(any("lag_kl_nats" in lag for lag in worker.notes.report().lags))
     assert measured == [True, False, False, False] * 3
     for _ in range(4):
         worker.update()
-    assert ["lag_kl_nats" in lag for lag in worker.notes.lags] == [True, False, False, False]
+    assert ["lag_kl_nats" in lag for lag in worker.notes.pending.lags] == [True, False, False, False]
     (silent,) = make_workers(replace(SMALL, lag=LagConfig(enabled=False)))
     silent.update()
-    assert silent.notes.lags == []
+    assert silent.notes.pending.lags == []
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -327,8 +328,9 @@ def test_the_learning_rate_falls_with_what_all_have_done() -> None:
     second.shared.tally.begin(1000, 0)
     for worker in (first, second, second, first):
         worker.update()
-        frames = 1000 + first.notes.n_agent_steps + second.notes.n_agent_steps
-        assert worker.notes.metrics[-1]["learning_rate"] == pytest.approx(0.01 * (1 - frames / SMALL.budget.frames))
+        frames = 1000 + first.notes.pending.n_agent_steps + second.notes.pending.n_agent_steps
+        rate = float(worker.notes.pending.figures[-1]["learning_rate"])
+        assert rate == pytest.approx(0.01 * (1 - frames / SMALL.budget.frames))
 
 
 def test_with_a_lock_one_at_a_time_reads_or_changes_theta() -> None:
@@ -348,7 +350,7 @@ def test_with_a_lock_one_at_a_time_reads_or_changes_theta() -> None:
             worker.shared.theta += 1.0  # so that there is something to synchronise
         thread.join(10.0)
         assert not thread.is_alive()
-    assert worker.notes.n_updates == 1
+    assert worker.n_updates == 1
     assert torch.equal(worker.parameters.values, copied)
 
 
@@ -369,7 +371,7 @@ def test_the_universe_preset_is_what_it_says() -> None:
     assert isinstance(worker.optimizer, torch.optim.Adam)
     before = worker.shared.theta.clone()
     worker.update()
-    assert worker.notes.n_agent_steps == 20
+    assert worker.notes.pending.n_agent_steps == 20
     step = (worker.shared.theta - before).abs().max()
     assert step == pytest.approx(1e-4, rel=0.01)  # the first step of Adam
 

@@ -72,6 +72,7 @@ class FakeSession:
         self.timer = PhaseTimer("simulate", "predict", "train", "wait")
         self.lag = self
         self.lags: list[dict[str, Any]] = []
+        self.ratios: list[tuple[str, float, float]] = []
         self.metrics: list[dict[str, Any]] = []
 
     def count(self, n_agent_steps: int, episodes: Any = ()) -> None:
@@ -84,6 +85,9 @@ class FakeSession:
     def updated(self, metrics: dict[str, Any]) -> None:
         self.counters.updates += 1
         self.metrics.append(metrics)
+
+    def ratio(self, column: str, part: Any, whole: Any) -> None:
+        self.ratios.append((column, float(part), float(whole)))
 
     def add(self, **lags: Any) -> None:
         self.lags.append(lags)

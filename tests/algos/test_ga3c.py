@@ -21,9 +21,7 @@ from a3c_bench.algos.ga3c import (
     Agents,
     Experience,
     GA3CConfig,
-    Gauges,
     Predictor,
-    Trained,
     Trainer,
 )
 from a3c_bench.algos.settings import AdjustConfig
@@ -132,6 +130,30 @@ class Parts:
 
     def rollouts(self, slots: list[int]) -> list[Rollout]:
         return [self.rollout(slot) for slot in slots]
+
+
+class Trained(NamedTuple):
+    """What a trainer says of a batch."""
+
+    n_samples: int
+    n_discarded: int
+    n_unusable: int
+    updated: bool
+    metrics: dict[str, Any]
+    fit: Any
+    lag: dict[str, Any]
+
+
+def learn(trainer: Trainer, slots: list[int]) -> Trained:
+    """One batch, and what is reported of it alone."""
+    trainer.notes.take()
+    trainer.learn(slots)
+    report = trainer.notes.take()
+    (n_discarded, n_samples), (n_unusable, _) = (report.ratios[f"{what}_share"] for what in ("discarded", "unusable"))
+    parts = (dict(of[0]) if of else {} for of in (report.figures, report.lags))
+    metrics, lag = parts
+    fit = report.fits[0] if report.fits else None
+    return Trained(int(n_samples), int(n_discarded), int(n_unusable), report.n_updates == 1, metrics, fit, lag)
 
 
 # --- experience -------------------------------------------------------------------------------------------------------
@@ -257,7 +279,7 @@ def test_one_long_rollout_is_no_end_for_estimators_that_need_one() -> None:
     parts = Parts(replace(SMALL, advantage=AdvantageConfig(kind="monte_carlo")))
     slots = parts.collect(30)
     rollouts = parts.rollouts(slots)
-    trained = parts.trainer.learn(slots)
+    trained = learn(parts.trainer, slots)
     usable = sum(len(r.actions) for r in rollouts if r.terminated or r.truncated)
     n_samples = sum(len(r.actions) for r in rollouts)
     assert 0 < usable < n_samples
@@ -274,7 +296,7 @@ def test_a_delay_of_k_updates_is_measured_as_k(k: int) -> None:
     for _ in range(k):
         parts.trainer.learn(held)
     n_samples = int(parts.experience.lengths[held].sum())
-    lag = parts.trainer.learn(held).lag
+    lag = learn(parts.trainer, held).lag
     assert lag["lag_updates"].tolist() == [k] * n_samples
     assert lag["gradient_staleness_updates"].tolist() == [0]
     assert len(lag["lag_kl_nats"]) == len(lag["importance_ratio"]) == n_samples
@@ -298,7 +320,7 @@ def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: py
         return found
 
     monkeypatch.setattr(ga3c, "actor_critic_backward", meanwhile)
-    lag = parts.trainer.learn(first).lag
+    lag = learn(parts.trainer, first).lag
     assert lag["gradient_staleness_updates"].tolist() == [1]
     assert set(lag["lag_updates"]) == {1}
 
@@ -343,7 +365,7 @@ def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ga3c, "divergence", meanwhile)
     monkeypatch.setattr(parts.trainer.optimizer, "step", apply)
-    lag = parts.trainer.learn(first).lag
+    lag = learn(parts.trainer, first).lag
     assert parts.tally.version == 2
     assert lag["gradient_staleness_updates"].tolist() == at_step
     assert set(lag["lag_updates"]) == set(at_step)
@@ -356,12 +378,12 @@ def test_rollouts_that_are_wholly_discarded_do_not_shorten_the_step() -> None:
         parts.trainer.learn(parts.collect(2))
     parts.collect(6)  # those that began before the updates
     young, theta = parts.collect(4), parts.theta.clone()
-    trained = parts.trainer.learn(old + young)
+    trained = learn(parts.trainer, old + young)
     gradients = parts.trainer.parameters.gradients.clone()
     assert trained.n_discarded == parts.experience.lengths[old].sum()
     parts.theta.copy_(theta)
     parts.tally.add(1, updates=-1)
-    assert parts.trainer.learn(young).n_discarded == 0
+    assert learn(parts.trainer, young).n_discarded == 0
     assert gradients.norm() > 0.0
     torch.testing.assert_close(gradients, parts.trainer.parameters.gradients)
 
@@ -373,12 +395,12 @@ def test_samples_beyond_the_bound_are_discarded() -> None:
         parts.trainer.learn(parts.collect(2))
     young = parts.collect(3)  # some began before those updates
     before, version = parts.theta.clone(), parts.tally.version
-    trained = parts.trainer.learn(old)
+    trained = learn(parts.trainer, old)
     assert not trained.updated
     assert trained.n_discarded == trained.n_samples > 0
     assert torch.equal(parts.theta, before)
     assert parts.tally.version == version
-    trained = parts.trainer.learn(old + young)
+    trained = learn(parts.trainer, old + young)
     both = parts.rollouts(old + young)
     fresh = sum(int((version - rollout.stamps[:, 0] <= 1).sum()) for rollout in both)
     assert trained.updated
@@ -391,12 +413,20 @@ def test_samples_beyond_the_bound_are_discarded() -> None:
 
 
 def test_shares_are_of_all_samples_those_of_discarded_batches_too() -> None:
-    gauges = Gauges()
-    for n_samples, n_discarded, n_unusable in [(10, 10, 0), (10, 2, 4), (20, 0, 20)]:
-        gauges.add(Trained({}, (torch.zeros(0),) * 3, {}, n_samples, n_discarded, n_unusable, {}))
-    figures = gauges.take()
-    assert (figures["discarded_share"], figures["unusable_share"]) == (12 / 40, 24 / 40)
-    assert "discarded_share" not in gauges.take()
+    parts = Parts(replace(with_algo(max_lag_updates=0), advantage=AdvantageConfig(kind="monte_carlo")))
+    old, young = parts.collect(10), parts.collect(10)
+    trainer, noted = parts.trainer, []
+    for slots in (young, old, young):  # the first gives an update: the others are too old for any
+        noted.append(learn(trainer, slots))
+    trainer.learn(old)
+    trainer.learn(young)
+    assert noted[0].updated
+    assert noted[0].n_unusable > 0
+    assert [(trained.n_discarded, trained.updated) for trained in noted[1:]] == [
+        (int(parts.experience.lengths[slots].sum()), False) for slots in (old, young)
+    ]
+    n = int(parts.experience.lengths[old + young].sum())
+    assert trainer.notes.take().ratios["discarded_share"] == (n, n)
 
 
 @pytest.mark.parametrize("kind", ["monte_carlo", "baseline"])
@@ -496,14 +526,14 @@ def test_the_learning_rate_falls_with_the_frames_of_all_attempts() -> None:
     parts = Parts(with_algo(optimizer=replace(CONSTANT, anneal=True)))
     parts.tally.begin(1000, 0)
     for _ in range(3):
-        rate = parts.trainer.learn(parts.collect(3)).metrics["learning_rate"]
+        rate = learn(parts.trainer, parts.collect(3)).metrics["learning_rate"]
         assert parts.tally.frames > 1000
         assert rate == pytest.approx(0.01 * (1 - parts.tally.frames / SMALL.budget.frames))
 
 
 def test_lag_can_be_switched_off() -> None:
     parts = Parts(replace(SMALL, lag=LagConfig(enabled=False)))
-    trained = parts.trainer.learn(parts.collect(3))
+    trained = learn(parts.trainer, parts.collect(3))
     assert (trained.lag, trained.updated) == ({}, True)
 
 
@@ -515,7 +545,7 @@ def test_what_is_learnt_from_is_what_is_counted(kind: str) -> None:
     for _ in range(3):
         slots = parts.collect(20)
         parts.trainer.learn(slots)
-    trained = parts.trainer.learn(held + slots)
+    trained = learn(parts.trainer, held + slots)
     n_learnt = trained.n_samples - trained.n_discarded - trained.n_unusable
     assert int(trained.fit[2].sum()) == n_learnt == len(trained.lag["lag_updates"])
     assert trained.n_samples > n_learnt > 0

@@ -24,7 +24,6 @@ from a3c_bench.algos.gorila import (
     Crew,
     GorilaConfig,
     LossWatch,
-    Record,
     Shard,
     Shared,
     make_crew,
@@ -109,7 +108,7 @@ def make_parts(config: Config, directory: Path = Path("nowhere")) -> Parts:
     torch.set_num_threads(1)
     crew = make_crew(config.algo)
     envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
-    network = gorila.make_network(config, envs, torch.device("cpu"))
+    network = build.make_q_network(config, envs, torch.device("cpu"))
     shared = make_shared(config, crew, network, directory, envs, TrainingClock())
     for index in range(crew.n_replays):
         open_replay(config, shared, index, envs)
@@ -348,8 +347,7 @@ def test_staleness_is_what_others_applied_meanwhile(
     assert torch.equal(server.theta, theta) != kept
     assert (server.versions - before).tolist() == [k + kept] * 2
     reports = [shard.notes.report() for shard in parts.shards]
-    assert [report.n_pushes for report in reports] == [k + 1] * 2
-    assert [report.n_stale for report in reports] == [int(not kept)] * 2
+    assert [report.ratios["discarded_stale_share"] for report in reports] == [(int(not kept), k + 1)] * 2
     assert [report.n_updates for report in reports] == [k + kept, 0]
     staleness = reports[0].lag["gradient_staleness_updates"].tolist() if reports[0].lag else []
     assert staleness == [0] * k + [k] * kept
@@ -374,7 +372,7 @@ def test_lag_is_measured_when_a_gradient_is_applied() -> None:
     locks[0] = wait()
     parts.shards[0].notes.report()
     parts.serve()
-    lag = parts.shards[0].notes.report().lag
+    lag = parts.shards[0].notes.report().lags[0]
     frames = parts.shared.tally.agent_steps
     np.testing.assert_array_equal(lag["lag_updates"], 10 - waiting[:, 0])
     np.testing.assert_array_equal(lag["lag_frames"], frames - waiting[:, 1])
@@ -382,7 +380,7 @@ def test_lag_is_measured_when_a_gradient_is_applied() -> None:
     assert lag["replay_age_frames"].min() >= 1300
     silent = make_parts(replace(SMALL, lag=LagConfig(enabled=False)))
     silent.run(5)
-    assert silent.shards[0].notes.lags == []
+    assert silent.shards[0].notes.pending.lags == []
 
 
 def test_losses_far_above_the_mean_are_outliers() -> None:
@@ -422,21 +420,9 @@ def test_a_gradient_of_an_outlier_is_not_sent(monkeypatch: pytest.MonkeyPatch) -
     assert not parts.shared.server.waiting.any()
     assert learner.transport.room(0.0)
     report = bundle.notes.report()
-    assert report.n_outliers == 1
-    assert report.metrics["loss"].tolist() == pytest.approx(losses)  # it is in the record all the same
-
-
-def test_the_record_adds_up_what_was_discarded() -> None:
-    class FakeSession:
-        counters = type("Counters", (), {"updates": 5})()
-
-    record = Record(SMALL, FakeSession(), [])  # type: ignore[arg-type]
-    record._computed, record._outliers, record._pushes, record._stale = 10, 1, 8, 2
-    record._values = np.array([6.0, 3.0, 3.0])
-    expected = {"max_q": 2.0, "discounted_return": 1.0, "epsilon": 0.91, "replay_agent_steps": 0,
-                "discarded_outlier_share": 0.1, "discarded_stale_share": 0.25}  # fmt: skip
-    assert record.gauges() == pytest.approx(expected)
-    assert set(record.gauges()) == {"epsilon", "replay_agent_steps"}
+    assert report.ratios["discarded_outlier_share"] == (1, 1)
+    (figures,) = report.figures
+    assert figures["loss"].tolist() == pytest.approx(losses)  # it is in the record all the same
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -512,15 +498,15 @@ def test_one_bundle_is_never_stale(tmp_path: Path) -> None:
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """`stop_after(n)` sends SIGTERM to the parent when n updates have been reported."""
-    real = Record.add
+    real = Session.take
 
     def install(number: int) -> None:
-        def add(record: Record, report: Any) -> None:
-            real(record, report)
-            if record.session.counters.updates >= number:
+        def take(session: Session, report: Any) -> None:
+            real(session, report)
+            if session.counters.updates >= number:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        monkeypatch.setattr(Record, "add", add)
+        monkeypatch.setattr(Session, "take", take)
 
     return install
 
@@ -607,7 +593,7 @@ def make_shares(config: Config) -> list[Shared]:
     """What the first bundle and the first shard get."""
     crew = make_crew(config.algo)
     envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
-    network = gorila.make_network(config, envs, torch.device("cpu"))
+    network = build.make_q_network(config, envs, torch.device("cpu"))
     shared = make_shared(config, crew, network, Path("nowhere"), envs, TrainingClock())
     open_replay(config, shared, 0, envs)
     envs.close()

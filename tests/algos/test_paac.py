@@ -54,6 +54,7 @@ class FakeSession:
         self.learning_rate = learning_rate
         self.lag = self
         self.lags: list[dict[str, Any]] = []
+        self.ratios: list[tuple[str, float, float]] = []
         self.metrics: list[dict[str, Any]] = []
 
     def count(self, n_agent_steps: int, episodes: Any = ()) -> None:
@@ -66,6 +67,9 @@ class FakeSession:
     def updated(self, metrics: dict[str, Any], fit: Any) -> None:
         self.counters.updates += 1
         self.metrics.append(metrics | {"fit": [part[fit[2]].tolist() for part in fit]})
+
+    def ratio(self, column: str, part: Any, whole: Any) -> None:
+        self.ratios.append((column, float(part), float(whole)))
 
     def add(self, **lags: Any) -> None:
         self.lags.append(lags)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import RMSProp
-from a3c_bench.core.q_learning import ValueCheck, q_backward, q_loss, q_targets, value_figures
+from a3c_bench.core.q_learning import ValueCheck, q_backward, q_loss, q_targets
 from a3c_bench.core.replay import Replay, Sample
 
 
@@ -129,31 +129,24 @@ def test_a_chain_is_learnt_from_a_replay(n_step: int) -> None:
 # --- over-estimation --------------------------------------------------------------------------------------------------
 
 
-def step(check: ValueCheck, q: float, reward: float, end: str = "", valid: bool = True) -> None:
-    check.add(*(np.array([x]) for x in (q, reward, end == "over", end == "cut", valid)))
+def step(check: ValueCheck, q: float, reward: float, end: str = "", valid: bool = True) -> tuple[float, float, int]:
+    return check.add(*(np.array([x]) for x in (q, reward, end == "over", end == "cut", valid)))
 
 
 def test_values_beside_returns_by_hand() -> None:
     check = ValueCheck(1, 0.5)
-    step(check, 10.0, 1.0)
-    step(check, 20.0, 2.0)
-    assert value_figures(check.take()) == {}  # nobody knows yet
-    step(check, 30.0, 4.0, "over")
-    step(check, 999.0, 999.0, valid=False)  # a phantom
-    found = value_figures(check.take())
-    assert found == {"max_q": 20.0, "discounted_return": (3.0 + 4.0 + 4.0) / 3}
-    assert value_figures(check.take()) == {}
+    assert step(check, 10.0, 1.0) == step(check, 20.0, 2.0) == (0.0, 0.0, 0)  # nobody knows yet
+    assert step(check, 30.0, 4.0, "over") == (60.0, 3.0 + 4.0 + 4.0, 3)
+    assert step(check, 999.0, 999.0, valid=False) == (0.0, 0.0, 0)  # a phantom
 
 
 def test_what_a_time_limit_hides_is_left_out() -> None:
     """With gamma 0.5 the value at the end weighs 1/128 seven steps before it: only such states count."""
     check = ValueCheck(1, 0.5)
     for t in range(9):
-        step(check, float(t), 1.0, "cut" if t == 8 else "")
-    found = check.take()
-    assert found.tolist() == [0 + 1 + 2, pytest.approx((2 - 2**-8) + (2 - 2**-7) + (2 - 2**-6)), 3]
-    step(check, 5.0, 1.0, "cut")
-    assert check.take().tolist() == [0.0, 0.0, 0.0]
+        found = step(check, float(t), 1.0, "cut" if t == 8 else "")
+    assert found == (0 + 1 + 2, pytest.approx((2 - 2**-8) + (2 - 2**-7) + (2 - 2**-6)), 3)
+    assert step(check, 5.0, 1.0, "cut") == (0.0, 0.0, 0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -164,7 +157,6 @@ def test_environments_do_not_mix(steps: list[tuple[str, bool, int]]) -> None:
         kinds = [end, "over" if i % 3 == 0 else ""]
         flags = [valid, True]
         rows = ([i, -i], [reward, 2.0], [k == "over" for k in kinds], [k == "cut" for k in kinds], flags)
-        together.add(*(np.array(row) for row in rows))
-        for env in range(2):
-            alone[env].add(*(np.array([row[env]]) for row in rows))
-    np.testing.assert_allclose(together.take(), alone[0].take() + alone[1].take())
+        found = together.add(*(np.array(row) for row in rows))
+        apart = [alone[env].add(*(np.array([row[env]]) for row in rows)) for env in range(2)]
+        np.testing.assert_allclose(found, np.sum(apart, axis=0))

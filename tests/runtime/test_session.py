@@ -212,6 +212,26 @@ def test_an_interval_averages_its_updates(tmp_path: Path) -> None:
     directory.close()
 
 
+def test_every_update_counts_and_ratios_are_of_the_whole_interval(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, {})
+    rows = Recorder(directory, columns=("surprise_nats",))
+    rows.add_updates({"loss": 1.0})
+    rows.add_updates({"loss": 3.0, "surprise_nats": 7.0})  # a figure that the first update has not
+    rows.ratios.add("max_q", 1.0, 1)
+    rows.ratios.add("max_q", torch.tensor(8.0), torch.tensor(2))
+    rows.ratios.add("discarded_share", 0, 0)  # of nothing
+    counters = dict.fromkeys(recorder.COUNTERS, 2.0)
+    row = rows.end_interval(counters, {})
+    assert (row["loss"], row["surprise_nats"], row["max_q"]) == (2.0, 7.0, 3.0)
+    assert "discarded_share" not in row
+    assert "max_q" not in rows.end_interval(counters, {})
+    rows.close()
+    directory.close()
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert table.columns[-1] == "surprise_nats"
+    assert table.surprise_nats.tolist()[0] == 7.0
+
+
 def test_the_mean_return_is_of_the_last_100_games(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, {})
     rows = Recorder(directory)
