@@ -349,7 +349,7 @@ def test_staleness_is_what_others_applied_meanwhile(
     reports = [shard.notes.report() for shard in parts.shards]
     assert [report.ratios["discarded_stale_share"] for report in reports] == [(int(not kept), k + 1)] * 2
     assert [report.n_updates for report in reports] == [k + kept, 0]
-    staleness = reports[0].lag["gradient_staleness_updates"].tolist() if reports[0].lag else []
+    staleness = [int(n) for lag in reports[0].lags for n in lag["gradient_staleness_updates"]]
     assert staleness == [0] * k + [k] * kept
     assert first.transport.room(0.0)  # taken, whatever became of it
 
