@@ -1,5 +1,6 @@
 """Configuration: every preset of conf/, what overrides what, and where a run lives."""
 
+import functools
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
@@ -31,6 +32,12 @@ TINY = (
     "n_torch_threads=1",
     "progress=false",
 )
+
+
+@functools.cache
+def composed(*words: str) -> Config:
+    """What conf/ as it is gives for these words; composed once, as nobody can change it."""
+    return compose(words)
 
 
 def presets(group: str) -> list[str]:
@@ -66,7 +73,7 @@ def game_of(env: str) -> list[str]:
 
 @pytest.mark.parametrize("env", presets("env"))
 def test_an_environment_composes_and_is_made(env: str) -> None:
-    config = compose([f"env={env}", *game_of(env)])
+    config = composed(f"env={env}", *game_of(env))
     check_run(config)
     wanted = said(CONF / "env" / f"{env}.yaml")
     if env == ATARI:
@@ -102,7 +109,7 @@ def test_one_logger_and_none() -> None:
 
 @pytest.mark.parametrize("name", presets("experiment"))
 def test_an_experiment_composes_and_trains(name: str, tmp_path: Path) -> None:
-    config = compose([f"experiment={name}"])
+    config = composed(f"experiment={name}")
     check_run(config)
     assert differences(config, said(CONF / "experiment" / f"{name}.yaml")) == []
     assert "python -m a3c_bench.run" in (CONF / "experiment" / f"{name}.yaml").read_text()
@@ -131,7 +138,7 @@ def test_what_is_tuned_for_an_environment_belongs_to_it_alone(env: str, algo: st
     assert differences(config, said(CONF / "settings" / "tuned" / env / f"{algo}.yaml")) == []
     assert config.tuned_for == config.env.name
     assert settings_in_words(config).startswith(f"{algo} tuned for {config.env.name}; settings=paper, ")
-    paper = compose([f"env={env}", f"algo={algo}", *network, "settings=paper"])
+    paper = composed(f"algo={algo}", f"env={env}", *network, "settings=paper")
     assert differences(paper.algo, said(CONF / "algo" / f"{algo}.yaml")) == []
     assert paper.tuned_for is None
     assert settings_in_words(paper).startswith(f"the paper's (conf/algo/{algo}.yaml)")
@@ -161,14 +168,14 @@ def test_an_algorithm_is_said_in_full(algo: str) -> None:
 def test_python_begins_with_the_values_of_conf(algo: str) -> None:
     """All of them, but for the budget, which each environment brings."""
     by_hand = Config(algo=find_settings(algo).config_class(), budget=BudgetConfig(frames=150_000))
-    assert plain(asdict(by_hand)) == plain(asdict(compose([f"algo={algo}", "env=cartpole", "settings=paper"])))
+    assert plain(asdict(by_hand)) == plain(asdict(composed(f"algo={algo}", "env=cartpole", "settings=paper")))
 
 
 def test_an_experiment_tunes_one_algorithm_and_the_plain_environment_keeps_the_papers_settings() -> None:
-    tuned, plain = compose(["experiment=pong"]).algo, compose(["env=pong"]).algo
+    tuned, plain = composed("experiment=pong").algo, composed("env=pong").algo
     assert (tuned.n_envs, tuned.loss_reduction, tuned.optimizer.lr) == (16, "mean", 7e-4)
     assert (plain.n_envs, plain.loss_reduction, plain.optimizer.lr) == (32, "mean_over_envs", 0.0224)
-    assert compose([]).algo == plain
+    assert composed().algo == plain
 
 
 @pytest.mark.parametrize(
@@ -236,7 +243,7 @@ def test_the_command_line_chooses_groups_too() -> None:
 
 
 def test_the_defaults() -> None:
-    config = compose([])
+    config = composed()
     assert (config.algo.name, config.env.id, config.seed, config.name, config.root) == (
         "paac",
         "CartPole-v1",
@@ -279,7 +286,7 @@ def test_a_configuration_made_in_python_comes_back(tiny: Config, tmp_path: Path)
 
 
 def test_a_configuration_is_plain_and_frozen() -> None:
-    config = compose([])
+    config = composed()
     yaml.safe_dump(asdict(config))  # no OmegaConf in it
     with pytest.raises(AttributeError, match="cannot assign"):
         config.algo.n_envs = 1
@@ -306,7 +313,7 @@ def break_algorithm(content: dict[str, Any]) -> None:
     ],
 )
 def test_a_damaged_configuration(damage: Callable[[dict[str, Any]], None], sentence: str, tmp_path: Path) -> None:
-    content = yaml.safe_load(yaml.safe_dump(asdict(compose([]))))
+    content = yaml.safe_load(yaml.safe_dump(asdict(composed())))
     damage(content)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(RunDirectoryError, match=sentence) as refused:
