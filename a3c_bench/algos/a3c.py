@@ -26,8 +26,8 @@ from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import A3CConfig
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
-from a3c_bench.core.rollout import Batch, Gradient, Rollout, actor_critic_backward, divergence
+from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
+from a3c_bench.core.rollout import Backward, Batch, Rollout, actor_critic_backward, divergence
 from a3c_bench.envs import find_spec
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
@@ -47,7 +47,7 @@ class SharedModel:
     """What all processes see at once."""
 
     theta: Tensor  # [P]
-    statistics: list[SharedStatistics]  # one for all workers, or one each; a worker gets its own alone
+    statistics: list[SharedOptimizerState]  # one for all workers, or one each; a worker gets its own alone
     tally: Tally  # a row for each worker
     lock: Tokens | None
 
@@ -136,7 +136,7 @@ class Worker:
         notes.timer.lap("train")
 
     @torch.no_grad()
-    def _divergence(self, batch: Batch, found: Gradient) -> dict[str, Tensor]:
+    def _divergence(self, batch: Batch, found: Backward) -> dict[str, Tensor]:
         """Of the policy that acted from theta's, per sample of this gradient; of one update in so many."""
         if not self.lag.enabled or self.n_updates % self.lag.divergence_every_updates:
             return {}
@@ -166,7 +166,7 @@ def train(config: Config, session: Session) -> None:
     network = make_network(config)
     theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
     statistics = [
-        SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
+        SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
         for _ in range(1 if options.shared_statistics else n_workers)
     ]
     tally = Tally(n_workers, config.env.frame_skip, session.clock).share()

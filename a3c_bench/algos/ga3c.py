@@ -39,7 +39,7 @@ from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, larg
 from a3c_bench.core.adjustment import Adjuster, Sizes
 from a3c_bench.core.lag import Stamp, age
 from a3c_bench.core.networks import ActorCritic, sample_actions
-from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
+from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
 from a3c_bench.core.rollout import Batch, actor_critic_backward, divergence
 from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.parallel.notes import Notes
@@ -363,7 +363,7 @@ class Trainer:
         experience: Experience,
         network: ActorCritic,
         theta: Tensor,
-        statistics: SharedStatistics,
+        statistics: SharedOptimizerState,
         tally: Tally,
         writer: int,
     ) -> None:
@@ -498,7 +498,7 @@ class Staff:
         self.device = resolve_device(config.device)
         self.network: ActorCritic = build.make_network(config, envs, self.device)  # shows theta; predictors share it
         self.theta = FlatParameters(self.network).values.detach()
-        self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
+        self.statistics = SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
         self.tally = Tally(_rows_needed(options), config.env.frame_skip, session.clock)
         self.experience = Experience(slots_needed(options), options.t_max, envs, self.network)
         self.agents = Agents(envs, self.network, self.experience, options.n_agents)

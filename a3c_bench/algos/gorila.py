@@ -36,7 +36,7 @@ from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GorilaConfig
 from a3c_bench.core.networks import QNetwork
-from a3c_bench.core.optim import FlatParameters, SharedStatistics, set_learning_rate
+from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
 from a3c_bench.core.q_learning import q_backward
 from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.schedules import linear
@@ -66,7 +66,7 @@ MOST_LEARNERS, MOST_SHARDS = 100, 48  # two files of each learner in each shard,
 
 
 @dataclass(frozen=True)
-class Crew:
+class Roles:
     """How many there are, and who uses which replay."""
 
     n_actors: int
@@ -103,11 +103,11 @@ class Crew:
         return names + [f"shard {i}" for i in range(self.n_shards)]
 
 
-def make_crew(options: GorilaConfig) -> Crew:
+def make_crew(options: GorilaConfig) -> Roles:
     """With the numbers that are not said filled in."""
     n_actors, n_learners = _sizes(options, usable_cores())
     one_replay = options.replay.kind == "global"
-    return Crew(n_actors, n_learners, options.n_shards, options.envs_per_actor, one_replay)
+    return Roles(n_actors, n_learners, options.n_shards, options.envs_per_actor, one_replay)
 
 
 def _sizes(options: GorilaConfig, cores: int) -> tuple[int, int]:
@@ -126,9 +126,9 @@ def resolve(config: Config, cores: int) -> Config:
 class Shared:
     """What all processes see at once."""
 
-    crew: Crew
+    crew: Roles
     server: SharedServer
-    statistics: dict[int, SharedStatistics]  # of the optimiser, by shard
+    statistics: dict[int, SharedOptimizerState]  # of the optimiser, by shard
     tally: Tally  # a row for each bundle: its updates are the gradients that it has computed
     waits: Tensor  # [replays] int64: agent steps of this attempt before learning from a replay begins
     replays: dict[int, SharedArrays]  # their state, and their frames if several processes use them
@@ -475,7 +475,7 @@ def train(config: Config, session: Session) -> None:
 
 
 def make_shared(
-    config: Config, crew: Crew, network: QNetwork, run: Path, envs: build.Shapes, clock: TrainingClock
+    config: Config, crew: Roles, network: QNetwork, run: Path, envs: build.Shapes, clock: TrainingClock
 ) -> Shared:
     """What the processes are to share; theta becomes the memory of the network's parameters."""
     options: GorilaConfig = config.algo
@@ -486,7 +486,7 @@ def make_shared(
     return Shared(
         crew,
         server,
-        {shard: SharedStatistics(optimizer) for shard, optimizer in enumerate(optimizers)},
+        {shard: SharedOptimizerState(optimizer) for shard, optimizer in enumerate(optimizers)},
         tally=Tally(crew.n_bundles, config.env.frame_skip, clock).share(),
         waits=_zeros(crew.n_replays),
         replays={i: SharedArrays() for i in range(crew.n_replays)},

@@ -62,7 +62,7 @@ class GradientVariance:
         return {} if previous is None else {"gradient_variance": (gradients - previous).square().sum() / 2.0}
 
 
-class SharedStatistics:
+class SharedOptimizerState:
     """What an optimiser remembers (mean squares, moments), in memory that other processes may map; part of checkpoints.
 
     Args:

@@ -114,7 +114,7 @@ class Batch(NamedTuple):
     lengths: Tensor | None = None  # [B] int64, of the stretches; None: all are T
 
 
-class Gradient(NamedTuple):
+class Backward(NamedTuple):
     """What `actor_critic_backward` found besides the gradients."""
 
     loss: ActorCriticLoss
@@ -154,7 +154,7 @@ def actor_critic_backward(
     reduction: str,
     log_epsilon: float = 0.0,
     keep: Tensor | None = None,
-) -> Gradient:
+) -> Backward:
     """Adds the gradient of the actor-critic loss over a batch to the network's gradients.
 
     Args:
@@ -194,7 +194,7 @@ def actor_critic_backward(
         valid=batch.valid,
     )
     loss.total.backward()  # type: ignore[no-untyped-call]
-    return Gradient(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum())
+    return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum())
 
 
 def divergence(batch: Batch, current_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:

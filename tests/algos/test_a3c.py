@@ -18,7 +18,7 @@ from a3c_bench.algos import a3c
 from a3c_bench.algos.a3c import A3CConfig, SharedModel, Worker
 from a3c_bench.config import compose
 from a3c_bench.core.advantages import gae
-from a3c_bench.core.optim import FlatParameters, SharedStatistics
+from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.runtime.clock import TrainingClock
@@ -58,7 +58,8 @@ def make_workers(config: Config, n_workers: int = 1, seconds: float = 0.0) -> li
     theta = FlatParameters(a3c.make_network(config)).values.detach()
     n_statistics = 1 if config.algo.shared_statistics else n_workers
     statistics = [
-        SharedStatistics(build.make_optimizer(config.algo.optimizer, nn.Parameter(theta))) for _ in range(n_statistics)
+        SharedOptimizerState(build.make_optimizer(config.algo.optimizer, nn.Parameter(theta)))
+        for _ in range(n_statistics)
     ]
     lock = Tokens(1) if config.algo.lock else None
     clock = TrainingClock(seconds)

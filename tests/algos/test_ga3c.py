@@ -25,7 +25,7 @@ from a3c_bench.algos.ga3c import (
     Trainer,
 )
 from a3c_bench.algos.settings import AdjustConfig
-from a3c_bench.core.optim import FlatParameters, SharedStatistics
+from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import EARLIER, Tally
 from a3c_bench.runtime.clock import TrainingClock
@@ -84,7 +84,7 @@ class Parts:
         )  # by one thread, so that agents come back in one order
         network = build.make_network(config, envs, torch.device("cpu"))
         self.theta = FlatParameters(network).values.detach()
-        self.statistics = SharedStatistics(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
+        self.statistics = SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
         clock = TrainingClock(seconds)
         clock.start()
         self.tally = Tally(3, config.env.frame_skip, clock)

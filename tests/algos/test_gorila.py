@@ -21,9 +21,9 @@ from a3c_bench import build
 from a3c_bench.algos import gorila
 from a3c_bench.algos.gorila import (
     Bundle,
-    Crew,
     GorilaConfig,
     LossWatch,
+    Roles,
     Shard,
     Shared,
     make_crew,
@@ -211,7 +211,7 @@ def test_every_option_changes_what_is_learnt(config: Config) -> None:
 
 def test_bundles_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     crew = make_crew(GorilaConfig(n_learners=3))
-    assert crew == Crew(n_actors=3, n_learners=3, n_shards=1, envs_per_actor=1, one_replay=False)
+    assert crew == Roles(n_actors=3, n_learners=3, n_shards=1, envs_per_actor=1, one_replay=False)
     assert crew.names == ["bundle 0", "bundle 1", "bundle 2", "shard 0"]
     assert [crew.users(i) for i in range(crew.n_replays)] == [[0], [1], [2]]
     for n_cores, n_bundles in ((7, 7), (128, gorila.MOST_LEARNERS)):
@@ -222,14 +222,14 @@ def test_bundles_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("crew", "names", "users", "n_envs"),
     [
-        (Crew(3, 1, 2, 2, False), ["bundle 0", "actor 1", "actor 2", "shard 0", "shard 1"], [[0, 1, 2]], [6]),
-        (Crew(1, 3, 1, 1, False), ["bundle 0", "learner 1", "learner 2", "shard 0"], [[0, 1, 2]], [1]),
-        (Crew(5, 2, 1, 4, False), ["bundle 0", "bundle 1", "actor 2", "actor 3", "actor 4", "shard 0"],
+        (Roles(3, 1, 2, 2, False), ["bundle 0", "actor 1", "actor 2", "shard 0", "shard 1"], [[0, 1, 2]], [6]),
+        (Roles(1, 3, 1, 1, False), ["bundle 0", "learner 1", "learner 2", "shard 0"], [[0, 1, 2]], [1]),
+        (Roles(5, 2, 1, 4, False), ["bundle 0", "bundle 1", "actor 2", "actor 3", "actor 4", "shard 0"],
          [[0, 2, 4], [1, 3]], [12, 8]),
-        (Crew(2, 2, 1, 1, True), ["bundle 0", "bundle 1", "shard 0"], [[0, 1]], [2]),
+        (Roles(2, 2, 1, 1, True), ["bundle 0", "bundle 1", "shard 0"], [[0, 1]], [2]),
     ],
 )  # fmt: skip
-def test_numbers_are_free(crew: Crew, names: list[str], users: list[list[int]], n_envs: list[int]) -> None:
+def test_numbers_are_free(crew: Roles, names: list[str], users: list[list[int]], n_envs: list[int]) -> None:
     assert crew.names == names
     assert [crew.users(i) for i in range(crew.n_replays)] == users
     assert [crew.n_envs(i) for i in range(crew.n_replays)] == n_envs
