@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.groups import SeedGroup, group_runs
-    from analysis.load import Run, load_runs
+    from analysis.load import load_runs
     from analysis.report import write_report
+    from analysis.run import Run
     from analysis.statistics import Estimate, bootstrap, iqm
     from analysis.summary import summarise
-    from analysis.table import Table, make_tables
+    from analysis.table import make_tables
+    from analysis.writing import Table
 
 __all__ = [
     "Estimate",
@@ -39,11 +41,13 @@ __all__ = [
 
 _HOMES = {
     "groups": ("SeedGroup", "group_runs"),
-    "load": ("Run", "load_runs"),
+    "load": ("load_runs",),
     "report": ("write_report",),
+    "run": ("Run",),
     "statistics": ("Estimate", "bootstrap", "iqm"),
     "summary": ("summarise",),
-    "table": ("Table", "make_tables"),
+    "table": ("make_tables",),
+    "writing": ("Table",),
 }
 
 

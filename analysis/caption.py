@@ -6,7 +6,7 @@ from typing import Any
 from analysis import style
 from analysis.aggregate import SEEDS_FOR_BAND
 from analysis.groups import SeedGroup, Trace
-from analysis.load import Run
+from analysis.run import Run
 
 
 def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]], per: str = "curve") -> str:

@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.load import Run, load_and_count
+from analysis.load import load_and_count
+from analysis.run import Run
 from analysis.wandb_runs import PREFIX, WandbError
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.groups import Member, SeedGroup
-from analysis.load import changes_nothing, flat
+from analysis.settings import changes_nothing, flat
 
 _COLUMNS_AT_MOST = 6  # methods beside each other, beyond which the values of all are listed
 _VALUES_AT_MOST = 6

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from analysis import caption, cli, figure, style
 from analysis.aggregate import Floats, last_of_each
 from analysis.groups import Band, SeedGroup, group_traces, make_band
-from analysis.load import Run
+from analysis.run import Run
 from analysis.summary import LABELS
 
 log = logging.getLogger(__name__)

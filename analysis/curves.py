@@ -23,8 +23,8 @@ from matplotlib.lines import Line2D
 from analysis import aggregate, caption, cli, figure, published, style
 from analysis.aggregate import Floats
 from analysis.groups import NO_BAND, Band, SeedGroup, group_traces, make_band
-from analysis.load import Run
 from analysis.outcome import FAILED, RULE, Outcome, counting, mean_of, outcome
+from analysis.run import Run
 from analysis.summary import starts_of
 
 log = logging.getLogger(__name__)

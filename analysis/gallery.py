@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from analysis import course, curves, lag, overestimation, profiles, relation, speed
 from analysis.cli import NothingToDrawError
-from analysis.load import Run, flat
 from analysis.outcome import TRAINING_GAMES
+from analysis.run import Run
+from analysis.settings import setting
 from analysis.summary import summarise
 
 RATES_FOR_SCATTER = 3
@@ -52,11 +53,12 @@ def varying(runs: Sequence[Run], value: Callable[[Run], Hashable], what: str, at
     return chosen
 
 
-def setting(name: str) -> Callable[[Run], Hashable]:
-    """A setting of a run by the end of its dotted key; None if it has none."""
+def word(name: str) -> Callable[[Run], Hashable]:
+    """A setting of a run, as a word; None if it has none."""
 
     def value(run: Run) -> Hashable:
-        return next((str(v) for key, v in flat(run.config).items() if f".{key}".endswith(f".{name}")), None)
+        found = setting(run, name)
+        return None if found is None else str(found)
 
     return value
 
@@ -66,7 +68,7 @@ def _score_against_lag(runs: list[Run]) -> Drawn:
 
 
 def _against_setting(runs: list[Run], name: str, ys: Sequence[str]) -> Drawn:
-    chosen = varying(runs, setting(name), name)
+    chosen = varying(runs, word(name), name)
     return relation.figure_and_table(chosen, name, ys)
 
 
@@ -83,7 +85,7 @@ def _learning_rates(runs: list[Run]) -> Drawn:
 
 
 def _advantages(runs: list[Run]) -> Drawn:
-    chosen = varying(runs, setting("advantage.kind"), "advantage.kind (psi)")
+    chosen = varying(runs, word("advantage.kind"), "advantage.kind (psi)")
     return relation.figure_and_table(chosen, "advantage.kind", [*_scores(chosen), "gradient_norm", "gradient_variance"])
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from analysis import aggregate, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
-from analysis.load import Run
 from analysis.outcome import AS_LONG, counting, tally
+from analysis.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from analysis import caption, cli, figure, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, SeedGroup, band_at, group_traces, make_band
-from analysis.load import Run
+from analysis.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analysis.load import Run
+from analysis.run import Run
 
 AS_LONG = 0.9  # a run with that share of another's frames counts as equally long
 TRAINING_GAMES = 100  # of which a training score is the mean

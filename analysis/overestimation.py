@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from analysis import cli, course
 from analysis.course import Curve, Group, Panel
-from analysis.load import Run
+from analysis.run import Run
 
 COLUMNS = ("max_q", "discounted_return")  # of metrics.csv
 PANELS = (

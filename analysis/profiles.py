@@ -20,11 +20,11 @@ from matplotlib.lines import Line2D
 from analysis import caption, cli, figure, published, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, Member, SeedGroup, in_legend_order
-from analysis.load import Run
 from analysis.outcome import FAILED, RULE, tally
+from analysis.run import Run
+from analysis.scores import AGGREGATES
 from analysis.statistics import Estimate
-from analysis.summary import counted_rows, is_plain, summarise, tally_of
-from analysis.table import AGGREGATES, unique_seeds
+from analysis.summary import counted_rows, is_plain, summarise, tally_of, unique_seeds
 
 N_THRESHOLDS = 101
 CSV_COLUMNS = ("algo", "label", "n_environments", "curve", "x", "value", "low", "high")

@@ -29,8 +29,9 @@ from matplotlib.ticker import NullLocator
 from analysis import caption, cli, figure, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
 from analysis.groups import Band, SeedGroup, in_legend_order
-from analysis.load import Run, flat, labelled
 from analysis.outcome import FAILED, RULE, counting, tally
+from analysis.run import Run
+from analysis.settings import labelled, setting
 from analysis.summary import LABELS, LAG_UNITS, SHARES, about_areas, summarise, value_of
 
 log = logging.getLogger(__name__)
@@ -142,20 +143,16 @@ def means(group: SeedGroup[Point], name: str, positions: Mapping[float | str, fl
 
 def _relabelled(runs: Sequence[Run], x: str) -> list[Run]:
     if x == "learning_rate":
-        return labelled(runs, lambda run: flat(run.config).get("algo.optimizer.lr"))
-    return list(runs) if x in LABELS or x in SHARES else labelled(runs, lambda run: _setting(run, x))
+        return labelled(runs, partial(setting, name="algo.optimizer.lr"))
+    return list(runs) if x in LABELS or x in SHARES else labelled(runs, partial(setting, name=x))
 
 
 def _place(run: Run, row: Mapping[str, Any], x: str) -> float | str | None:
     number = value_of(run, row, x)
     if np.isfinite(number):
         return number
-    word = None if x in LABELS or x in SHARES else _setting(run, x)
+    word = None if x in LABELS or x in SHARES else setting(run, x)
     return None if word is None else str(word)
-
-
-def _setting(run: Run, name: str) -> Any:
-    return next((value for key, value in flat(run.config).items() if f".{key}".endswith(f".{name}")), None)
 
 
 # --- from points to a figure ------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from analysis import caption, cli, gallery, page, table
 from analysis.configurations import commands, differences
 from analysis.gallery import Kind
 from analysis.groups import Member, SeedGroup, group_runs
-from analysis.load import Run
 from analysis.page import Chapter
+from analysis.run import Run
 from analysis.summary import summarise
 
 log = logging.getLogger(__name__)

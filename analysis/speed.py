@@ -25,12 +25,13 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis import caption, cli, course, figure, published, relation, statistics, style, table
+from analysis import caption, cli, course, crossings, figure, published, relation, statistics, style
 from analysis.groups import Member, SeedGroup, in_legend_order
-from analysis.load import Run, flat, labelled
 from analysis.outcome import TRAINING_GAMES, counting
 from analysis.relation import Axis, Point, Reference
-from analysis.summary import SHARES, counted_rows, is_plain, summarise, tally_of
+from analysis.run import Run
+from analysis.settings import as_number, labelled, setting
+from analysis.summary import SHARES, counted_rows, is_plain, summarise, tally_of, unique_seeds
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def throughput(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
     Raises:
         NothingToDrawError: no run has trained for a measurable time.
     """
-    everyone = table.unique_seeds(summarise(runs))
+    everyone = unique_seeds(summarise(runs))
     summary = everyone[np.isfinite(everyone["frames_per_second"]) & (everyone["frames_per_second"] > 0)]
     if summary.empty:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found has trained for a measurable time.")
@@ -192,9 +193,8 @@ def _frames_per_step(groups: Sequence[pd.DataFrame]) -> list[float]:
 
 def workers(run: Run) -> float:
     """How many workers (bundles, agents) a run has; NaN for an algorithm without."""
-    settings = flat(run.config)
-    known = [settings[key] for key in WORKERS if isinstance(settings.get(key), int)]
-    return float(known[0]) if known else float("nan")
+    numbers = (as_number(setting(run, key)) for key in WORKERS)
+    return next((n for n in numbers if np.isfinite(n)), float("nan"))
 
 
 def speed_up(
@@ -212,7 +212,7 @@ def speed_up(
     for key in dict.fromkeys((run.env, run.algo, run.label) for run in able):
         group = [run for run in able if (run.env, run.algo, run.label) == key]
         if len({workers(run) for run in group}) > 1:
-            goal, reason = table.goal_of(group, window) if threshold is None else (threshold, "as it was asked for")
+            goal, reason = crossings.goal_of(group, window) if threshold is None else (threshold, "as it was asked for")
             points += _speed_up_points(group, goal, window)
             threshold_used[key[0]] = f"{goal:.4g} in {key[0]} ({reason})"
     if not points:
@@ -261,11 +261,11 @@ def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[Poin
 
 def _times_less(runs: Sequence[Run], base: Sequence[Run], column: str, goal: float, window: int) -> dict[Path, float]:
     """How many times less of a column each run took to the goal than the median of some; NaN if it or they did not."""
-    crossings = {run.path: table.crossing(run, column, goal, window) for run in runs}
-    known = [crossing for run in base if (crossing := crossings[run.path]) is not None]
+    reached = {run.path: crossings.crossing(run, column, goal, window) for run in runs}
+    known = [crossing for run in base if (crossing := reached[run.path]) is not None]
     usual = statistics.median_crossing(known) if known else float("inf")
-    ratios = dict.fromkeys(crossings, float("nan"))
-    for path, crossing in crossings.items():
+    ratios = dict.fromkeys(reached, float("nan"))
+    for path, crossing in reached.items():
         if crossing is not None and crossing.reached and np.isfinite(usual) and crossing.x > 0.0:
             ratios[path] = usual / crossing.x
     return ratios

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import aggregate, caption, style
-from analysis.load import Run, flat
 from analysis.outcome import AS_LONG, FAILED, TRAINING_GAMES, counting, outcome, tally
+from analysis.run import Run
+from analysis.settings import as_number, setting
 from analysis.statistics import area_under_curve
 
 log = logging.getLogger(__name__)
@@ -75,14 +76,14 @@ def common_ends(runs: Sequence[Run]) -> dict[str, float]:
     """By environment, the frames of the shortest run that finished; without one, of the shortest run."""
     of_env: dict[str, list[tuple[bool, float]]] = defaultdict(list)
     for run in runs:
-        of_env[run.env].append((run.state != "finished", _number(run.status.get("frames"))))
+        of_env[run.env].append((run.state != "finished", as_number(run.status.get("frames"))))
     return {env: min(known)[1] for env, all_ in of_env.items() if (known := [one for one in all_ if one[1] > 0.0])}
 
 
 def about_areas(runs: Sequence[Run]) -> str:
     """A sentence on runs of different length, whose areas are cut or carried on; empty if all are as long."""
     ends = common_ends(runs)
-    lengths = [(run, _number(run.status.get("frames")), ends.get(run.env)) for run in runs]
+    lengths = [(run, as_number(run.status.get("frames")), ends.get(run.env)) for run in runs]
     uneven = sorted(
         {run.env for run, frames, end in lengths if end and (_is_longer(frames, end) or frames < AS_LONG * end)}
     )
@@ -93,6 +94,13 @@ def about_areas(runs: Sequence[Run]) -> str:
         f"Mean over training: up to {cut}, where the shortest finished run ends; a failed run counts on with the "
         "return it had, one that is not there yet has none."
     )
+
+
+def unique_seeds(summary: pd.DataFrame) -> pd.DataFrame:
+    """Without repeats of a seed: the first finished one counts, else the first."""
+    ranked = summary.assign(_unfinished=summary["state"] != "finished").sort_values("_unfinished", kind="stable")
+    once = ranked.drop_duplicates(["env", "algo", "label", "seed"])
+    return summary.loc[sorted(once.index)]
 
 
 def counted_rows(summary: pd.DataFrame, column: str = "score") -> pd.DataFrame:
@@ -119,10 +127,7 @@ def value_of(run: Run, row: Mapping[str, Any], name: str) -> float:
     `n_agents`. NaN where there is no such number."""
     if name in LABELS or name in SHARES:
         return float(row[name])
-    for key, value in flat(run.config).items():
-        if f".{key}".endswith(f".{name}") and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    return float("nan")
+    return as_number(setting(run, name))
 
 
 _COLUMNS = [
@@ -162,11 +167,11 @@ def _row(run: Run, end: float | None) -> dict[str, Any]:
 
 def _counters(run: Run) -> dict[str, float]:
     frames, agent_steps, updates, seconds = (
-        _number(run.status.get(key)) for key in ("frames", "agent_steps", "updates", "wall_seconds")
+        as_number(run.status.get(key)) for key in ("frames", "agent_steps", "updates", "wall_seconds")
     )
     per_second = 1.0 / seconds if seconds > 0.0 else float("nan")
     calibration = run.status.get("calibration")
-    bound = _number(calibration.get("serial_bound_agent_steps_per_second") if isinstance(calibration, dict) else None)
+    bound = as_number(calibration.get("serial_bound_agent_steps_per_second") if isinstance(calibration, dict) else None)
     return {
         "frames": frames,
         "agent_steps": agent_steps,
@@ -198,7 +203,7 @@ def _scores(run: Run, end: float | None) -> dict[str, Any]:
 
 def _area(run: Run, x: aggregate.Floats, y: aggregate.Floats, end: float | None) -> float:
     """Mean return over training up to the common end; NaN for a run that may still get there."""
-    frames = _number(run.status.get("frames"))
+    frames = as_number(run.status.get("frames"))
     if end is None or np.isnan(frames):
         return area_under_curve(x, y)
     if _is_longer(frames, end):
@@ -235,7 +240,7 @@ def starts_of(run: Run, games: pd.DataFrame) -> str:
     if run.config["env"].get("game") is None:
         return "as the environment has them"
     of_games = pd.to_numeric(games.get("noop_max", pd.Series(dtype="float64")), errors="coerce").dropna()
-    noop_max = float(of_games.iloc[0]) if len(of_games) else _number(run.config["env"].get("noop_max"))
+    noop_max = float(of_games.iloc[0]) if len(of_games) else as_number(run.config["env"].get("noop_max"))
     return "no-op" if noop_max == NO_OP_MAX else f"up to {noop_max:g} no-op frames"
 
 
@@ -253,9 +258,8 @@ def _of_metrics(run: Run) -> dict[str, float]:
 
 def _learning_rate(run: Run, table: pd.DataFrame) -> float:
     """The one that was set; where the seed drew it (lr_range), that of the first interval, or NaN before its end."""
-    settings = flat(run.config)
-    set_rate = _number(settings.get("algo.optimizer.lr"))
-    if settings.get("algo.optimizer.lr_range") is None and np.isfinite(set_rate):
+    set_rate = as_number(setting(run, "algo.optimizer.lr"))
+    if setting(run, "algo.optimizer.lr_range") is None and np.isfinite(set_rate):
         return set_rate
     rates = pd.to_numeric(table.get("learning_rate", pd.Series(dtype="float64")), errors="coerce").dropna()
     return float(rates.iloc[0]) if len(rates) else float("nan")
@@ -284,7 +288,3 @@ def mean_and_p95(bins: pd.DataFrame) -> tuple[float, float]:
     middle = np.where(low == 0.0, 0.0, np.where(np.isfinite(high), (low + high) / 2.0, low))
     reaches = np.searchsorted(np.cumsum(n), 0.95 * n.sum())
     return float(np.average(middle, weights=n)), float(middle[reaches])
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.load import EVALUATION_COLUMNS, LAG_COLUMNS, METRIC_COLUMNS, Run, identity
+from analysis.run import EVALUATION_COLUMNS, LAG_COLUMNS, METRIC_COLUMNS, Run, identity
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,23 @@ def test_analysis_knows_run_directories_only() -> None:
 
 def test_nothing_imports_analysis() -> None:
     assert importers("analysis") == set()
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """In no package of the house, imports within functions included: who waits for whom has an end."""
+    houses = [ROOT / name for name in ("a3c_bench", "analysis", "sweeps", "hydra_plugins")]
+    files = {name_of(file): file for house in houses for file in sorted(house.rglob("*.py"))}
+    graph = {name: {module for module, _ in imports(file)} & {*files} - {name} for name, file in files.items()}
+    envs = {name for name in files if name.startswith("a3c_bench.envs.")}  # a backend and what chooses it still know
+    graph = {name: found - envs if name in envs else found for name, found in graph.items()}  # each other, in functions
+    assert graph["analysis.load"] >= {"analysis.run", "analysis.wandb_runs"}
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_no_file_of_analysis_is_longer_than_450_lines() -> None:
+    lengths = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "analysis").rglob("*.py")}
+    assert {name: n for name, n in lengths.items() if n > 450} == {}
+    assert len(lengths) > 20
 
 
 def test_no_column_is_called_steps() -> None:

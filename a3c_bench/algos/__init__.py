@@ -3,11 +3,14 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from a3c_bench import plugins
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import nearest
+
+if TYPE_CHECKING:
+    from a3c_bench.algos.settings import Settings
 
 _BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "dqn", "ga3c", "gorila", "paac")}
 
@@ -50,26 +53,18 @@ class Algorithm:
     columns: tuple[str, ...] = ()  # of metrics.csv that this one adds: figures of `Session.updated`, ratios, gauges
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is known of an algorithm without torch."""
-
-    config_class: type  # as that of Algorithm
-    check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError; no simulator, no torch
-
-
 def algorithm_names() -> list[str]:
     """All algorithms that can be named."""
     return sorted({*_BUILT_IN, *plugins.names(plugins.ALGORITHMS)})
 
 
-def find_settings(name: str) -> Settings:
+def find_settings(name: str) -> "Settings":
     """The settings of the algorithm of that name; an algorithm of this package is not imported for them.
 
     Raises:
         ConfigError: with the names there are.
     """
-    from a3c_bench.algos.settings import SETTINGS  # it imports this module
+    from a3c_bench.algos.settings import SETTINGS, Settings
 
     if name in SETTINGS:
         return SETTINGS[name]

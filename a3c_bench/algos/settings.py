@@ -6,9 +6,10 @@ that `--help`, `--cfg` and bad input wait neither for torch nor for a simulator:
 What a value is, conf/algo/<name>.yaml says, with its source; the defaults here are the same, as a test makes sure.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from a3c_bench.algos import Settings
 from a3c_bench.core.adjustment import Sizes
 from a3c_bench.core.names import ACTOR_CRITIC_REDUCTIONS, Q_REDUCTIONS
 from a3c_bench.errors import ConfigError
@@ -24,6 +25,14 @@ from a3c_bench.schema import (
 )
 
 # --- PAAC -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is known of an algorithm without torch."""
+
+    config_class: type  # as that of Algorithm
+    check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError; no simulator, no torch
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import pytest
 
 from analysis import load_runs
 from analysis.cli import NothingToDrawError
-from analysis.gallery import HEADLINE, OTHERS, setting, varying
+from analysis.gallery import HEADLINE, OTHERS, varying, word
 
 KINDS = {kind.name: kind for kind in (*HEADLINE, *OTHERS)}
 
@@ -14,9 +14,9 @@ def test_only_what_varies_within_an_algorithm_is_drawn(make_run, tmp_path):
     make_run(algo="a3c", settings={"n_agents": 16})
     make_run()
     runs = load_runs(tmp_path)
-    assert {run.algo for run in varying(runs, setting("n_agents"), "n_agents")} == {"ga3c"}
+    assert {run.algo for run in varying(runs, word("n_agents"), "n_agents")} == {"ga3c"}
     with pytest.raises(NothingToDrawError, match="with 3 or more values of n_agents"):
-        varying(runs, setting("n_agents"), "n_agents", at_least=3)
+        varying(runs, word("n_agents"), "n_agents", at_least=3)
 
 
 def test_learning_rates_need_three_of_them_and_are_those_that_were_set(make_run, tmp_path):

@@ -8,14 +8,8 @@ import yaml
 
 import analysis
 from analysis import load_runs
-from analysis.load import (
-    EPISODE_COLUMNS,
-    EVALUATION_COLUMNS,
-    HISTOGRAM_COLUMNS,
-    LAG_COLUMNS,
-    METRIC_COLUMNS,
-    load_and_count,
-)
+from analysis.load import load_and_count
+from analysis.run import EPISODE_COLUMNS, EVALUATION_COLUMNS, HISTOGRAM_COLUMNS, LAG_COLUMNS, METRIC_COLUMNS
 from analysis.table import main as table_main
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import curves, gallery, lag, load_runs, profiles, relation, speed, summarise, table
+from analysis import crossings, curves, gallery, lag, load_runs, profiles, relation, scores, speed, summarise, table
 from analysis.outcome import counting, outcome, tally
 
 FRAMES = ["frames"]
@@ -137,7 +137,7 @@ def test_a_method_of_which_nothing_came_has_a_row(make_run, tmp_path):
 
 @pytest.mark.parametrize("what", ["two_of_five", "two_of_five_alone"])
 def test_failed_seeds_lose_in_the_probability_of_improvement(request, what):
-    found = table.improvement_table(summarise(request.getfixturevalue(what)))
+    found = scores.improvement_table(summarise(request.getfixturevalue(what)))
     numbers = found.numbers.set_index("method")
     assert numbers.loc["PAAC", "probability"] == pytest.approx(2 / 5)  # of survivors it would be 1
     assert found.text["a run of"].tolist() == ["A3C", "PAAC (5 runs; 3 failed)"]
@@ -175,7 +175,7 @@ def test_a_failed_run_is_not_censored_on_its_way_to_a_score(make_run, tmp_path):
         write(make_run(seed=seed), [(10, 20.0), (1000, 400.0)], [(1000, True, 400.0)])
     for seed in (2, 3, 4):
         write(make_run(seed=seed), [(10, 10.0)] if seed < 4 else [], state="failed", frames=250.0)
-    found = table.threshold_table(load_runs(tmp_path), window=1)
+    found = crossings.threshold_table(load_runs(tmp_path), window=1)
     numbers = found.numbers.iloc[0]
     assert (numbers["n_reached"], numbers["n_seeds"]) == (2, 5)
     assert np.isinf(numbers["median_frames"])
@@ -187,7 +187,7 @@ def test_a_failed_run_is_not_censored_on_its_way_to_a_score(make_run, tmp_path):
 
 @pytest.mark.parametrize(("threshold", "words"), [(475.0, "as it was asked for"), (None, "90% of the way")])
 def test_a_threshold_says_where_it_comes_from(two_of_five, threshold, words):
-    assert words in " ".join(table.threshold_table(two_of_five, threshold).notes)
+    assert words in " ".join(crossings.threshold_table(two_of_five, threshold).notes)
 
 
 def test_speeds_and_cost_are_of_runs_that_are_over(make_run, tmp_path):

@@ -5,20 +5,11 @@ import pandas as pd
 import pytest
 
 from analysis import load_runs, published
-from analysis.summary import summarise, value_of
-from analysis.table import (
-    Table,
-    aggregate_table,
-    cost_table,
-    improvement_table,
-    main,
-    make_tables,
-    number,
-    score_rows,
-    score_tables,
-    threshold_table,
-    unique_seeds,
-)
+from analysis.crossings import threshold_table
+from analysis.scores import aggregate_table, improvement_table, score_rows, score_tables
+from analysis.summary import summarise, unique_seeds, value_of
+from analysis.table import cost_table, main, make_tables
+from analysis.writing import Table, number
 
 
 def rewrite_status(run, **changes):
