@@ -367,8 +367,9 @@ def test_adam_shares_its_moments_and_its_step() -> None:
 def test_the_universe_preset_is_what_it_says() -> None:
     (worker,) = make_workers(compose(["experiment=universe", "algo=a3c", "advantage.gae_lambda=0.9"]))
     assert worker.network.lstm is not None
-    assert isinstance(worker.estimate, partial)
-    assert (worker.estimate.func, worker.estimate.keywords) == (gae, {"gamma": 0.99, "gae_lambda": 0.9})
+    estimate = worker.estimate.function
+    assert isinstance(estimate, partial)
+    assert (estimate.func, estimate.keywords) == (gae, {"gamma": 0.99, "gae_lambda": 0.9})
     assert isinstance(worker.optimizer, torch.optim.Adam)
     before = worker.shared.theta.clone()
     worker.update()

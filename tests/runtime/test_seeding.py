@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from a3c_bench import build
-from a3c_bench.envs import vector
+from a3c_bench.envs import envpool
 from a3c_bench.evaluation import evaluation_seed
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
 from a3c_bench.schema import Config
@@ -39,7 +39,7 @@ def test_no_environment_seed_comes_twice(monkeypatch: pytest.MonkeyPatch, tiny: 
         handed.extend(seed)
         raise LookupError  # that is all
 
-    monkeypatch.setattr(vector.envpool, "make_gymnasium", take)
+    monkeypatch.setattr(envpool.envpool, "make_gymnasium", take)
     for seed in (0, 1, 2):
         streams = [sequence(seed, Stream.ENVIRONMENTS, attempt) for attempt in (1, 2)] + [sequence(seed, Stream.PLAY)]
         for stream in streams:
