@@ -77,6 +77,8 @@ class Member:
 class Crew:
     """Threads that are started, paused and stopped together; paused at first, until the first standstill ends.
 
+    Known elsewhere as a thread group, or a supervisor.
+
     Args:
         handle: called with each report, in the thread that polls.
         silence_seconds: a thread that is not heard of for so long ends the run; two minutes, while it starts.

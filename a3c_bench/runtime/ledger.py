@@ -26,7 +26,10 @@ class LagLedger(Protocol):
 
 
 class Ledger(Protocol):
-    """Who keeps the counts: the session, or the notes of a worker, which the session takes when they are reported."""
+    """Who keeps the counts: the session, or the notes of a worker, which the session takes when they are reported.
+
+    Known elsewhere as a metrics collector.
+    """
 
     @property
     def timer(self) -> PhaseTimer:

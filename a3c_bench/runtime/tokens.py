@@ -12,6 +12,8 @@ from typing import Any
 class Tokens:
     """A pipe that holds a byte for each token. With one token it is a lock: `with tokens: ...`.
 
+    Known elsewhere as a counting semaphore.
+
     Made by the parent, which hands it to workers when it starts them.
 
     Args:
