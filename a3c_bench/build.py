@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from a3c_bench import plugins
 from a3c_bench.core import advantages
-from a3c_bench.core.networks import ActorCritic, QNetwork, kinds_that_read
+from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, QNetwork, kinds_that_read
 from a3c_bench.core.optim import RMSProp
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import EnvSpec, VectorEnv
@@ -147,7 +147,7 @@ def _trunk_of_another_package(config: Config, envs: Shapes) -> Callable[[], nn.S
 
 def _prepare(config: Config, envs: Shapes) -> None:
     fitting = kinds_that_read(envs.observation_shape)
-    if config.network.kind == "mlp" and fitting:
+    if config.network.kind == "mlp" and set(fitting) & {*IMAGE_KINDS}:  # it does read boards and small pictures
         raise ConfigError(
             f"network=mlp cannot read the {'x'.join(map(str, envs.observation_shape))} frames of this environment: "
             f"say network={' or network='.join(fitting)}."

@@ -130,7 +130,7 @@ class EnvConfig:
         return "-".join([self.game or self.id, *(["sees"] if seen else []), *seen])
 
 
-NETWORK_KINDS = ("mlp", "nips", "nature")
+NETWORK_KINDS = ("mlp", "small", "nips", "nature")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_an_environment_composes_and_is_made(env: str) -> None:
     if config.env.game is not None:
         assert (config.env.frame_skip, config.network.kind, config.budget.frames) == (4, "nips", 320_000_000)
     else:
-        assert (config.env.frame_skip, config.network.kind) == (1, "mlp")
+        assert (config.env.frame_skip, config.network.kind) == (1, "small" if env == "minigrid" else "mlp")
 
 
 @pytest.mark.parametrize("group", ["network", "advantage", "logger"])

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IMAGE_KINDS = ("nips", "nature")
-_SMALLEST_SIDES = {"nips": 20, "nature": 36}  # pixels, of which the filters leave one
+SMALL = "small"  # reads boards [H, W] too
+_SMALLEST_SIDES = {"nips": 20, "nature": 36, SMALL: 5}  # pixels; of fewer the filters of the first two leave none
+_LARGEST_SIDES = {SMALL: 40}  # its fully connected layer has 3 million weights then
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class ActorCritic(_Network):
         observation_shape: of one observation; [C, H, W] for the image kinds, anything flattened for the mlp.
         n_actions: A.
         kind: "nips" (Mnih et al. 2013: conv 16 8x8/4, conv 32 4x4/2, fc 256), "nature" (Mnih et al. 2015: conv 32
-            8x8/4, conv 64 4x4/2, conv 64 3x3/1, fc 512) or "mlp".
+            8x8/4, conv 64 4x4/2, conv 64 3x3/1, fc 512), "small" (MinAtar's, Young and Tian 2019: conv 16 3x3/1, fc
+            128; for pictures of 5 to 40 pixels, and boards) or "mlp".
         hidden_sizes: of the mlp.
         activation: of the mlp, "tanh" or "relu".
         initialisation: "orthogonal" (gain sqrt 2, LSTM gates 1, policy head 0.01, value head 1, biases 0) or "fan_in"
@@ -321,35 +324,48 @@ def _trunk(
     if own_trunk is not None:
         layers = own_trunk()
         return layers, _n_features(layers, observation_shape)
-    if kind in IMAGE_KINDS:
+    if kind in _SMALLEST_SIDES:
         _check_image(kind, observation_shape)
         return _image_trunk(kind, observation_shape)
     return _mlp_trunk(math.prod(observation_shape), hidden_sizes, activation)
 
 
 def kinds_that_read(observation_shape: Sequence[int]) -> list[str]:
-    """The image kinds whose filters fit observations [C, H, W]; none if these are no images, or small ones."""
-    if len(observation_shape) != 3:
-        return []
-    return [kind for kind in IMAGE_KINDS if min(observation_shape[1:]) >= _SMALLEST_SIDES[kind]]
+    """The image kinds that fit observations [C, H, W], or (small) boards [H, W]; none if these are neither."""
+    sides = observation_shape[-2:]
+    n_dimensions = {IMAGE_KINDS[0]: (3,), IMAGE_KINDS[1]: (3,), SMALL: (2, 3)}
+    return [
+        kind
+        for kind, smallest in _SMALLEST_SIDES.items()
+        if len(observation_shape) in n_dimensions[kind]
+        and min(sides) >= smallest
+        and max(sides) <= _LARGEST_SIDES.get(kind, math.inf)
+    ]
 
 
 def _check_image(kind: str, observation_shape: Sequence[int]) -> None:
     fitting = kinds_that_read(observation_shape)
     if kind in fitting:
         return
-    remedy = f"say network={' or network='.join(fitting or ['mlp'])}"
-    if len(observation_shape) != 3:
-        shape = tuple(observation_shape)
-        raise ValueError(f"network {kind!r} needs images [C, H, W], not observations of shape {shape}: {remedy}")
-    height, width = observation_shape[1:]
-    raise ValueError(f"frames of {height}x{width} are too small for {kind!r}: {remedy}")
+    if not set(fitting) & {*IMAGE_KINDS}:  # the mlp reads all but large frames
+        fitting.append("mlp")
+    remedy = f"say network={' or network='.join(fitting)}"
+    if len(observation_shape) not in ((2, 3) if kind == SMALL else (3,)):
+        shape, takes = tuple(observation_shape), "images [C, H, W]" + (" or boards [H, W]" if kind == SMALL else "")
+        raise ValueError(f"network {kind!r} needs {takes}, not observations of shape {shape}: {remedy}")
+    height, width = observation_shape[-2:]
+    wrong = "large" if min(height, width) >= _SMALLEST_SIDES[kind] else "small"
+    raise ValueError(f"frames of {height}x{width} are too {wrong} for {kind!r}: {remedy}")
 
 
 def _image_trunk(kind: str, observation_shape: Sequence[int]) -> tuple[nn.Sequential, int]:
     channels = observation_shape[0]
     layers: list[nn.Module]
-    if kind == "nips":
+    if kind == SMALL:
+        n_features, board = 128, len(observation_shape) == 2
+        layers = [nn.Unflatten(1, (1, observation_shape[0]))] if board else []
+        layers += [nn.Conv2d(1 if board else channels, 16, 3, stride=1), nn.ReLU()]
+    elif kind == "nips":
         n_features = 256
         layers = [nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU()]
     else:

@@ -78,6 +78,41 @@ def test_other_tasks_are_refused_in_one_sentence(tiny: Config, env_id: str, algo
     assert str(refused.value).count(". ") == 0
 
 
+KEYED = {
+    ("MiniGrid-Empty-5x5-v0", "image"): ((3, 7, 7), "uint8", "small"),  # [H, W, C] in EnvPool
+    ("MiniGrid-Empty-5x5-v0", "direction"): ((4,), "bool", "mlp"),  # one of four states
+    ("Sokoban-v0", "grid"): ((2, 10, 10), "uint8", "small"),
+    ("Game2048-v1", "board"): ((4, 4), "int32", "mlp"),
+}
+
+
+@pytest.mark.parametrize(("env_id", "key"), KEYED)
+def test_one_of_several_arrays_is_seen(tiny: Config, tmp_path: Path, env_id: str, key: str) -> None:
+    shape, dtype, network = KEYED[env_id, key]
+    config = tiny_run(tiny, env_id, "dqn")
+    config = replace(config, env=replace(config.env, observed_key=key), network=replace(tiny.network, kind=network))
+    envs = VectorEnv(config.env, 2, np.random.SeedSequence(0), 1)
+    for seen in (envs.reset(), envs.step(np.zeros(2, dtype=np.int64)).observations):
+        assert (seen.shape[1:], seen.dtype.name) == (shape, dtype)
+        assert (envs.observation_shape, envs.observation_dtype.name) == (shape, dtype)
+        assert seen.any()
+    envs.close()
+    assert train(config, tmp_path)["updates"] > 0
+
+
+def test_a_picture_is_turned_and_not_changed() -> None:
+    """MiniGrid's third number of a cell is a state, 0 in an empty room; the first of the goal is 8."""
+    keyed = replace(EnvConfig(id="MiniGrid-Empty-5x5-v0"), observed_key="image")
+    envs = VectorEnv(keyed, 1, np.random.SeedSequence(0), 1)
+    (image,) = envs.reset()
+    envs.close()
+    kinds, colours, states = image
+    assert 8 in kinds
+    assert set(np.unique(kinds)) <= {0, 1, 2, 8}  # unseen, empty, wall, goal
+    assert colours.max() <= 5
+    assert not states.any()
+
+
 @pytest.mark.parametrize("env_id", PLAYED)
 def test_the_spec_says_what_the_environments_show(env_id: str) -> None:
     envs = VectorEnv(EnvConfig(id=env_id), 2, np.random.SeedSequence(0), 1)
@@ -136,6 +171,28 @@ REFUSED_WORDS = [
                            "env.game=Breakout."),
     ("env.id=Breakout-v5 network=nips", "env.id=Breakout-v5 is an Atari game, with its own protocol: "),
 ]  # fmt: skip
+
+
+def test_an_array_that_is_not_shown() -> None:
+    said = {
+        (
+            "MiniGrid-Empty-5x5-v0",
+            "imag",
+        ): "env.observed_key=imag is no array that MiniGrid-Empty-5x5-v0 shows: did you",
+        ("CartPole-v1", "x"): "env.observed_key chooses from several arrays; CartPole-v1 shows one: leave it out.",
+    }
+    for (env_id, key), sentence in said.items():
+        with pytest.raises(ConfigError) as refused:
+            find_spec(EnvConfig(id=env_id, observed_key=key))
+        assert str(refused.value).startswith(sentence)
+
+
+def test_a_task_is_known_without_simulating_it(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No algorithm makes environments to know two shapes."""
+    monkeypatch.setattr("a3c_bench.envs.envpool.Threads.__init__", None)
+    for algo in ("a3c", "dqn", "ga3c", "gorila", "paac"):
+        check_run(compose([f"algo={algo}"]))
+    check_run(compose(["env=pong", "algo=dqn", "algo.replay.capacity_agent_steps=1000"]))
 
 
 @pytest.mark.parametrize(("words", "sentence"), REFUSED_WORDS, ids=[words for words, _ in REFUSED_WORDS])
