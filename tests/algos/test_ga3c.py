@@ -605,9 +605,9 @@ def test_more_predictors_than_agents_to_go_round(tmp_path: Path, monkeypatch: py
     """While the queue is full each may hold the rollouts of a step, so that some are of one agent."""
     real = Trainer.learn
 
-    def slow(self: Trainer, slots: Any) -> Any:
+    def slow(self: Trainer, *arguments: Any) -> None:
         time.sleep(0.02)
-        return real(self, slots)
+        real(self, *arguments)
 
     monkeypatch.setattr(Trainer, "learn", slow)
     changes = {"n_agents": 8, "prediction_batch": 4, "n_predictors": 8, "t_max": 1, "n_trainers": 1}
