@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
@@ -37,6 +38,7 @@ MODULES = {  # of the package, and the line with which each begins
     "mine": "from dataclasses import dataclass\n\n    from a3c_bench import build\n",
     "psi": "from dataclasses import dataclass\n\n    from a3c_bench.core.advantages import Advantage",
     "wide": "from math import prod\n",
+    "corridor": "import gymnasium\n",
 }
 
 
@@ -97,6 +99,14 @@ def test_a_package_of_ones_own_trains(cli: Callable[..., Any], package: Path, tm
     assert network(torch.zeros(3, 6), network.initial_state(3))[0].shape == (3, 3)
 
 
+def test_the_environment_of_ones_own_is_trained_on(cli: Callable[..., Any], package: Path, tmp_path: Path) -> None:
+    words = ("settings=paper", "algo.n_envs=4", "budget.frames=400", "evaluation.n_games=2", "progress=false")
+    ended = cli("env.id=my_package.corridor:Corridor", *words, f"root={tmp_path / 'runs'}")
+    assert (ended.exit_status, ended.stderr) == (0, "")
+    (table,) = (tmp_path / "runs").rglob("eval.csv")
+    assert set(pd.read_csv(table).episode_return) <= {-1.0, 1.0}
+
+
 def test_its_parts_serve_the_algorithms_here(package: Path) -> None:
     """The advantage by hand, and the network under a policy, under Q-values and under dueling ones."""
     estimate = build.make_estimator(compose(["advantage=clipped", "advantage.bound=0.5"]), 0.9)
@@ -119,7 +129,7 @@ def test_its_parts_serve_the_algorithms_here(package: Path) -> None:
         (["advantage=clipped", "advantage.bound=0"], "advantage.bound=0.0 must be greater than 0.0."),
         (["advantage.bound=1"], "advantage.bound is not a key of the configuration: choose one of c_bar, gae_lambda, "),
         (["advantage.kind=clipped"], "advantage.kind=clipped has keys of its own: say advantage=clipped."),
-        (["network.kind=wider"], "network.kind=wider is not known: choose one of mlp, nips, nature, wide."),
+        (["network.kind=wider"], "network.kind=wider is not known: choose one of mlp, small, nips, nature, wide."),
         (["network=wider"], "network=wider is not known: did you mean wide?"),
     ],
 )

@@ -178,6 +178,8 @@ def train(config: Config, session: Session) -> None:
             tally.begin(session.counters.agent_steps, session.counters.updates)
             parts = {f"statistics_{i}": part for i, part in enumerate(statistics)}
             session.restore(network=network, **parts)
+            if session.is_over:
+                workers.stop()
         while session.running(workers.standstill):
             workers.poll(0.1)
 

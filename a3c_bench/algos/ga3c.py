@@ -597,6 +597,8 @@ def train(config: Config, session: Session) -> None:
                 if staff.device.type == "cuda":
                     torch.cuda.synchronize(staff.device)  # theta is there before other streams read it
                 envs.start()
+                if session.is_over:
+                    crew.stop()
             while session.running(crew.standstill):
                 crew.poll(SECONDS_BETWEEN_POLLS)
                 window = adjuster.look(session.wall_seconds, session.counters.updates) if adjuster else None

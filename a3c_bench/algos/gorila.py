@@ -470,6 +470,8 @@ def train(config: Config, session: Session) -> None:
             wanted = -(-options.replay.learning_starts_agent_steps // crew.n_replays)
             for index, replay in enumerate(replays):
                 shared.waits[index] = max(0, wanted - len(replay))
+            if session.is_over:
+                workers.stop()
         while session.running(workers.standstill):
             workers.poll(0.1)
 

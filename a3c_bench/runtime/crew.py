@@ -149,6 +149,10 @@ class Crew:
         yield
         self.pause = 0
 
+    def stop(self) -> None:
+        """The threads end when they are done with what they are at; from a standstill, without another update."""
+        self.stopped.set()
+
     def __enter__(self) -> "Crew":
         return self
 
@@ -156,7 +160,7 @@ class Crew:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Lets the threads finish what they are at; after an error, those that hang are left behind."""
-        self.stopped.set()
+        self.stop()
         while error is None and any(member.thread.is_alive() for member in self._members):
             self.poll(0.01)
         for member in self._members:

@@ -210,7 +210,7 @@ class Session:
         Args:
             standstill: while entered, nothing learns, and all that was done has been counted here.
         """
-        if self._is_over():  # the last row is finish()'s
+        if self.is_over:  # the last row is finish()'s
             return False
         evaluates = self._evaluation_is_due()
         if not (evaluates or self._row_is_due()):
@@ -228,7 +228,12 @@ class Session:
             if saves:
                 self._save(self._directory.latest_checkpoint)
         self.timer.start()
-        return not self._is_over()
+        return not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is spent, or the run is to stop: of a run that goes on, it may be so from the start."""
+        return self._budget_is_spent() or self._stop.signal is not None
 
     # --- what train.py uses -------------------------------------------------------------------------------------
 
@@ -266,9 +271,6 @@ class Session:
 
     def _now(self) -> dict[str, float]:
         return asdict(self.counters) | {"wall_seconds": self.wall_seconds}
-
-    def _is_over(self) -> bool:
-        return self._budget_is_spent() or self._stop.signal is not None
 
     def _budget_is_spent(self) -> bool:
         """Once it is, it stays so: a game that workers report after that may lower the mean return again."""

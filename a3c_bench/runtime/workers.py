@@ -190,7 +190,12 @@ class Workers:
         yield
         for worker in self._workers:
             worker.standing, worker.silent_seconds = False, 0.0
-        self._order.fill_(_RUN)
+        if int(self._order) != _STOP:
+            self._order.fill_(_RUN)
+
+    def stop(self) -> None:
+        """The workers end when they are done with what they are at; from a standstill, without another update."""
+        self._order.fill_(_STOP)
 
     def __enter__(self) -> "Workers":
         return self
@@ -201,7 +206,7 @@ class Workers:
         """Lets the workers finish their update and report it; after an error, ends them at once."""
         try:
             if error is None:
-                self._order.fill_(_STOP)
+                self.stop()
                 while not all(worker.done for worker in self._workers):
                     self.poll(0.1)
         finally:
