@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis import style
+
 MakeRun = Callable[..., Path]
 
 
@@ -27,6 +29,13 @@ def make_run(tmp_path: Path) -> MakeRun:
 def run_writer() -> MakeRun:
     """`write_run`, for what several tests share."""
     return write_run
+
+
+@pytest.fixture
+def draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of few pixels, and PDFs whose letters are drawn: half of the time of a figure that nobody looks at."""
+    monkeypatch.setattr(style, "PNG_DPI", 40)
+    monkeypatch.setitem(style._RC, "pdf.fonttype", 3)
 
 
 def write_run(

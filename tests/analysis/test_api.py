@@ -16,7 +16,7 @@ def test_every_name_is_there_and_documented():
         _ = analysis.nonsense
 
 
-def test_what_the_documentation_shows(make_run, tmp_path):
+def test_what_the_documentation_shows(make_run, tmp_path, draft):
     for seed in range(2):
         make_run(seed=seed)
     runs = load_runs(tmp_path / "runs")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import course, curves, gallery, lag, overestimation, profiles, relation, report, speed, style, table
+from analysis import course, curves, gallery, lag, overestimation, profiles, relation, report, speed, table
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "curves": curves.main,
@@ -57,10 +57,9 @@ def draw(command: str, root: Path, capsys) -> tuple[int, list[str]]:
 
 
 @pytest.fixture(autouse=True)
-def few_figures(monkeypatch):
+def few_figures(monkeypatch, draft):
     """The report's other figures are those of the commands, and nobody looks at these."""
     monkeypatch.setattr(gallery, "OTHERS", ())
-    monkeypatch.setattr(style, "PNG_DPI", 40)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -191,7 +191,7 @@ def test_the_command_writes_figure_and_numbers(make_run, tmp_path, capsys):
     image = imread(files[0])
     assert image.shape[1] == pytest.approx(style.TWO_COLUMNS * style.PNG_DPI, abs=2)
     assert image[..., :3].std() > 0.05  # not an empty page
-    assert b"/Type /Font" in files[1].read_bytes()
+    assert b"/FontFile2" in files[1].read_bytes()  # TrueType: text stays text
     table = pd.read_csv(files[2])
     assert set(table["algo"]) == {"a3c", "paac"}
     assert set(table["x_axis"]) == {"frames", "wall_seconds"}
@@ -201,7 +201,7 @@ def test_the_command_writes_figure_and_numbers(make_run, tmp_path, capsys):
     assert main([str(root)]) == 0  # its own figures are no runs
 
 
-def test_the_command_takes_an_axis_a_folder_and_a_window(make_run, tmp_path, capsys):
+def test_the_command_takes_an_axis_a_folder_and_a_window(make_run, tmp_path, draft, capsys):
     make_run()
     out = tmp_path / "out"
     assert main([str(tmp_path / "runs"), "--x", "frames", "--out", str(out), "--window", "10"]) == 0

@@ -12,6 +12,8 @@ from analysis import load_runs
 from analysis.course import make_table
 from analysis.overestimation import main, make_groups
 
+pytestmark = pytest.mark.usefixtures("draft")
+
 
 def write_metrics(run: Path, max_q: Sequence[float | None], obtained: Sequence[float | None]) -> None:
     """As training writes it, an interval per 100 frames; None where no game ended."""

@@ -6,6 +6,8 @@ from matplotlib.image import imread
 from analysis import load_runs
 from analysis.profiles import draw, main, make_profiles, make_table
 
+pytestmark = pytest.mark.usefixtures("draft")
+
 
 def write_scores(make_run, scores, **kinds):
     """Final scores by seed: `make_run` adds the seed to the best return."""

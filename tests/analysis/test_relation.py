@@ -9,6 +9,8 @@ from analysis import load_runs
 from analysis.course import main as course_main
 from analysis.relation import Axis, draw, figure_and_table, group_points, main, make_points, means
 
+pytestmark = pytest.mark.usefixtures("draft")
+
 
 def write_lag(run, mean):
     counters = {"frames": [50, 100], "agent_steps": 0, "updates": 0, "wall_seconds": 1.0}

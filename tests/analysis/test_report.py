@@ -124,7 +124,7 @@ def test_a_figure_that_fails_costs_no_page(make_run, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("words", [[], pytest.param(["--page-only"], marks=pytest.mark.slow)])
-def test_a_report_that_fails_leaves_the_old_one(make_run, tmp_path, monkeypatch, words):
+def test_a_report_that_fails_leaves_the_old_one(make_run, tmp_path, monkeypatch, draft, words):
     monkeypatch.setattr(gallery, "OTHERS", ())
     run, out = make_run(), tmp_path / "out"
     assert main([str(run), "--out", str(out), *words]) == 0
@@ -139,7 +139,7 @@ def test_a_report_that_fails_leaves_the_old_one(make_run, tmp_path, monkeypatch,
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
-def test_the_page_alone_links_to_no_files(make_run, tmp_path, monkeypatch, capsys):
+def test_the_page_alone_links_to_no_files(make_run, tmp_path, monkeypatch, draft, capsys):
     monkeypatch.setattr(gallery, "OTHERS", ())
     run = make_run()
     assert main([str(run), "--page-only", "--out", str(tmp_path / "out")]) == 0
