@@ -71,7 +71,7 @@ def faulty(self, *arguments):
     if MOMENT == "full" and PLACE == "trainer":  # let the queue fill up first
         time.sleep(0.2)
     if calls == (1 if MOMENT == "start" else 150 if MOMENT == "midway" else 10) and (
-        PLACE == "shard" or getattr(getattr(self, "notes", None), "index", 1) == 1
+        PLACE not in ("worker", "locked", "bundle") or self.notes.writer == 1
     ):
         strike()
     return real(self, *arguments)
