@@ -10,7 +10,6 @@ sentence.
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 import traceback
@@ -27,10 +26,9 @@ from a3c_bench.envs.gymnasium import Game, Outcome, arrival
 from a3c_bench.envs.simulation import Arrival
 from a3c_bench.envs.spec import EnvSpec
 from a3c_bench.errors import ConfigError, WorkerError
-from a3c_bench.runtime.machine import allow_many_files, die_with_parent
-from a3c_bench.runtime.signals import STOP_SIGNALS
+from a3c_bench.runtime.machine import allow_many_files
 from a3c_bench.runtime.storage import SharedArrays
-from a3c_bench.runtime.workers import _start_fork_server
+from a3c_bench.runtime.workers import how_it_died, leave_stops_to_the_parent, start_fork_server
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_GET_READY = 120.0  # an environment may load much
@@ -68,7 +66,7 @@ class Simulators:
         n_processes, each = min(n_processes, n_envs), self._batch_size is not None
         allow_many_files()
         try:
-            _start_fork_server()
+            start_fork_server()
             for index in range(n_processes):
                 own = {env_id: seeds[env_id] for env_id in range(index, n_envs, n_processes)}
                 self._simulators.append(_Simulator(index, spec, own, n_envs, self._memory, each))
@@ -197,21 +195,14 @@ class _Simulator:
         self._process.close()
 
     def _died(self) -> WorkerError:
-        self._process.join(_SECONDS_TO_LEAVE)
-        status = self._process.exitcode
-        killed = status is not None and status < 0
-        how = f"was killed by {signal.Signals(-(status or 0)).name}" if killed else f"ended with exit status {status}"
-        return WorkerError(f"Simulator {self.index} {how}.")
+        return WorkerError(f"Simulator {self.index} {how_it_died(self._process)}.")
 
 
 def _simulate(
     pipe: Connection, spec: EnvSpec, seeds: Mapping[int, int], n_envs: int, memory: SharedArrays, each: bool
 ) -> None:
     """The life of a simulator; it answers after each environment, or when all of a message have stepped."""
-    for number in STOP_SIGNALS:  # sent to the whole group, or by SLURM to all of a job; the run decides
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    die_with_parent()
+    leave_stops_to_the_parent()
     try:
         places = memory("seen", (n_envs, *spec.shown.shape), spec.shown.dtype)
         games = {env_id: Game(spec, seed) for env_id, seed in seeds.items()}

@@ -66,10 +66,7 @@ class Link:
 
     def run(self, main: Callable[..., None], arguments: Sequence[Any]) -> None:
         """The life of a worker process."""
-        for number in STOP_SIGNALS:  # sent to the whole group, or by SLURM to all of a job; the parent decides
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        die_with_parent()
+        leave_stops_to_the_parent()
         self._leave_with_parent()
         faulthandler.register(signal.SIGUSR1, file=self._traces.fileno())  # the parent asks a silent worker where it is
         try:
@@ -139,7 +136,7 @@ class Workers:
         self._looked_at = time.monotonic()
         context = mp.get_context("forkserver")
         try:
-            _start_fork_server()
+            start_fork_server()
             for name, own_arguments in zip(names, arguments, strict=True):
                 reports, reports_end = context.Pipe(duplex=False)
                 traces, traces_end = context.Pipe(duplex=False)
@@ -218,7 +215,7 @@ class Workers:
             try:
                 kind, content = worker.reports.recv()
             except (EOFError, OSError):
-                raise WorkerError(f"{worker.name} {self._how_it_died(worker)}.") from None
+                raise WorkerError(f"{worker.name} {how_it_died(worker.process)}.") from None
             if kind == "started":
                 worker.started = True
             elif kind == "standing":
@@ -229,14 +226,6 @@ class Workers:
                 raise WorkerError(f"{worker.name} raised {content.strip().splitlines()[-1]}\n{content}")
             else:
                 self._handle(content)
-
-    @staticmethod
-    def _how_it_died(worker: _Worker) -> str:
-        worker.process.join(_SECONDS_TO_DIE)
-        status = worker.process.exitcode
-        if status is not None and status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
-        return f"ended with exit status {status}"
 
     @staticmethod
     def _where_it_is(worker: _Worker) -> str:
@@ -267,7 +256,27 @@ def _seconds_to_get_ready(n_workers: int) -> float:
     return _SECONDS_TO_GET_READY * max(1.0, n_workers / usable_cores())
 
 
-def _start_fork_server() -> None:
+def how_it_died(process: BaseProcess) -> str:
+    """For messages, of a process whose pipe has ended."""
+    process.join(_SECONDS_TO_DIE)
+    status = process.exitcode
+    if status is not None and status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with exit status {status}"
+
+
+def leave_stops_to_the_parent() -> None:
+    """How a process begins that `start_fork_server`'s forks: deaf to stop signals, and ended with its parent.
+
+    Stop signals are sent to the whole group, or by SLURM to all of a job; the parent decides.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    die_with_parent()
+
+
+def start_fork_server() -> None:
     """Starts the helpers of multiprocessing deaf to stop signals, which may be sent to the whole process group.
 
     Both begin with the signals blocked and never let them through, and so do the workers until they ignore them. The

@@ -249,7 +249,7 @@ def stop_all(moment):
 
 if __name__ == "__main__":
     with StopRequest():
-        workers._start_fork_server()
+        workers.start_fork_server()
         stop_all("starting")
         with workers.Workers(count, [(shared_counts(), i) for i in range(2)], lambda report: None, 60.0) as made:
             stop_all("forking")
