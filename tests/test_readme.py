@@ -97,6 +97,9 @@ def test_a_package_of_ones_own_trains(cli: Callable[..., Any], package: Path, tm
     assert (config.advantage.kind, config.advantage.bound, config.network.kind) == ("clipped", 0.5, "wide")
     network = load_network(config, run / "checkpoint" / "latest.pt", torch.device("cpu"))
     assert network(torch.zeros(3, 6), network.initial_state(3))[0].shape == (3, 3)
+    metrics = pd.read_csv(run / "metrics.csv")  # its own column: of actions drawn from a policy, that is its entropy
+    assert metrics.surprise_nats.tolist() == pytest.approx(metrics.entropy_nats.tolist(), abs=0.05)
+    assert 0.9 < metrics.surprise_nats.iloc[-1] < 1.2  # three actions, nearly alike: ln 3
 
 
 def test_the_environment_of_ones_own_is_trained_on(cli: Callable[..., Any], package: Path, tmp_path: Path) -> None:
