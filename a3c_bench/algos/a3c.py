@@ -177,7 +177,7 @@ def train(config: Config, session: Session) -> None:
         with workers.standstill():  # until all are ready
             tally.begin(session.counters.agent_steps, session.counters.updates)
             parts = {f"statistics_{i}": part for i, part in enumerate(statistics)}
-            session.restore(network=network, **parts)
+            session.begin(network=network, **parts)
             if session.is_over:
                 workers.stop()
         while session.running(workers.standstill):

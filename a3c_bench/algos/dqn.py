@@ -155,7 +155,7 @@ def train(config: Config, session: Session) -> None:
     dqn = DQN(config, session)
     session.gauges = dqn.gauges
     try:
-        session.restore(
+        session.begin(
             network=dqn.network,
             target_network=dqn.target_network,
             optimizer=dqn.optimizer,

@@ -591,7 +591,7 @@ def train(config: Config, session: Session) -> None:
             session.gauges = lambda: staff.sizes._asdict()
             with crew.standstill():
                 adjusting = {"adjuster": adjuster} if adjuster else {}
-                session.restore(network=staff.network, statistics=staff.statistics, **adjusting)
+                session.begin(network=staff.network, statistics=staff.statistics, **adjusting)
                 staff.resize(adjuster.sizes if adjuster else first_sizes(options))
                 staff.tally.begin(session.counters.agent_steps, session.counters.updates)
                 if staff.device.type == "cuda":

@@ -465,7 +465,7 @@ def train(config: Config, session: Session) -> None:
         with workers.standstill():  # until all are ready
             parts: dict[str, Part] = {f"statistics_{i}": part for i, part in shared.statistics.items()}
             parts |= {f"replay_{i}": replay for i, replay in enumerate(replays) if replay.persistent}
-            session.restore(network=network, server=shared.server, **parts, replays=ReplayNote(replays))
+            session.begin(network=network, server=shared.server, **parts, replays=ReplayNote(replays))
             shared.tally.begin(session.counters.agent_steps, 0)
             wanted = -(-options.replay.learning_starts_agent_steps // crew.n_replays)
             for index, replay in enumerate(replays):

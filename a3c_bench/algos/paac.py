@@ -87,7 +87,7 @@ class PAAC:
 def train(config: Config, session: Session) -> None:
     """Trains until the session says that the budget is spent or the run is to stop."""
     paac = PAAC(config, session)
-    session.restore(network=paac.network, optimizer=paac.optimizer, action_generator=GeneratorState(paac.generator))
+    session.begin(network=paac.network, optimizer=paac.optimizer, action_generator=GeneratorState(paac.generator))
     try:
         while session.running():
             paac.update()

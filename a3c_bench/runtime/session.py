@@ -2,13 +2,14 @@
 
 An algorithm owns its loop and its wiring, and tells the session what happened:
 
-    session.restore(network=..., optimizer=...)
+    session.begin(network=..., optimizer=...)
     while session.running():
         ...act...       session.count(n_agent_steps, episodes)
         ...learn...     session.updated({"loss": ...}); session.lag.add(...)
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -136,8 +137,11 @@ class Session:
         """Training seconds, all attempts together, without evaluation."""
         return self.clock.seconds
 
-    def restore(self, **parts: Part) -> None:
-        """Names what checkpoints hold, and loads it if this run goes on from one; `network` is what gets evaluated.
+    def begin(self, **parts: Part) -> None:
+        """Begins the run: names what checkpoints hold, loads it if the run goes on from one, and starts the clocks.
+
+        Args:
+            parts: by name; `network` is what gets evaluated.
 
         Raises:
             CheckpointError: the checkpoint does not fit these parts.
@@ -158,6 +162,11 @@ class Session:
         self._write_status("running")
         self.clock.start()
         self.timer.start()
+
+    def restore(self, **parts: Part) -> None:
+        """The former name of `begin`."""
+        warnings.warn("Session.restore is called Session.begin now.", DeprecationWarning, stacklevel=2)
+        self.begin(**parts)
 
     def count(self, n_agent_steps: int, episodes: Sequence[Episode] = ()) -> None:
         """Counts agent steps that were taken (phantoms left out), and the games that ended with them."""

@@ -529,17 +529,17 @@ def test_a_run_goes_on_with_everything(
     assert 0 <= saved["counters"]["agent_steps"] - n_kept <= 2
     assert (tmp_path / "replay" / "1" / "frames.npy").exists()
     restored: dict[str, Any] = {}
-    restore = Session.restore
+    begin = Session.begin
 
     def keep(session: Session, **parts: Any) -> None:
-        restore(session, **parts)
+        begin(session, **parts)
         for name, part in parts.items():
             state = part.state_dict()
             restored[name] = {key: x.clone() if torch.is_tensor(x) else x for key, x in state.items()}
             if name.startswith("replay_"):
                 restored[f"{name}_steps"] = len(part)
 
-    monkeypatch.setattr(Session, "restore", keep)
+    monkeypatch.setattr(Session, "begin", keep)
     stop_after(10**9)
     status = train(config, tmp_path)
     assert (status["state"], status["attempts"]) == ("finished", 2)

@@ -297,7 +297,7 @@ class Watched:
         self.stop = StopRequest()
         self.session = Session(config, {}, self.directory, self._evaluate, self.stop, saved)
         self.evaluated: list[int] = []
-        self.session.restore(network=ActorCritic((2,), 2, hidden_sizes=(2,)))
+        self.session.begin(network=ActorCritic((2,), 2, hidden_sizes=(2,)))
 
     def _evaluate(self, network: Any, number: int) -> EvaluationResult | None:
         if self.stop.signal is not None:
@@ -380,6 +380,26 @@ def test_an_evaluation_that_a_stop_prevented_comes_when_the_run_goes_on(tiny: Co
         run.told(0)
         run.close()
         assert run.evaluated == expected
+
+
+# --- beginning ------------------------------------------------------------------------------------------------------
+
+
+def test_the_former_name_of_begin_goes_on_working(tiny: Config, tmp_path: Path) -> None:
+    """It begins a run, and restores one that was begun."""
+    saved, networks = None, [ActorCritic((2,), 2, hidden_sizes=(2,)) for _ in range(2)]
+    for network in networks:
+        directory = RunDirectory(tmp_path, asdict(tiny))
+        session = Session(tiny, {}, directory, lambda network, number: None, StopRequest(), saved)
+        with session, pytest.warns(DeprecationWarning, match="^Session.restore is called Session.begin now.$") as told:
+            session.restore(network=network)
+        directory.close()
+        assert len(told) == 1
+        assert told[0].filename == __file__
+        assert read_status(tmp_path)["state"] == "running"
+        saved = checkpoint.load(tmp_path / "checkpoint" / "latest.pt")
+    for first, second in zip(*(network.parameters() for network in networks), strict=True):
+        assert torch.equal(first, second)
 
 
 # --- stopping and going on ------------------------------------------------------------------------------------------
