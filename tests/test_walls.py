@@ -27,7 +27,7 @@ LAYERS = (
     ("core", "schema", "errors", "plugins", "streams"),
     ("envs",),
     ("runtime",),
-    ("parallel",),
+    ("acting", "parallel"),
     ("build",),
     ("replays",),
     ("algos",),
@@ -89,6 +89,7 @@ def test_imports_go_one_way(file: Path) -> None:
         if top(module) == "a3c_bench" and here:
             there = part_of(module)
             assert LEVELS.get(there, 0) <= LEVELS[here], f"{name_of(file)} imports {module}"
+            assert {here, there} != {"acting", "parallel"}, f"{name_of(file)} imports {module}"  # mutually blind
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "core").glob("*.py")), ids=name_of)

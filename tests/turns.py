@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from a3c_bench.runtime.tokens import Tokens
+from a3c_bench.parallel.tokens import Tokens
 
 TURNS_AT_A_TIME = 40  # of each worker between two looks of the parent
 

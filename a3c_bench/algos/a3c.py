@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from a3c_bench import build
+from a3c_bench.acting.actor import Actor
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import A3CConfig
 from a3c_bench.core.networks import ActorCritic
@@ -31,12 +32,11 @@ from a3c_bench.core.rollout import Backward, Batch, Rollout, actor_critic_backwa
 from a3c_bench.envs import find_spec
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
-from a3c_bench.runtime.actor import Actor
+from a3c_bench.parallel.tokens import Tokens
+from a3c_bench.parallel.workers import Link, Workers
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
-from a3c_bench.runtime.tokens import Tokens
-from a3c_bench.runtime.workers import Link, Workers
 from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)

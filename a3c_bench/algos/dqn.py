@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 
 from a3c_bench import build
+from a3c_bench.acting.explorer import Explorer
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import DQNConfig
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
 from a3c_bench.core.q_learning import q_backward
 from a3c_bench.core.schedules import linear
 from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
-from a3c_bench.runtime.explorer import Explorer
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import NumpyGeneratorState, Stream, sequence
 from a3c_bench.runtime.session import Session

@@ -42,9 +42,9 @@ from a3c_bench.core.networks import ActorCritic, sample_actions
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
 from a3c_bench.core.rollout import Batch, actor_critic_backward, divergence
 from a3c_bench.envs import Step, VectorEnv
+from a3c_bench.parallel.crew import Crew, Member
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
-from a3c_bench.runtime.crew import Crew, Member
 from a3c_bench.runtime.ledger import Report
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator

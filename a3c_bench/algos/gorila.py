@@ -16,7 +16,7 @@
 A process with an index below n_actors has an actor, one below n_learners a learner: with as many of the one as of the
 other (the paper's mode) all are bundles. Learners send a gradient when the shards have taken their last, and never wait
 for its application by the others: by then theta has changed, and that is the staleness of the gradient. "Lite" is what
-machines of their own would add: fetch and push go through shared memory (`runtime.transport`).
+machines of their own would add: fetch and push go through shared memory (`parallel.transport`).
 """
 
 import logging
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from a3c_bench import build
+from a3c_bench.acting.explorer import Explorer
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GorilaConfig
 from a3c_bench.core.networks import QNetwork
@@ -42,18 +43,17 @@ from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import VectorEnv, find_spec
 from a3c_bench.errors import ConfigError
+from a3c_bench.parallel.arrays import SharedArrays
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
+from a3c_bench.parallel.tokens import Tokens
+from a3c_bench.parallel.transport import Port, SharedMemoryTransport, SharedServer, Transport
+from a3c_bench.parallel.workers import Link, Workers
 from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.clock import TrainingClock
-from a3c_bench.runtime.explorer import Explorer
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Part, Session
-from a3c_bench.runtime.storage import SharedArrays
-from a3c_bench.runtime.tokens import Tokens
-from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer, Transport
-from a3c_bench.runtime.workers import Link, Workers
 from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ and recorded like everybody's.
 """
 
 from a3c_bench import build
+from a3c_bench.acting.actor import Actor
 from a3c_bench.algos import Algorithm
 from a3c_bench.algos.settings import PAACConfig
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, GradientVariance, set_learning_rate
 from a3c_bench.core.rollout import Rollout, actor_critic_backward, divergence
-from a3c_bench.runtime.actor import Actor
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session

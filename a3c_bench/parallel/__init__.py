@@ -1,1 +1,1 @@
-"""What algorithms share that do many things at once, in threads or in processes."""
+"""Many at once: processes and threads, what they share, and what they tell each other."""

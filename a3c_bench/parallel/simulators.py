@@ -26,9 +26,9 @@ from a3c_bench.envs.gymnasium import Game, Outcome, arrival
 from a3c_bench.envs.simulation import Arrival
 from a3c_bench.envs.spec import EnvSpec
 from a3c_bench.errors import ConfigError, WorkerError
+from a3c_bench.parallel.arrays import SharedArrays
+from a3c_bench.parallel.workers import how_it_died, leave_stops_to_the_parent, start_fork_server
 from a3c_bench.runtime.machine import allow_many_files
-from a3c_bench.runtime.storage import SharedArrays
-from a3c_bench.runtime.workers import how_it_died, leave_stops_to_the_parent, start_fork_server
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_GET_READY = 120.0  # an environment may load much

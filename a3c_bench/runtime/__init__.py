@@ -1,1 +1,1 @@
-"""What every run needs: its directory, recorder, checkpoints, clock, signals, threads and seeds."""
+"""One run's books: its directory, recorder, checkpoints, clock, signals and seeds."""

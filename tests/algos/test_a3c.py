@@ -21,9 +21,9 @@ from a3c_bench.core.advantages import gae
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import Tally
+from a3c_bench.parallel.tokens import Tokens
 from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.directory import read_status
-from a3c_bench.runtime.tokens import Tokens
 from a3c_bench.schema import (
     AdvantageConfig,
     BudgetConfig,

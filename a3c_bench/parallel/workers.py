@@ -283,7 +283,7 @@ def start_fork_server() -> None:
     resource tracker has a step of its own: who starts it has SIGINT and SIGTERM unblocked afterwards, and the fork
     server, started in the same step, would be killed by them.
     """
-    preload = ["a3c_bench.runtime.workers", "a3c_bench.build", "a3c_bench.envs.envpool"]
+    preload = ["a3c_bench.parallel.workers", "a3c_bench.build", "a3c_bench.envs.envpool"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
         with held_back():

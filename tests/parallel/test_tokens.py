@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import multiprocessing as mp
 
-from a3c_bench.runtime.tokens import Tokens
+from a3c_bench.parallel.tokens import Tokens
 
 
 def test_tokens_are_counted() -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from a3c_bench.errors import WorkerError
-from a3c_bench.runtime import workers as workers_module
-from a3c_bench.runtime.workers import Link, Workers
+from a3c_bench.parallel import workers as workers_module
+from a3c_bench.parallel.workers import Link, Workers
 
 N = 2
 
@@ -235,7 +235,7 @@ import os, sys, time
 from multiprocessing import forkserver, resource_tracker
 sys.path[:0] = sys.argv[1:]
 from test_workers import count, shared_counts
-from a3c_bench.runtime import workers
+from a3c_bench.parallel import workers
 from a3c_bench.runtime.signals import STOP_SIGNALS, StopRequest
 
 

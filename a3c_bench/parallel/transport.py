@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.runtime.tokens import Tokens
+from a3c_bench.parallel.tokens import Tokens
 
 
 class Transport(Protocol):

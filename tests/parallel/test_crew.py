@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from a3c_bench.errors import WorkerError
-from a3c_bench.runtime import crew as crew_module
-from a3c_bench.runtime.crew import Crew, Member
+from a3c_bench.parallel import crew as crew_module
+from a3c_bench.parallel.crew import Crew, Member
 
 
 def count(member: Member) -> None:

@@ -1,6 +1,6 @@
 """Threads that work together: they report, stand still when asked, and a fault in one ends the run in seconds.
 
-The same face as `runtime.workers`, for threads of this process.
+The same face as `parallel.workers`, for threads of this process.
 """
 
 import queue

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import multiprocessing as mp
 
-from a3c_bench.runtime.storage import SharedArrays
-from a3c_bench.runtime.transport import Port, SharedMemoryTransport, SharedServer
+from a3c_bench.parallel.arrays import SharedArrays
+from a3c_bench.parallel.transport import Port, SharedMemoryTransport, SharedServer
 
 NO_SAMPLES = np.zeros((2, 4))
 
