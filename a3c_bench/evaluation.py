@@ -17,8 +17,8 @@ from a3c_bench import build
 from a3c_bench.algos import find_algorithm
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample_actions
 from a3c_bench.envs import Episode, Step, VectorEnv, find_spec
+from a3c_bench.envs.backends import episode_limit_frames
 from a3c_bench.envs.reference import human_normalised_percent
-from a3c_bench.envs.spec import episode_limit_frames
 from a3c_bench.runtime import checkpoint
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.schema import Config

@@ -58,7 +58,7 @@ def main() -> None:
             check_settings(config)
             _say_which_point(config)
             # EnvPool and torch take seconds to import, for which bad input need not wait.
-            from a3c_bench.envs.spec import find_spec
+            from a3c_bench.envs import find_spec
 
             find_spec(config.env)
             from a3c_bench.train import train

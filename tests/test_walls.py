@@ -155,6 +155,12 @@ def test_envpool_and_gymnasium_stay_in_envs() -> None:
     assert importers("gymnasium") == {"a3c_bench.envs.envpool", "a3c_bench.envs.gymnasium"}
 
 
+def test_a_run_imports_the_simulator_that_it_uses() -> None:
+    backends = {("a3c_bench.envs.envpool", True), ("a3c_bench.envs.gymnasium", True)}
+    at_import = {name_of(file) for file in MODULES if backends & {*imports(file)}}
+    assert at_import == {"a3c_bench.parallel.simulators"}  # which `build` imports for Gymnasium's
+
+
 def test_analysis_knows_run_directories_only() -> None:
     assert list((ROOT / "analysis").rglob("*.py"))
     assert importers("a3c_bench", below=ROOT / "analysis") == set()
@@ -169,9 +175,8 @@ def test_no_import_goes_in_a_circle() -> None:
     houses = [ROOT / name for name in ("a3c_bench", "analysis", "sweeps", "hydra_plugins")]
     files = {name_of(file): file for house in houses for file in sorted(house.rglob("*.py"))}
     graph = {name: {module for module, _ in imports(file)} & {*files} - {name} for name, file in files.items()}
-    envs = {name for name in files if name.startswith("a3c_bench.envs.")}  # a backend and what chooses it still know
-    graph = {name: found - envs if name in envs else found for name, found in graph.items()}  # each other, in functions
     assert graph["analysis.load"] >= {"analysis.run", "analysis.wandb_runs"}
+    assert graph["a3c_bench.envs.backends"] >= {"a3c_bench.envs.envpool", "a3c_bench.envs.gymnasium"}
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 

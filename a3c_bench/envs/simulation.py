@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from a3c_bench.envs.spec import GYMNASIUM, EnvSpec
+from a3c_bench.envs.spec import EnvSpec
 
 
 class Arrival(NamedTuple):
@@ -46,15 +46,3 @@ class Simulation(Protocol):
 
 # (spec, a seed for each of N environments, threads or processes at most, whether to render, B)
 Simulate = Callable[[EnvSpec, Sequence[int], int, bool, int], Simulation]
-
-
-def simulate(spec: EnvSpec, seeds: Sequence[int], n_threads: int, render: bool, batch_size: int) -> Simulation:
-    """On EnvPool's threads, or (Gymnasium) in the thread that asks."""
-    # Either takes a second to import, and a run needs one.
-    if spec.backend == GYMNASIUM:
-        from a3c_bench.envs.gymnasium import InPlace
-
-        return InPlace(spec, seeds, render, batch_size)
-    from a3c_bench.envs.envpool import Threads
-
-    return Threads(spec, seeds, n_threads, render, batch_size)

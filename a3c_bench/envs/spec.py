@@ -56,44 +56,9 @@ class EnvSpec:
     channels_last: bool = False  # it is a picture [H, W, C], seen as [C, H, W]
 
 
-def find_spec(config: EnvConfig) -> EnvSpec:
-    """What this task is.
-
-    Raises:
-        ConfigError: a task that is not known or not of the supported kind, or a key without effect.
-    """
-    # EnvPool takes a second to import, Gymnasium and what it simulates some time too, and a run needs one of them.
-    if uses_gymnasium(config):
-        from a3c_bench.envs import gymnasium
-
-        _refuse_what_envpool_alone_has(config)
-        return gymnasium.describe(config)
-    from a3c_bench.envs import envpool
-
-    return envpool.describe(config)
-
-
-def episode_limit_frames(config: EnvConfig) -> int | None:
-    """The frames after which a game is truncated: the configured cap, or else the environment's own."""
-    if config.max_episode_frames is not None:
-        return config.max_episode_frames
-    if uses_gymnasium(config):
-        return find_spec(config).limit_agent_steps
-    from a3c_bench.envs import envpool
-
-    return envpool.own_limit_frames(config)
-
-
 def uses_gymnasium(config: EnvConfig) -> bool:
     """Whether Gymnasium simulates it: because env.backend says so, or env.id is module:Name."""
     return config.backend == GYMNASIUM or (config.backend is None and ":" in config.id)
-
-
-def atari_games() -> list[str]:
-    """The games there are, e.g. "Pong"."""
-    from a3c_bench.envs import envpool
-
-    return envpool.atari_games()
 
 
 def refuse_atari_keys(config: EnvConfig) -> None:
@@ -106,12 +71,6 @@ def refuse_atari_keys(config: EnvConfig) -> None:
                 f"env.{key}={str(value).lower()} has no effect on {config.id}: only Atari games (env=atari "
                 f"env.game=...) have it; leave it at {str(defaults[key]).lower()}."
             )
-
-
-def _refuse_what_envpool_alone_has(config: EnvConfig) -> None:
-    if config.game is not None or config.id == ATARI:
-        raise ConfigError("Atari games are EnvPool's, with their protocol: leave env.backend=gymnasium out.")
-    refuse_atari_keys(config)
 
 
 # --- what is seen of what is shown ------------------------------------------------------------------------------------

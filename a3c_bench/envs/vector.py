@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from a3c_bench.envs.backends import find_spec, simulate
 from a3c_bench.envs.episodes import Episode, EpisodeTracker
-from a3c_bench.envs.simulation import Arrival, Simulate, simulate
-from a3c_bench.envs.spec import find_spec
+from a3c_bench.envs.simulation import Arrival, Simulate
 from a3c_bench.schema import EnvConfig
 
 

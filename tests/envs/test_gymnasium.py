@@ -24,7 +24,7 @@ from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.algos.settings import GorilaReplayConfig
 from a3c_bench.calibration import calibrate
 from a3c_bench.envs import Step, VectorEnv, find_spec
-from a3c_bench.envs.spec import episode_limit_frames
+from a3c_bench.envs.backends import episode_limit_frames
 from a3c_bench.errors import ConfigError, WorkerError
 from a3c_bench.evaluate import main as evaluate_main
 from a3c_bench.runtime.directory import read_status

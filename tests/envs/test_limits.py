@@ -13,7 +13,7 @@ import pytest
 from a3c_bench.algos.ga3c import GA3CConfig
 from a3c_bench.config import compose
 from a3c_bench.envs import Step, VectorEnv
-from a3c_bench.envs.spec import episode_limit_frames, find_spec
+from a3c_bench.envs.backends import episode_limit_frames, find_spec
 from a3c_bench.schema import Config, EnvConfig
 from a3c_bench.train import train
 

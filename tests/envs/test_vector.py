@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from a3c_bench.envs import Episode, VectorEnv
+from a3c_bench.envs.backends import atari_games, episode_limit_frames
 from a3c_bench.envs.episodes import EpisodeTracker
 from a3c_bench.envs.reference import human_normalised_percent
-from a3c_bench.envs.spec import atari_games, episode_limit_frames
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import EnvConfig
 
