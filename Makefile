@@ -1,6 +1,7 @@
 # make demo    what the README promises: trains the headline sweep on CartPole and draws its figures
 # make test    the test suite
 # make check   style and types
+# make lines   the line numbers in docs/, after code has moved
 # Everything runs in .venv, made on the first call; PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-with
 SEEDS := 0,1,2
 
-.PHONY: demo test slow check clean
+.PHONY: demo test slow check lines clean
 
 # torch first and by its pin: a machine that offers a CPU build of just that version gets it.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -34,6 +35,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lines: $(INSTALLED)
+	$(BIN)/python docs/refresh_lines.py
 
 clean:
 	rm -rf $(VENV) runs dist
