@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from a3c_bench import plugins
 from a3c_bench.core import advantages
+from a3c_bench.core.learning import ActorCriticLearner, QLearner
 from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, QNetwork, kinds_that_read
-from a3c_bench.core.optim import RMSProp
+from a3c_bench.core.optim import FlatParameters, RMSProp
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import EnvSpec, VectorEnv
 from a3c_bench.envs.spec import uses_gymnasium
@@ -187,6 +188,57 @@ def make_optimizer(options: OptimizerConfig, parameters: Tensor) -> torch.optim.
         epsilon_inside_root=options.epsilon_inside_root,
         initial_square=options.initial_square,
         centered=options.centered,
+    )
+
+
+def make_actor_critic_learner(
+    config: Config,
+    network: ActorCritic,
+    parameters: FlatParameters,
+    theta: Tensor | None = None,
+    log_epsilon: float = 0.0,
+) -> ActorCriticLearner:
+    """What learns by the loss, the advantage and the optimiser of the run.
+
+    Args:
+        config: of the run.
+        network: that the gradient is of.
+        parameters: the network's.
+        theta: [P], what is stepped, if the network has a copy of it.
+        log_epsilon: of the loss.
+    """
+    options = config.algo
+    stepped = parameters.values
+    if theta is not None:
+        stepped = nn.Parameter(theta)
+        stepped.grad = parameters.gradients
+    return ActorCriticLearner(
+        network,
+        parameters,
+        make_optimizer(options.optimizer, stepped),
+        make_estimator(config, options.gamma),
+        entropy_weight=options.entropy_weight,
+        value_weight=options.value_weight,
+        reduction=options.loss_reduction,
+        log_epsilon=log_epsilon,
+        max_grad_norm=options.optimizer.max_grad_norm,
+    )
+
+
+def make_q_learner(
+    config: Config, network: QNetwork, target_network: QNetwork, parameters: FlatParameters, steps: bool = True
+) -> QLearner:
+    """What learns by the loss and the optimiser of the run; one that does not step only differentiates and clips."""
+    options = config.algo
+    return QLearner(
+        network,
+        target_network,
+        parameters,
+        make_optimizer(options.optimizer, parameters.values) if steps else None,
+        double=options.double,
+        td_error_clip=options.td_error_clip,
+        reduction=options.loss_reduction,
+        max_grad_norm=options.optimizer.max_grad_norm,
     )
 
 

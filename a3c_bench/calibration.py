@@ -23,10 +23,10 @@ from torch import Tensor
 
 from a3c_bench import build
 from a3c_bench.algos import find_algorithm
+from a3c_bench.core.learning import QLearner
 from a3c_bench.core.losses import actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters
-from a3c_bench.core.q_learning import q_backward
 from a3c_bench.core.replay import Sample
 from a3c_bench.runtime.machine import resolve_device, usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -81,7 +81,10 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
     else:
         training_batch, n_steps = workload.replayed_batch, workload.update_period_agent_steps
         target_network = algorithm.make_network(config, envs, device)
-        differentiate = _q_training(workload.double, network, target_network, observations, training_batch)
+        learner = QLearner(
+            network, target_network, parameters, double=workload.double, td_error_clip=1.0, reduction="sum"
+        )
+        differentiate = _q_training(learner, observations, training_batch)
 
     def simulate() -> None:
         envs.step(rng.integers(n_actions, size=n_envs))
@@ -144,16 +147,14 @@ def _actor_critic_training(network: ActorCritic, observations: Tensor, t_max: in
     return work
 
 
-def _q_training(
-    double: bool, network: QNetwork, target_network: QNetwork, observations: Tensor, batch_size: int
-) -> Work:
+def _q_training(learner: QLearner, observations: Tensor, batch_size: int) -> Work:
     batch = observations[:1].repeat(batch_size, *([1] * (observations.dim() - 1)))
     ones, actions = observations.new_ones(batch_size).float(), torch.zeros(batch_size).to(observations.device).long()
     nothing: Any = None  # is asked of where the samples come from
     sample = Sample(batch, actions, ones, ones, batch, ones, nothing, nothing, nothing, nothing, nothing)
 
     def work() -> None:
-        q_backward(network, target_network, sample, double=double, clip=1.0, reduction="sum")
+        learner.differentiate(sample)
 
     return work
 

@@ -26,9 +26,10 @@ from a3c_bench import build
 from a3c_bench.acting.actor import Actor
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import A3CConfig
+from a3c_bench.core.learning import Backward
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
-from a3c_bench.core.rollout import Backward, Batch, Rollout, actor_critic_backward, divergence
+from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
+from a3c_bench.core.rollout import Batch, Rollout, divergence
 from a3c_bench.envs import find_spec
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
@@ -79,12 +80,9 @@ class Worker:
         self.parameters = FlatParameters(self.network)
         self.shared_network: ActorCritic = build.make_network(config, self.envs, device)  # theta
         FlatParameters(self.shared_network, shared.theta)
-        self.theta = nn.Parameter(shared.theta)
-        self.theta.grad = self.parameters.gradients
-        self.optimizer = build.make_optimizer(self.options.optimizer, self.theta)
-        shared.statistics[index % len(shared.statistics)].lend(self.optimizer)
+        self.learner = build.make_actor_critic_learner(config, self.network, self.parameters, shared.theta)
+        shared.statistics[index % len(shared.statistics)].lend(self.learner.optimizer)
         self.learning_rate_at = build.make_schedule(config)
-        self.estimate = build.make_estimator(config, self.options.gamma)
         generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS, attempt, index))
         self.actor = Actor(
             self.envs, self.network, generator, self.options.t_max, device, self.notes, end_with_episode=True
@@ -106,31 +104,22 @@ class Worker:
 
     def learn(self, rollout: Rollout) -> None:
         """The gradient at theta', applied to theta."""
-        options, notes, shared = self.options, self.notes, self.shared
+        notes, shared, learner = self.notes, self.shared, self.learner
         batch = rollout.batch()
-        self.parameters.zero_gradients()
-        found = actor_critic_backward(
-            self.network,
-            batch,
-            self.estimate,
-            entropy_weight=options.entropy_weight,
-            value_weight=options.value_weight,
-            reduction=options.loss_reduction,
-        )
-        gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
+        found = learner.differentiate(batch)
+        gradient_norm = learner.clip()
         with shared.exclusively():
             diverged = self._divergence(batch, found)  # a forward pass, while which others go on: so before the stamp
             now = shared.tally.stamp()
             learning_rate = self.learning_rate_at(now.frames)
-            set_learning_rate(self.optimizer, learning_rate)
-            self.optimizer.step()
+            learner.step(learning_rate)
             shared.tally.add(notes.writer, updates=1)
         if self.lag.enabled:
             assert notes.version is not None
             stale = np.array([now.version - notes.version])
             notes.lag.add(**rollout.lag(now, found.mask), **diverged, gradient_staleness_updates=stale)
         self.n_updates += 1
-        figures = found.figures() | {"gradient_norm": gradient_norm, "learning_rate": torch.tensor(learning_rate)}
+        figures = found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
         notes.updated(figures, found.fit)
         notes.ratio("unusable_share", *found.unusable)
         notes.timer.lap("train")

@@ -30,8 +30,7 @@ from a3c_bench import build
 from a3c_bench.acting.explorer import Explorer
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import DQNConfig
-from a3c_bench.core.optim import FlatParameters, set_learning_rate
-from a3c_bench.core.q_learning import q_backward
+from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.schedules import linear
 from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.machine import resolve_device
@@ -64,7 +63,7 @@ class DQN:
         self.parameters = FlatParameters(self.network)
         self.target_network = build.make_q_network(config, self.envs, device)
         self.target_parameters = FlatParameters(self.target_network)
-        self.optimizer = build.make_optimizer(options.optimizer, self.parameters.values)
+        self.learner = build.make_q_learner(config, self.network, self.target_network, self.parameters)
         self.learning_rate_at = build.make_schedule(config)
         alpha = options.priority_exponent if options.prioritized else 0.0
         files = replay_files(config, self.envs, session.directory, (options.n_envs,))
@@ -109,21 +108,12 @@ class DQN:
             assert self.budget_frames is not None  # see check
             beta = linear(options.importance_exponent, 1.0, frames, self.budget_frames)
         sample = self.replay.sample(options.replay.batch_size, self.sampling, beta)
-        self.parameters.zero_gradients()
-        found = q_backward(
-            self.network,
-            self.target_network,
-            sample.to(self.device),
-            double=options.double,
-            clip=options.td_error_clip,
-            reduction=options.loss_reduction,
-        )
-        gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
+        found = self.learner.differentiate(sample.to(self.device))
+        gradient_norm = self.learner.clip()
         if self.measure_lag:  # just before the update
             session.lag.add(**sample.lag(session.stamp()))
         learning_rate = self.learning_rate_at(frames)
-        set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
+        self.learner.step(learning_rate)
         if options.prioritized:
             # Not clipped, as in OpenAI's baselines: the paper clips what is learnt from and does not say more, and
             # with clipped ones all errors above 1 would be drawn alike.
@@ -158,7 +148,7 @@ def train(config: Config, session: Session) -> None:
         session.begin(
             network=dqn.network,
             target_network=dqn.target_network,
-            optimizer=dqn.optimizer,
+            optimizer=dqn.learner.optimizer,
             exploring=NumpyGeneratorState(dqn.exploring),
             sampling=NumpyGeneratorState(dqn.sampling),
             replay=dqn.replay,

@@ -39,8 +39,8 @@ from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, larg
 from a3c_bench.core.adjustment import Adjuster, Sizes
 from a3c_bench.core.lag import Stamp, age
 from a3c_bench.core.networks import ActorCritic, sample_actions
-from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
-from a3c_bench.core.rollout import Batch, actor_critic_backward, divergence
+from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
+from a3c_bench.core.rollout import Batch, divergence
 from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.parallel.crew import Crew, Member
 from a3c_bench.parallel.notes import Notes
@@ -373,10 +373,11 @@ class Trainer:
         self.device = resolve_device(config.device)
         self.network = network
         self.parameters = FlatParameters(network, theta)
-        self.optimizer = build.make_optimizer(self.options.optimizer, self.parameters.values)
-        statistics.lend(self.optimizer)
+        self.learner = build.make_actor_critic_learner(
+            config, network, self.parameters, log_epsilon=self.options.log_epsilon
+        )
+        statistics.lend(self.learner.optimizer)
         self.learning_rate_at = build.make_schedule(config)
-        self.estimate = build.make_estimator(config, self.options.gamma)
         self.tally = tally
         self.notes = Notes(tally, writer)
         self.timer = self.notes.timer
@@ -406,7 +407,7 @@ class Trainer:
 
     def learn(self, slots: Sequence[int], queue_depth: int = 0) -> None:
         """One update of theta from the rollouts in these slots, unless every sample is too old."""
-        options, tally, notes = self.options, self.tally, self.notes
+        options, tally, notes, learner = self.options, self.tally, self.notes, self.learner
         version = tally.version
         batch = self.experience.batch(slots, self.device)
         stamps = self.experience.stamps[: len(batch.valid), slots]  # [T, B, 3]
@@ -415,29 +416,18 @@ class Trainer:
         if options.max_lag_updates is not None:
             young = valid & (version - stamps[..., 0] <= options.max_lag_updates)
         keep = young
-        if self.estimate.needs_end:
+        if learner.estimate.needs_end:
             keep = young & (self.experience.terminated | self.experience.truncated)[slots]
-        self.parameters.zero_gradients()
-        found = actor_critic_backward(
-            self.network,
-            batch,
-            self.estimate,
-            entropy_weight=options.entropy_weight,
-            value_weight=options.value_weight,
-            reduction=options.loss_reduction,
-            log_epsilon=options.log_epsilon,
-            keep=torch.from_numpy(keep).to(self.device),
-        )
-        gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
+        found = learner.differentiate(batch, keep=torch.from_numpy(keep).to(self.device))
+        gradient_norm = learner.clip()
         # keep is found.mask (of a rollout estimators can use all or nothing), known without waiting for the device.
         learns = bool(keep.any())
         if learns:
             self._wait_for_device()  # the gradient is there, so that the stamp is that of the step
         now = tally.stamp()
         learning_rate = self.learning_rate_at(now.frames)
-        set_learning_rate(self.optimizer, learning_rate)
         if learns:
-            self.optimizer.step()
+            learner.step(learning_rate)
             self._wait_for_device()  # before it is counted
             tally.add(notes.writer, updates=1)
         if learns and self.measure_lag:

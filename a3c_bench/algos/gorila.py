@@ -38,7 +38,6 @@ from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GorilaConfig
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
-from a3c_bench.core.q_learning import q_backward
 from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import VectorEnv, find_spec
@@ -269,6 +268,7 @@ class Learner:
         self.parameters = FlatParameters(self.network)
         self.target_network = build.make_q_network(config, envs, device)
         self.target_parameters = FlatParameters(self.target_network)
+        self.q_learner = build.make_q_learner(config, self.network, self.target_network, self.parameters, steps=False)
         self.target_versions: Sequence[int] | None = None
         self.transport: Transport = SharedMemoryTransport(shared.server, index)
         self.learning_rate_at = build.make_schedule(config)
@@ -284,16 +284,8 @@ class Learner:
         versions = self.transport.fetch(self.parameters.values.data)
         with self.exclusively:
             sample = self.replay.sample(options.replay.batch_size, self.sampling)
-        self.parameters.zero_gradients()
-        found = q_backward(
-            self.network,
-            self.target_network,
-            sample,
-            double=options.double,
-            clip=options.td_error_clip,
-            reduction=options.loss_reduction,
-        )
-        gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
+        found = self.q_learner.differentiate(sample)
+        gradient_norm = self.q_learner.clip()
         learning_rate = self.learning_rate_at(self.shared.tally.frames)
         figures = {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
         notes.updated(found.figures() | figures, n_updates=0)

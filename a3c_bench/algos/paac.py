@@ -19,8 +19,8 @@ from a3c_bench.acting.actor import Actor
 from a3c_bench.algos import Algorithm
 from a3c_bench.algos.settings import PAACConfig
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.core.optim import FlatParameters, GradientVariance, set_learning_rate
-from a3c_bench.core.rollout import Rollout, actor_critic_backward, divergence
+from a3c_bench.core.optim import FlatParameters, GradientVariance
+from a3c_bench.core.rollout import Rollout, divergence
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
@@ -46,9 +46,8 @@ class PAAC:
         self.network: ActorCritic = build.make_network(config, self.envs, device)
         self.parameters = FlatParameters(self.network)
         self.gradient_variance = GradientVariance()
-        self.optimizer = build.make_optimizer(self.options.optimizer, self.parameters.values)
+        self.learner = build.make_actor_critic_learner(config, self.network, self.parameters)
         self.learning_rate_at = build.make_schedule(config)
-        self.estimate = build.make_estimator(config, self.options.gamma)
         self.generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS))
         self.actor = Actor(self.envs, self.network, self.generator, self.options.t_max, device, session)
 
@@ -59,26 +58,17 @@ class PAAC:
 
     def learn(self, rollout: Rollout) -> None:
         """One update of theta."""
-        options, session = self.options, self.session
+        session, learner = self.session, self.learner
         batch = rollout.batch()
-        self.parameters.zero_gradients()
-        found = actor_critic_backward(
-            self.network,
-            batch,
-            self.estimate,
-            entropy_weight=options.entropy_weight,
-            value_weight=options.value_weight,
-            reduction=options.loss_reduction,
-        )
+        found = learner.differentiate(batch)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
-        gradient_norm = self.parameters.clip_gradients(options.optimizer.max_grad_norm)
+        gradient_norm = learner.clip()
         if self.measure_lag:  # just before the update
             session.lag.add(
                 **rollout.lag(session.stamp(), found.mask), **divergence(batch, found.log_probs, found.mask)
             )
         learning_rate = self.learning_rate_at(session.counters.frames)
-        set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
+        learner.step(learning_rate)
         session.updated(figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
         session.ratio("unusable_share", *found.unusable)
         session.timer.lap("train")
@@ -87,7 +77,9 @@ class PAAC:
 def train(config: Config, session: Session) -> None:
     """Trains until the session says that the budget is spent or the run is to stop."""
     paac = PAAC(config, session)
-    session.begin(network=paac.network, optimizer=paac.optimizer, action_generator=GeneratorState(paac.generator))
+    session.begin(
+        network=paac.network, optimizer=paac.learner.optimizer, action_generator=GeneratorState(paac.generator)
+    )
     try:
         while session.running():
             paac.update()

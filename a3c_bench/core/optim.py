@@ -168,10 +168,23 @@ class RMSProp(torch.optim.Optimizer):
             denominator = (square + inside).sqrt_()
         if outside:
             denominator.add_(outside)
-        parameter.addcdiv_(g, denominator, value=-group["lr"])
+        lr = group["lr"]
+        if isinstance(lr, Tensor):  # `addcdiv_` takes a number, for which everybody would wait
+            parameter.sub_((lr * g).div_(denominator))
+        else:
+            parameter.addcdiv_(g, denominator, value=-lr)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of every parameter group."""
+    """Sets the learning rate of every parameter group.
+
+    On a GPU it is a tensor that stays where it is: filling it waits for nothing, and a captured graph reads it anew.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        device, present = group["params"][0].device, group["lr"]
+        if device.type == "cpu":
+            group["lr"] = lr
+        elif isinstance(present, Tensor) and present.device == device:
+            present.fill_(lr)
+        else:  # the first time, or a checkpoint of another device was loaded
+            group["lr"] = torch.full((), lr, device=device)

@@ -1,27 +1,11 @@
 """Q-learning from a replay (Mnih et al. 2015; double: van Hasselt et al. 2016), and a look at how it over-estimates."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.core.networks import QNetwork
-from a3c_bench.core.replay import Sample
-
 _UNKNOWN_SHARE = 0.01  # of a discounted return, that a time limit may hide
-
-
-class QGradient(NamedTuple):
-    """What `q_backward` found besides the gradients."""
-
-    loss: Tensor  # scalar, what was differentiated
-    td_errors: Tensor  # [B], target - Q(s_t, a_t)
-
-    def figures(self) -> dict[str, Tensor]:
-        """For the record of the update."""
-        return {"loss": self.loss, "td_error": self.td_errors.abs().mean()}
 
 
 def q_targets(rewards: Tensor, discounts: Tensor, next_q: Tensor, choosing_q: Tensor | None = None) -> Tensor:
@@ -55,30 +39,6 @@ def q_loss(td_errors: Tensor, weights: Tensor, clip: float | None, reduction: st
     inner = size.clamp(max=linear_from)
     losses = weights * (0.5 * inner.square() + inner * (size - inner))
     return losses.sum() if reduction == "sum" else losses.mean()
-
-
-def q_backward(
-    network: QNetwork, target_network: QNetwork, sample: Sample, *, double: bool, clip: float | None, reduction: str
-) -> QGradient:
-    """Adds the gradient of the loss over a batch to the network's gradients.
-
-    Args:
-        network: Q.
-        target_network: Q^-.
-        sample: B steps; on the networks' device.
-        double: the online network chooses the action whose value the target network gives.
-        clip: see `q_loss`.
-        reduction: see `q_loss`.
-    """
-    with torch.no_grad():
-        next_q = target_network(sample.next_observations)
-        choosing_q = network(sample.next_observations) if double else None
-        targets = q_targets(sample.rewards, sample.discounts, next_q, choosing_q)
-    q = network(sample.observations).gather(-1, sample.actions.unsqueeze(-1)).squeeze(-1)
-    td_errors = targets - q
-    loss = q_loss(td_errors, sample.weights, clip, reduction)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return QGradient(loss.detach(), td_errors.detach())
 
 
 class ValueCheck:

@@ -1,6 +1,5 @@
 """A stretch of experience: up to t_max agent steps of B environments, and what an actor-critic learns from it."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,10 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.core.advantages import Estimate, Estimator
 from a3c_bench.core.lag import Stamp, age, policy_divergence
-from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
-from a3c_bench.core.networks import ActorCritic
 
 
 class Rollout:
@@ -112,89 +108,6 @@ class Batch(NamedTuple):
     valid: Tensor  # [T, B] bool; False for phantoms and padding
     bootstrap: Tensor  # [B], V of the state after the last step
     lengths: Tensor | None = None  # [B] int64, of the stretches; None: all are T
-
-
-class Backward(NamedTuple):
-    """What `actor_critic_backward` found besides the gradients."""
-
-    loss: ActorCriticLoss
-    log_probs: Tensor  # [T, B, A], of the present policy
-    values: Tensor  # [T, B]
-    returns: Tensor  # [T, B]
-    mask: Tensor  # [T, B] bool, the samples that were learnt from
-    n_valid: Tensor  # scalar: the samples there were, learnt from or not; phantoms are none
-
-    def figures(self) -> dict[str, Tensor]:
-        """For the record of the update."""
-        return {
-            "loss": self.loss.total.detach(),
-            "loss_policy": self.loss.policy,
-            "loss_value": self.loss.value,
-            "entropy_nats": self.loss.entropy,
-        }
-
-    @property
-    def unusable(self) -> tuple[Tensor, Tensor]:
-        """How many samples were not learnt from, and how many there were."""
-        return self.n_valid - self.mask.sum(), self.n_valid
-
-    @property
-    def fit(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, returns and mask: how well the former foretold the latter."""
-        return self.values, self.returns, self.mask
-
-
-def actor_critic_backward(
-    network: ActorCritic,
-    batch: Batch,
-    estimate: Estimator | Callable[[Tensor, Tensor, Tensor, Tensor], Estimate],
-    *,
-    entropy_weight: float,
-    value_weight: float,
-    reduction: str,
-    log_epsilon: float = 0.0,
-    keep: Tensor | None = None,
-) -> Backward:
-    """Adds the gradient of the actor-critic loss over a batch to the network's gradients.
-
-    Args:
-        network: its present parameters give the values from which psi is estimated, but for the bootstrap.
-        batch: of T steps.
-        estimate: gives psi and the returns; one that corrects is told how the policy that acted differs.
-        entropy_weight: beta.
-        value_weight: c.
-        reduction: see `actor_critic_loss`.
-        log_epsilon: see there too.
-        keep: [T, B] bool; samples to leave out are False.
-    """
-    log_probs, values = network.unroll(batch.observations, batch.state, ~batch.valid)
-    values_to_last = torch.cat([values.detach(), batch.bootstrap.unsqueeze(0)])  # [T + 1, B]
-    if batch.lengths is not None:
-        values_to_last.scatter_(0, batch.lengths.unsqueeze(0), batch.bootstrap.unsqueeze(0))
-    outcomes = (batch.rewards, values_to_last, batch.terminated, batch.truncated)
-    if isinstance(estimate, Estimator) and estimate.corrects:
-        actions = batch.actions.unsqueeze(-1)
-        psi = estimate(*outcomes, (log_probs.detach() - batch.log_probs).gather(-1, actions).squeeze(-1))
-    else:
-        psi = estimate(*outcomes)
-    mask = batch.valid & psi.usable
-    if keep is not None:
-        mask = mask & keep
-    loss = actor_critic_loss(
-        log_probs,
-        values,
-        batch.actions,
-        psi.advantages,
-        psi.returns,
-        mask,
-        entropy_weight=entropy_weight,
-        value_weight=value_weight,
-        reduction=reduction,
-        log_epsilon=log_epsilon,
-        valid=batch.valid,
-    )
-    loss.total.backward()  # type: ignore[no-untyped-call]
-    return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum())
 
 
 def divergence(batch: Batch, current_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -280,7 +280,7 @@ def test_statistics_are_shared_or_one_each() -> None:
     for shared_statistics in (True, False):
         workers = make_workers(with_algo(shared_statistics=shared_statistics), 2)
         workers[0].update()
-        squares = [next(iter(worker.optimizer.state.values()))["square"] for worker in workers]
+        squares = [next(iter(worker.learner.optimizer.state.values()))["square"] for worker in workers]
         assert (squares[0] is squares[1]) == shared_statistics
         assert (squares[1].max() > 0.0) == shared_statistics
 
@@ -367,10 +367,10 @@ def test_adam_shares_its_moments_and_its_step() -> None:
 def test_the_universe_preset_is_what_it_says() -> None:
     (worker,) = make_workers(compose(["experiment=universe", "algo=a3c", "advantage.gae_lambda=0.9"]))
     assert worker.network.lstm is not None
-    estimate = worker.estimate.function
+    estimate = worker.learner.estimate.function
     assert isinstance(estimate, partial)
     assert (estimate.func, estimate.keywords) == (gae, {"gamma": 0.99, "gae_lambda": 0.9})
-    assert isinstance(worker.optimizer, torch.optim.Adam)
+    assert isinstance(worker.learner.optimizer, torch.optim.Adam)
     before = worker.shared.theta.clone()
     worker.update()
     assert worker.notes.pending.n_agent_steps == 20

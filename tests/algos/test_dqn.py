@@ -14,14 +14,14 @@ import torch
 
 from a3c_bench import evaluate as evaluate_module
 from a3c_bench import play as play_module
-from a3c_bench.algos import dqn as dqn_module
 from a3c_bench.algos.dqn import DQN, DQNConfig
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.calibration import calibrate
 from a3c_bench.core.lag import Stamp
+from a3c_bench.core.learning import QBackward, QLearner
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters
-from a3c_bench.core.q_learning import q_backward
+from a3c_bench.core.replay import Sample
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.clock import PhaseTimer
 from a3c_bench.runtime.recorder import METRIC_COLUMNS
@@ -125,10 +125,11 @@ def test_one_update_is_what_its_parts_say(double: bool) -> None:
     generator.bit_generator.state = dqn.sampling.bit_generator.state
     parameters = FlatParameters(twin)
     sample = dqn.replay.sample(8, generator)
-    found = q_backward(twin, target, sample, double=double, clip=1.0, reduction="mean")
+    learner = QLearner(twin, target, parameters, double=double, td_error_clip=1.0, reduction="mean")
+    found = learner.differentiate(sample)
     norm = parameters.gradients.norm()
     gradient = parameters.gradients * min(1.0, 0.5 / float(norm))
-    state = dqn.optimizer.state[dqn.parameters.values]
+    state = dqn.learner.optimizer.state[dqn.parameters.values]
     mean, square = 0.95 * state["mean"] + 0.05 * gradient, 0.95 * state["square"] + 0.05 * gradient**2
     lr = 0.01 * (1 - session.counters.frames / 400)
     expected = dqn.parameters.values.detach() - lr * gradient / (square - mean**2 + 0.01).sqrt()
@@ -385,14 +386,16 @@ def stop_at_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def install(number: int) -> None:
         calls = 0
 
-        def counting(*arguments: Any, **options: Any) -> Any:
+        differentiate = QLearner.differentiate
+
+        def counting(learner: QLearner, sample: Sample) -> QBackward:
             nonlocal calls
             calls += 1
             if calls == number:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return q_backward(*arguments, **options)
+            return differentiate(learner, sample)
 
-        monkeypatch.setattr(dqn_module, "q_backward", counting)
+        monkeypatch.setattr(QLearner, "differentiate", counting)
 
     return install
 
@@ -420,7 +423,7 @@ def test_a_run_goes_on(storage: str, tmp_path: Path, stop_at_update: Any, monkey
                 {
                     "network": {key: x.clone() for key, x in dqn.network.state_dict().items()},
                     "target_network": {key: x.clone() for key, x in dqn.target_network.state_dict().items()},
-                    "square": dqn.optimizer.state[dqn.parameters.values]["square"].clone(),
+                    "square": dqn.learner.optimizer.state[dqn.parameters.values]["square"].clone(),
                     "exploring": dqn.exploring.bit_generator.state,
                     "sampling": dqn.sampling.bit_generator.state,
                     "stored": len(dqn.replay),

@@ -311,15 +311,14 @@ def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: py
     parts = Parts(SMALL)
     other = parts.another_trainer(SMALL, 2)
     first, second = parts.collect(2), parts.collect(2)
-    real = ga3c.actor_critic_backward
+    real = parts.trainer.learner.differentiate
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
         found = real(*arguments, **options)
-        monkeypatch.setattr(ga3c, "actor_critic_backward", real)
         other.learn(second)
         return found
 
-    monkeypatch.setattr(ga3c, "actor_critic_backward", meanwhile)
+    monkeypatch.setattr(parts.trainer.learner, "differentiate", meanwhile)
     lag = learn(parts.trainer, first).lag
     assert lag["gradient_staleness_updates"].tolist() == [1]
     assert set(lag["lag_updates"]) == {1}
@@ -351,7 +350,7 @@ def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.Monk
     parts = Parts(SMALL)
     other = parts.another_trainer(SMALL, 2)
     first, second = parts.collect(2), parts.collect(2)
-    real, step = ga3c.divergence, parts.trainer.optimizer.step
+    real, step = ga3c.divergence, parts.trainer.learner.optimizer.step
     at_step: list[int] = []
 
     def meanwhile(*arguments: Any) -> Any:
@@ -364,7 +363,7 @@ def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.Monk
         step()
 
     monkeypatch.setattr(ga3c, "divergence", meanwhile)
-    monkeypatch.setattr(parts.trainer.optimizer, "step", apply)
+    monkeypatch.setattr(parts.trainer.learner.optimizer, "step", apply)
     lag = learn(parts.trainer, first).lag
     assert parts.tally.version == 2
     assert lag["gradient_staleness_updates"].tolist() == at_step

@@ -31,7 +31,6 @@ from a3c_bench.algos.gorila import (
     open_replay,
 )
 from a3c_bench.algos.settings import GorilaReplayConfig
-from a3c_bench.core.q_learning import q_backward
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import EARLIER
 from a3c_bench.runtime.clock import TrainingClock
@@ -136,7 +135,7 @@ def test_one_update_by_hand(kind: str, n_shards: int) -> None:
     assert torch.equal(learner.parameters.values, server.theta)
     learner.parameters.zero_gradients()
     sample = bundle.replay.sample(8, generator)
-    q_backward(learner.network, learner.target_network, sample, double=False, clip=1.0, reduction="sum")
+    learner.q_learner.differentiate(sample)
     gradient = learner.parameters.gradients.clone()
     gradient *= min(1.0, 0.5 / float(gradient.norm()))
     states = [shard.optimizer.state[shard.theta] for shard in parts.shards]

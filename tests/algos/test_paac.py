@@ -225,7 +225,7 @@ def trained_parameters(config: Config, n_updates: int = 12) -> torch.Tensor:
     paac = make_paac(config)
     for _ in range(n_updates):
         paac.actor.act()
-        set_learning_rate(paac.optimizer, 0.01)
+        set_learning_rate(paac.learner.optimizer, 0.01)
         paac.learn(paac.actor.rollout)
     paac.envs.close()
     return paac.parameters.values.detach()

@@ -136,6 +136,31 @@ def test_set_learning_rate_sets_that_of_every_group(make: Any) -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
 
 
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_learning_rate_that_is_a_tensor_steps_to_the_same_bits(centered: bool) -> None:
+    """As on a GPU, where it is one."""
+    thetas = [nn.Parameter(torch.ones(1000)) for _ in range(2)]
+    for theta, lr in zip(thetas, (0.037, torch.tensor(0.037)), strict=True):
+        optimizer = RMSProp([theta], 1.0, centered=centered)
+        optimizer.param_groups[0]["lr"] = lr
+        apply(optimizer, theta, random_gradients(3, 1000).float())
+    assert torch.equal(*thetas)
+    assert not torch.equal(thetas[0], torch.ones(1000))
+
+
+def test_off_the_cpu_the_learning_rate_is_one_tensor_that_is_filled() -> None:
+    theta = nn.Parameter(torch.zeros(3, device="meta"))
+    optimizer = RMSProp([theta], 1.0)
+    set_learning_rate(optimizer, 0.5)
+    tensor = optimizer.param_groups[0]["lr"]
+    assert tensor.device.type == "meta"
+    set_learning_rate(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] is tensor
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.5)  # from a checkpoint that was read on a CPU
+    set_learning_rate(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"].device.type == "meta"
+
+
 def test_the_learning_rate_set_is_the_one_applied() -> None:
     theta = nn.Parameter(torch.zeros(1))
     optimizer = RMSProp([theta], 1.0, decay=0.0, epsilon=0.0)  # steps of lr exactly

@@ -1,5 +1,7 @@
 """Q-learning: targets and losses by hand, the update against sums over single samples, and the look at bias."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a3c_bench.core.lag import Stamp
+from a3c_bench.core.learning import QLearner
 from a3c_bench.core.networks import QNetwork
-from a3c_bench.core.optim import RMSProp
-from a3c_bench.core.q_learning import ValueCheck, q_backward, q_loss, q_targets
+from a3c_bench.core.optim import FlatParameters, RMSProp
+from a3c_bench.core.q_learning import ValueCheck, q_loss, q_targets
 from a3c_bench.core.replay import Replay, Sample
 
 
@@ -39,6 +42,13 @@ def test_the_loss_by_hand(clip: float | None, reduction: str, expected: float) -
     limit = clip or torch.inf
     by_hand = weights * torch.tensor([0.5, -3.0, 2.0]).clamp(-limit, limit) / (3 if reduction == "mean" else 1)
     torch.testing.assert_close(gradient, by_hand)
+
+
+def learner(network: QNetwork, target: QNetwork, make_optimizer: Any = None, **options: Any) -> QLearner:
+    parameters = FlatParameters(network)
+    optimizer = make_optimizer([parameters.values]) if make_optimizer else None
+    defaults = {"double": False, "td_error_clip": None, "reduction": "sum"}
+    return QLearner(network, target, parameters, optimizer, **{**defaults, **options})
 
 
 def make_sample(n: int, n_inputs: int = 3, n_actions: int = 2) -> Sample:
@@ -76,7 +86,7 @@ def test_one_update_equals_single_samples_and_dqns_formula(double: bool, dueling
         for total, part in zip(gradient, torch.autograd.grad(q, list(network.parameters())), strict=True):
             total -= float(sample.weights[b]) * delta * part
     before = [p.detach().clone() for p in network.parameters()]
-    found = q_backward(network, target, sample, double=double, clip=1.0, reduction="sum")
+    found = learner(network, target, double=double, td_error_clip=1.0).differentiate(sample)
     for p, expected in zip(network.parameters(), gradient, strict=True):
         torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-6)
     assert all(p.grad is None for p in target.parameters())
@@ -92,10 +102,11 @@ def test_the_target_network_is_what_next_states_are_valued_by() -> None:
     torch.manual_seed(0)
     network, target = QNetwork((3,), 2), QNetwork((3,), 2)
     sample = make_sample(8)._replace(discounts=torch.full((8,), 0.9))
-    first = q_backward(network, target, sample, double=False, clip=None, reduction="sum").td_errors
+    learning = learner(network, target)
+    first = learning.differentiate(sample).td_errors
     with torch.no_grad():
         target.head.bias += 1.0
-    second = q_backward(network, target, sample, double=False, clip=None, reduction="sum").td_errors
+    second = learning.differentiate(sample).td_errors
     torch.testing.assert_close(second - first, torch.full((8,), 0.9))
 
 
@@ -114,12 +125,11 @@ def test_a_chain_is_learnt_from_a_replay(n_step: int) -> None:
             replay.add(np.zeros(1, np.int32), states[:1], *nothing, no, no, no, Stamp(0, i, 0.0), i)
     torch.manual_seed(0)
     network, target = (QNetwork((5,), 1, hidden_sizes=()) for _ in range(2))
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    learning = learner(network, target, torch.optim.Adam, td_error_clip=1.0, reduction="mean")
     rng = np.random.default_rng(0)
     for i in range(300):
-        optimizer.zero_grad()
-        q_backward(network, target, replay.sample(8, rng), double=False, clip=1.0, reduction="mean")
-        optimizer.step()
+        learning.differentiate(replay.sample(8, rng))
+        learning.step(0.1)
         if i % 10 == 0:
             target.load_state_dict(network.state_dict())
     learnt = network(torch.from_numpy(states)).detach()[:, 0]

@@ -1,0 +1,213 @@
+"""Learning: differentiate a loss, clip the gradient, step theta.
+
+Nothing here waits for the device, and nothing knows of environments, queues or configurations: it is what one compiles,
+or captures in a graph.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from a3c_bench.core.advantages import Estimator
+from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
+from a3c_bench.core.networks import ActorCritic, QNetwork
+from a3c_bench.core.optim import FlatParameters, set_learning_rate
+from a3c_bench.core.q_learning import q_loss, q_targets
+from a3c_bench.core.replay import Sample
+from a3c_bench.core.rollout import Batch
+
+
+class _Learner:
+    """What follows the gradient.
+
+    Args:
+        parameters: that the gradient is of.
+        optimizer: steps them, or what they are a copy of; None: whoever gets the gradient steps.
+        max_grad_norm: see `FlatParameters.clip_gradients`.
+    """
+
+    def __init__(
+        self, parameters: FlatParameters, optimizer: torch.optim.Optimizer | None, max_grad_norm: float | None
+    ) -> None:
+        self.parameters = parameters
+        self._optimizer = optimizer
+        self._max_grad_norm = max_grad_norm
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of theta; part of a checkpoint, or in need of statistics that are shared."""
+        assert self._optimizer is not None
+        return self._optimizer
+
+    def clip(self) -> Tensor:
+        """Scales the gradient down to the norm that it may have; gives the norm that it had, a scalar."""
+        return self.parameters.clip_gradients(self._max_grad_norm)
+
+    def step(self, lr: float) -> None:
+        """One update of theta with the gradient, at this learning rate."""
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+
+
+class Backward(NamedTuple):
+    """What `ActorCriticLearner.differentiate` found besides the gradient."""
+
+    loss: ActorCriticLoss
+    log_probs: Tensor  # [T, B, A], of the present policy
+    values: Tensor  # [T, B]
+    returns: Tensor  # [T, B]
+    mask: Tensor  # [T, B] bool, the samples that were learnt from
+    n_valid: Tensor  # scalar: the samples there were, learnt from or not; phantoms are none
+
+    def figures(self) -> dict[str, Tensor]:
+        """For the record of the update."""
+        return {
+            "loss": self.loss.total.detach(),
+            "loss_policy": self.loss.policy,
+            "loss_value": self.loss.value,
+            "entropy_nats": self.loss.entropy,
+        }
+
+    @property
+    def unusable(self) -> tuple[Tensor, Tensor]:
+        """How many samples were not learnt from, and how many there were."""
+        return self.n_valid - self.mask.sum(), self.n_valid
+
+    @property
+    def fit(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, returns and mask: how well the former foretold the latter."""
+        return self.values, self.returns, self.mask
+
+
+class ActorCriticLearner(_Learner):
+    """Learns a policy and its value from rollouts.
+
+    Args:
+        network: at theta, or at the copy of it that the gradient is to be of.
+        parameters: the network's.
+        optimizer: of them, or of theta; its parameters have the gradients of `parameters`.
+        estimate: gives psi and the returns; one that corrects is told how the policy that acted differs.
+        entropy_weight: beta.
+        value_weight: c.
+        reduction: see `actor_critic_loss`.
+        log_epsilon: see there too.
+        max_grad_norm: None: the gradient is not clipped.
+    """
+
+    def __init__(
+        self,
+        network: ActorCritic,
+        parameters: FlatParameters,
+        optimizer: torch.optim.Optimizer,
+        estimate: Estimator,
+        *,
+        entropy_weight: float,
+        value_weight: float,
+        reduction: str,
+        log_epsilon: float = 0.0,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(parameters, optimizer, max_grad_norm)
+        self.network = network
+        self.estimate = estimate
+        self._entropy_weight = entropy_weight
+        self._value_weight = value_weight
+        self._reduction = reduction
+        self._log_epsilon = log_epsilon
+
+    def differentiate(self, batch: Batch, keep: Tensor | None = None) -> Backward:
+        """The gradient of the loss over a batch of T steps.
+
+        The network as it is gives the values from which psi is estimated, but for the bootstrap.
+
+        Args:
+            batch: on the network's device.
+            keep: [T, B] bool; samples to leave out are False.
+        """
+        self.parameters.zero_gradients()
+        log_probs, values = self.network.unroll(batch.observations, batch.state, ~batch.valid)
+        values_to_last = torch.cat([values.detach(), batch.bootstrap.unsqueeze(0)])  # [T + 1, B]
+        if batch.lengths is not None:
+            values_to_last.scatter_(0, batch.lengths.unsqueeze(0), batch.bootstrap.unsqueeze(0))
+        outcomes = [batch.rewards, values_to_last, batch.terminated, batch.truncated]
+        if self.estimate.corrects:
+            actions = batch.actions.unsqueeze(-1)
+            outcomes.append((log_probs.detach() - batch.log_probs).gather(-1, actions).squeeze(-1))
+        psi = self.estimate(*outcomes)
+        mask = batch.valid & psi.usable
+        if keep is not None:
+            mask = mask & keep
+        loss = actor_critic_loss(
+            log_probs,
+            values,
+            batch.actions,
+            psi.advantages,
+            psi.returns,
+            mask,
+            entropy_weight=self._entropy_weight,
+            value_weight=self._value_weight,
+            reduction=self._reduction,
+            log_epsilon=self._log_epsilon,
+            valid=batch.valid,
+        )
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum())
+
+
+class QBackward(NamedTuple):
+    """What `QLearner.differentiate` found besides the gradient."""
+
+    loss: Tensor  # scalar, what was differentiated
+    td_errors: Tensor  # [B], target - Q(s_t, a_t)
+
+    def figures(self) -> dict[str, Tensor]:
+        """For the record of the update."""
+        return {"loss": self.loss, "td_error": self.td_errors.abs().mean()}
+
+
+class QLearner(_Learner):
+    """Learns Q from a replay (Mnih et al. 2015; double: van Hasselt et al. 2016).
+
+    Args:
+        network: Q.
+        target_network: Q^-.
+        parameters: of Q.
+        optimizer: of them; None: whoever gets the gradient steps.
+        double: the online network chooses the action whose value the target network gives.
+        td_error_clip: see `q_loss`.
+        reduction: see there too.
+        max_grad_norm: None: the gradient is not clipped.
+    """
+
+    def __init__(
+        self,
+        network: QNetwork,
+        target_network: QNetwork,
+        parameters: FlatParameters,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        double: bool,
+        td_error_clip: float | None,
+        reduction: str,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(parameters, optimizer, max_grad_norm)
+        self.network = network
+        self.target_network = target_network
+        self._double = double
+        self._td_error_clip = td_error_clip
+        self._reduction = reduction
+
+    def differentiate(self, sample: Sample) -> QBackward:
+        """The gradient of the loss over B steps from a replay, on the networks' device."""
+        self.parameters.zero_gradients()
+        with torch.no_grad():
+            next_q = self.target_network(sample.next_observations)
+            choosing_q = self.network(sample.next_observations) if self._double else None
+            targets = q_targets(sample.rewards, sample.discounts, next_q, choosing_q)
+        q = self.network(sample.observations).gather(-1, sample.actions.unsqueeze(-1)).squeeze(-1)
+        td_errors = targets - q
+        loss = q_loss(td_errors, sample.weights, self._td_error_clip, self._reduction)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return QBackward(loss.detach(), td_errors.detach())
