@@ -5,9 +5,9 @@
 
 A launcher that the sweep names itself is the one that counts, unless --launcher names another.
 
-Speeds come from finished runs of the same algorithm, kind of environment, network and device below --runs; where there
-are none, from calibration on this machine, as the serial bound, which a run stays below. Evaluation and start-up (some
-seconds per start) are not in the hours. Exit status: 0, or 2 for bad input.
+Speeds come from finished runs of the same algorithm, kind of environment (EnvPool's or Gymnasium's), network and device
+below --runs; where there are none, from calibration on this machine, as the serial bound, which a run stays below.
+Evaluation and start-up (some seconds per start) are not in the hours. Exit status: 0, or 2 for bad input.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from rich.table import Table
 
 from a3c_bench.algos import find_algorithm
 from a3c_bench.checks import check_settings
+from a3c_bench.envs.spec import uses_gymnasium
 from a3c_bench.errors import UserError
 from a3c_bench.runtime.directory import read_status, read_yaml
 from a3c_bench.runtime.machine import usable_cores
-from a3c_bench.schema import Config
+from a3c_bench.schema import Config, EnvConfig
 from a3c_bench.streams import exit_with
 from sweeps.status import duration, run_directories
 
@@ -43,7 +44,7 @@ class Kind:
     """Runs that cost the same."""
 
     algo: str
-    env: str  # "Atari" for all games
+    env: str  # and what simulates it; "Atari" for all games
     network: str
     device: str
     frames: int | None
@@ -75,25 +76,32 @@ class Cost:
 def kind_of(config: Config) -> Kind:
     """The kind of a run."""
     work, budget = find_algorithm(config.algo.name).workload(config), config.budget
-    env = "Atari" if config.env.game else config.env.id
-    sizes = (work.acting_batch, work.n_processes)
+    task, sizes = task_of(asdict(config.env)), (work.acting_batch, work.n_processes)
     return Kind(
-        config.algo.name, env, config.network.kind, config.device, budget.frames, budget.wall_clock_seconds, *sizes
+        config.algo.name, task, config.network.kind, config.device, budget.frames, budget.wall_clock_seconds, *sizes
     )
 
 
+def task_of(env: Mapping[str, Any]) -> str:
+    """What is simulated, and by what if not by EnvPool, as `env` of a run's configuration says."""
+    if env.get("game"):
+        return "Atari"
+    if not uses_gymnasium(EnvConfig(id=env["id"], backend=env.get("backend"))):
+        return str(env["id"])
+    return f"{env['id']} (gymnasium{', processes' if env.get('simulate') == 'processes' else ''})"
+
+
 def measured_speeds(root: Path) -> dict[tuple[str, str, str, str], list[tuple[float, int]]]:
-    """Frames per second of finished runs, and bytes without replays, by algorithm, environment, network and device."""
+    """Frames per second of finished runs, and bytes without replays, by algorithm, task, network and device."""
     found = defaultdict(list)
     for path in run_directories(root) if root.is_dir() else []:
         status = read_status(path)
         if status.get("state") != "finished" or status.get("wall_seconds", 0.0) < _SECONDS_TO_COUNT:
             continue
         config = read_yaml(path / "config.yaml")
-        env = "Atari" if config["env"].get("game") else config["env"]["id"]
         files = (file for file in path.rglob("*") if file.is_file() and file.parent != path / "replay")
         size = sum(file.stat().st_size for file in files)
-        key = (config["algo"]["name"], env, config["network"]["kind"], config["device"])
+        key = (config["algo"]["name"], task_of(config["env"]), config["network"]["kind"], config["device"])
         found[key].append((status["frames"] / status["wall_seconds"], size))
     return dict(found)
 

@@ -17,6 +17,7 @@ from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.config import compose, compose_sweep, config_directory, load_config, run_directory
 from a3c_bench.envs.spec import ATARI
 from a3c_bench.errors import ConfigError, RunDirectoryError
+from a3c_bench.launch.options import LocalOptions, SlurmOptions
 from a3c_bench.runtime.directory import RunDirectory, plain
 from a3c_bench.schema import BudgetConfig, Config, EnvConfig, check
 from a3c_bench.train import check_run, check_settings, settings_in_words, train
@@ -169,6 +170,14 @@ def test_python_begins_with_the_values_of_conf(algo: str) -> None:
     """All of them, but for the budget, which each environment brings."""
     by_hand = Config(algo=find_settings(algo).config_class(), budget=BudgetConfig(frames=150_000))
     assert plain(asdict(by_hand)) == plain(asdict(composed(f"algo={algo}", "env=cartpole", "settings=paper")))
+
+
+@pytest.mark.parametrize(("name", "options"), [("local", LocalOptions), ("slurm_cpu", SlurmOptions)])
+def test_a_launcher_is_said_in_full_and_python_begins_with_it(name: str, options: type[Any]) -> None:
+    in_full = {item.name for item in fields(options)} - {"_target_"}
+    assert set(said(CONF / "hydra" / "launcher" / f"{name}.yaml")) == in_full
+    hydra, _ = compose_sweep([f"hydra/launcher={name}", "seed=0,1"])
+    assert plain(asdict(options())) == plain(OmegaConf.to_container(hydra.launcher))
 
 
 def test_an_experiment_tunes_one_algorithm_and_the_plain_environment_keeps_the_papers_settings() -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pandas as pd
 import pytest
 import torch
@@ -169,6 +170,7 @@ def test_each_attempt_is_on_record(tiny: Config, tmp_path: Path, stop_at_update:
     assert (last["attempt"], last["frames"], last["ended"]) == (2, stopped["frames"], "finished")
     for key in ("machine", "versions", "git_commit", "started_at", "ended_at"):
         assert key in last
+    assert last["versions"]["gymnasium"] == gymnasium.__version__
     assert status == read_status(tmp_path)
 
 

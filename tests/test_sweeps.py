@@ -211,8 +211,9 @@ def test_status_follows_links_and_counts_a_run_once(tmp_path: Path) -> None:
 # --- plan -----------------------------------------------------------------------------------------------------------
 
 
-def finished_run(root: Path, name: str, speed: float, seconds: float = 100.0) -> None:
-    config = {"algo": {"name": "paac"}, "env": {"id": "CartPole-v1", "game": None}, "network": {"kind": "mlp"}}
+def finished_run(root: Path, name: str, speed: float, seconds: float = 100.0, **env: str) -> None:
+    task = {"id": "CartPole-v1", "game": None} | env
+    config = {"algo": {"name": "paac"}, "env": task, "network": {"kind": "mlp"}}
     made_up(root, name, config | {"device": "cpu"}, state="finished", frames=int(speed * seconds), wall_seconds=seconds)
 
 
@@ -250,6 +251,26 @@ def test_plan_from_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "6 runs at once, each with 3 cores and 1 GPU: 1.0 h if all of that is free at once." in out
     assert "The longest run needs 2 starts of 30 min" in out
     assert "6 runs would hold a GPU without using it" in out
+
+
+def test_plan_tells_what_simulates(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
+    """CartPole of EnvPool, of Gymnasium in place and in processes has a speed each; others calibrate theirs."""
+    finished_run(tmp_path, "a", 400.0)  # of a version that knew EnvPool alone
+    finished_run(tmp_path, "b", 200.0, backend="gymnasium")
+    finished_run(tmp_path, "c", 100.0, backend="gymnasium", simulate="processes")
+    words = ("algo=paac", "budget.frames=720000", "--runs", str(tmp_path))
+    found = []
+    for more in ((), ("env.backend=gymnasium",), ("env.backend=gymnasium", "env.simulate=processes")):
+        rows, _ = planned(capsys, *words, *more)
+        found.append((rows[0][1], rows[0][7], rows[0][13]))
+    assert found == [
+        ("CartPole-v1", "400", "1 finished runs"),
+        ("CartPole-v1 (gymnasium)", "200", "1 finished runs"),
+        ("CartPole-v1 (gymnasium, processes)", "100", "1 finished runs"),
+    ]
+    assert plan.task_of({"id": "my_module:MyEnv", "backend": None}) == "my_module:MyEnv (gymnasium)"
+    assert plan.task_of({"id": "my_module:MyEnv", "backend": "envpool"}) == "my_module:MyEnv"
+    assert bound == []
 
 
 def test_plan_from_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:

@@ -32,7 +32,7 @@ class SlurmOptions:
     cpus_per_task: int = option(4, at_least=1)  # cores of one run
     gpus_per_node: int | None = option(None, at_least=1)  # GPUs of one run
     gres: str | None = None  # for instance gpu:a100:1, in place of gpus_per_node
-    mem_gb: int | None = option(None, at_least=1)  # of one run
+    mem_gb: int | None = option(8, at_least=1)  # of one run; null: the cluster's default
     timeout_min: int = option(240, at_least=1)  # of one start; a run that needs longer is started again
     signal_delay_s: int = option(120, at_least=1)  # the run is told to save so long before that limit
     array_parallelism: int = option(256, at_least=1)  # runs at once

@@ -18,7 +18,7 @@ from a3c_bench.errors import ConfigError
 if TYPE_CHECKING:
     import torch  # in functions only: who asks for the cores need not wait for it
 
-_PACKAGES = ("a3c-bench", "torch", "envpool", "numpy", "hydra-core")
+_PACKAGES = ("a3c-bench", "torch", "envpool", "gymnasium", "numpy", "hydra-core")
 
 
 def usable_cores() -> int:
