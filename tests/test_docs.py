@@ -113,7 +113,7 @@ def is_right(word: str, keys: set[str]) -> bool:
         return name in keys or name in GROUPS
     if "." in name:
         return name in keys or name.split(".")[0] in MODULES or name.endswith((".csv", ".json", ".yaml", ".log"))
-    return name in COLUMNS or name in UNITS or name in COMMANDS or not re.fullmatch(r"[a-z_\d]+", name)
+    return name in keys or name in COLUMNS or name in UNITS or name in COMMANDS or not re.fullmatch(r"[a-z_\d]+", name)
 
 
 def test_right_words_by_hand() -> None:
