@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from a3c_bench import plugins
 from a3c_bench.core import advantages
 from a3c_bench.core.learning import ActorCriticLearner, QLearner
-from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, QNetwork, kinds_that_read
+from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, Layers, QNetwork, kinds_that_read
 from a3c_bench.core.optim import FlatParameters, RMSProp
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import EnvSpec, VectorEnv
@@ -28,6 +29,7 @@ from a3c_bench.schema import (
 )
 
 Shapes = EnvSpec | VectorEnv  # whatever tells observations and actions
+Net = TypeVar("Net", ActorCritic, QNetwork)
 
 
 def make_envs(
@@ -69,25 +71,8 @@ def make_network(config: Config, envs: Shapes, device: torch.device) -> ActorCri
     """
     options = config.network
     check_actor_critic(config)
-    _prepare(config, envs)
-    try:
-        network = ActorCritic(
-            envs.observation_shape,
-            envs.n_actions,
-            options.kind,
-            options.hidden_sizes,
-            options.activation,
-            options.initialisation,
-            options.shared_trunk,
-            options.channels_last,
-            options.lstm_size,
-            options.bf16,
-            options.input_mean,
-            options.input_std,
-            _trunk_of_another_package(config, envs),
-        ).to(device)
-    except ValueError as error:
-        raise ConfigError(f"{error}.") from error
+    more = {"shared_trunk": options.shared_trunk, "lstm_size": options.lstm_size}
+    network = _make(ActorCritic, config, envs, device, **more)
     if options.compile:
 
         def work(observations: Tensor) -> Tensor:
@@ -107,27 +92,9 @@ def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwo
     Raises:
         ConfigError: the network does not fit what the environments show, or not Q-values.
     """
-    options = config.network
     check_q_network(config)
-    _prepare(config, envs)
-    try:
-        network = QNetwork(
-            envs.observation_shape,
-            envs.n_actions,
-            options.kind,
-            options.hidden_sizes,
-            options.activation,
-            options.initialisation,
-            options.dueling,
-            options.channels_last,
-            options.bf16,
-            options.input_mean,
-            options.input_std,
-            _trunk_of_another_package(config, envs),
-        ).to(device)
-    except ValueError as error:
-        raise ConfigError(f"{error}.") from error
-    if options.compile:
+    network = _make(QNetwork, config, envs, device, dueling=config.network.dueling)
+    if config.network.compile:
 
         def work(observations: Tensor) -> Tensor:
             with torch.no_grad():
@@ -136,6 +103,26 @@ def make_q_network(config: Config, envs: Shapes, device: torch.device) -> QNetwo
 
         _compile(network, work, envs, device)
     return network
+
+
+def _make(kind: type[Net], config: Config, envs: Shapes, device: torch.device, **more: Any) -> Net:
+    """A network from the configuration; `more` is what this one alone has."""
+    options = config.network
+    _prepare(config, envs)
+    layers = Layers(
+        hidden_sizes=options.hidden_sizes,
+        activation=options.activation,
+        initialisation=options.initialisation,
+        channels_last=options.channels_last,
+        bf16=options.bf16,
+        input_mean=options.input_mean,
+        input_std=options.input_std,
+        own_trunk=_trunk_of_another_package(config, envs),
+    )
+    try:
+        return kind(envs.observation_shape, envs.n_actions, options.kind, **more, **layers).to(device)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from error
 
 
 def _trunk_of_another_package(config: Config, envs: Shapes) -> Callable[[], nn.Sequential] | None:

@@ -1,10 +1,11 @@
 """Networks: the published convolutional trunks and a small perceptron, under actor-critic heads or under Q-values."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -25,25 +26,80 @@ class Trunk:
     config_class: type | None = None  # a frozen subclass of `NetworkConfig` with its own keys; None: it has none
 
 
-class _Network(nn.Module):
-    """What all have in common: precision, memory layout and a trunk that can be compiled."""
+class Layers(TypedDict, total=False):
+    """What networks have in common, by keyword; `_Network` has the defaults."""
 
-    def __init__(self, bf16: bool, input_mean: float, input_std: float) -> None:
+    hidden_sizes: Sequence[int]
+    activation: str
+    initialisation: str
+    channels_last: bool
+    bf16: bool
+    input_mean: float
+    input_std: float
+    own_trunk: Callable[[], nn.Sequential] | None
+
+
+class _Network(nn.Module):
+    """What all have in common: trunk, initialisation, precision, memory layout.
+
+    Args:
+        observation_shape: of one observation; [C, H, W] for the image kinds, anything flattened for the mlp.
+        kind: "nips" (Mnih et al. 2013: conv 16 8x8/4, conv 32 4x4/2, fc 256), "nature" (Mnih et al. 2015: conv 32
+            8x8/4, conv 64 4x4/2, conv 64 3x3/1, fc 512), "small" (MinAtar's, Young and Tian 2019: conv 16 3x3/1, fc
+            128; for pictures of 5 to 40 pixels, and boards) or "mlp".
+        hidden_sizes: of the mlp.
+        activation: of the mlp, "tanh" or "relu".
+        initialisation: "orthogonal" (gain sqrt 2, LSTM gates 1, biases 0; each head has a gain of its own) or "fan_in"
+            (weights and biases from U(+-1/sqrt(fan_in)), as Torch7 did for A3C).
+        channels_last: memory layout of the convolutions.
+        bf16: the hidden layers compute in bfloat16 (autocast); an LSTM and the heads, and with them log-probabilities,
+            values, Q and state, stay float32: bfloat16 would round a value of 100 to a whole 0.5, and forget small
+            changes of a cell. So do the parameters.
+        input_mean: subtracted from the observations, from frames after their scaling to [0, 1]. Around 0, gradients of
+            the first layer's weights do not all point one way, and its units stay alive (LeCun et al. 1998, 4.3).
+        input_std: what the observations are divided by then, to be of size 1 (ibid.).
+        own_trunk: makes the layers below the heads; then `kind` is the name of another package's.
+
+    Raises:
+        ValueError: an image kind for observations that are not images, or images too small for its filters.
+    """
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        kind: str,
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        initialisation: str = "orthogonal",
+        channels_last: bool = False,
+        bf16: bool = False,
+        input_mean: float = 0.0,
+        input_std: float = 1.0,
+        own_trunk: Callable[[], nn.Sequential] | None = None,
+    ) -> None:
         super().__init__()
+        self._new_trunk = partial(_trunk, kind, observation_shape, hidden_sizes, activation, own_trunk)
+        self._initialise = _INITIALISATIONS[initialisation]
+        self._channels_last = channels_last and kind != "mlp" and len(observation_shape) == 3
         self._bf16 = bf16
         self._input_mean = input_mean
         self._input_std = input_std
         self._through = _through
         self._memory_format = torch.preserve_format
 
+    def _finish(self, gains: Mapping[nn.Module, float]) -> None:
+        """Draws all weights, those of heads with their gains, and lays them out; the constructors' last step."""
+        for module in self.modules():
+            self._initialise(module, math.sqrt(2.0))
+        for head, gain in gains.items():
+            self._initialise(head, gain)
+        if self._channels_last:
+            self._memory_format = torch.channels_last
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def compile_trunk(self) -> None:
         """Has torch.compile fuse what comes before the heads, for batches of any size."""
         self._through = torch.compile(_through, dynamic=True)
-
-    def _lay_out(self, channels_last: bool) -> None:
-        if channels_last:
-            self._memory_format = torch.channels_last
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _hidden(self, layers: nn.Module, inputs: Tensor) -> Tensor:
         """The features of hidden layers, in their precision, as float32: heads and an LSTM have that of the result."""
@@ -74,29 +130,15 @@ class ActorCritic(_Network):
     without an LSTM, so that the same lines serve both.
 
     Args:
-        observation_shape: of one observation; [C, H, W] for the image kinds, anything flattened for the mlp.
+        observation_shape: of one observation.
         n_actions: A.
-        kind: "nips" (Mnih et al. 2013: conv 16 8x8/4, conv 32 4x4/2, fc 256), "nature" (Mnih et al. 2015: conv 32
-            8x8/4, conv 64 4x4/2, conv 64 3x3/1, fc 512), "small" (MinAtar's, Young and Tian 2019: conv 16 3x3/1, fc
-            128; for pictures of 5 to 40 pixels, and boards) or "mlp".
-        hidden_sizes: of the mlp.
-        activation: of the mlp, "tanh" or "relu".
-        initialisation: "orthogonal" (gain sqrt 2, LSTM gates 1, policy head 0.01, value head 1, biases 0) or "fan_in"
-            (weights and biases from U(+-1/sqrt(fan_in)), as Torch7 did for A3C).
+        kind: of the trunk.
         shared_trunk: one trunk under both heads as in the papers, or one each.
-        channels_last: memory layout of the convolutions.
         lstm_size: units of an LSTM between the trunk and the heads (256 in Mnih et al. 2016); None: there is none.
-        bf16: the trunk computes in bfloat16 (autocast); the LSTM and the heads, and with them log-probabilities, values
-            and state, stay float32: bfloat16 would round a value of 100 to a whole 0.5, and forget small changes of a
-            cell. So do the parameters.
-        input_mean: subtracted from the observations, from frames after their scaling to [0, 1]. Around 0, gradients of
-            the first layer's weights do not all point one way, and its units stay alive (LeCun et al. 1998, 4.3).
-        input_std: what the observations are divided by then, to be of size 1 (ibid.).
-        own_trunk: makes the layers below the heads; then `kind` is the name of another package's.
+        layers: and `kind`: see `_Network`. The policy head has gain 0.01, the value head 1.
 
     Raises:
-        ValueError: an image kind for observations that are not images, images too small for its filters, or an LSTM on
-            separate trunks.
+        ValueError: as there; or an LSTM on separate trunks.
     """
 
     def __init__(
@@ -104,35 +146,22 @@ class ActorCritic(_Network):
         observation_shape: Sequence[int],
         n_actions: int,
         kind: str = "mlp",
-        hidden_sizes: Sequence[int] = (64, 64),
-        activation: str = "tanh",
-        initialisation: str = "orthogonal",
+        *,
         shared_trunk: bool = True,
-        channels_last: bool = False,
         lstm_size: int | None = None,
-        bf16: bool = False,
-        input_mean: float = 0.0,
-        input_std: float = 1.0,
-        own_trunk: Callable[[], nn.Sequential] | None = None,
+        **layers: Unpack[Layers],
     ) -> None:
-        super().__init__(bf16, input_mean, input_std)
+        super().__init__(observation_shape, kind, **layers)
         if lstm_size is not None and not shared_trunk:
             raise ValueError("an LSTM needs network.shared_trunk=true: it stands between the trunk and both heads")
-
-        trunk = (kind, observation_shape, hidden_sizes, activation, own_trunk)
-        self.trunk, n_features = _trunk(*trunk)
-        self.value_trunk = None if shared_trunk else _trunk(*trunk)[0]
+        self.trunk, n_features = self._new_trunk()
+        self.value_trunk = None if shared_trunk else self._new_trunk()[0]
         self.lstm = None if lstm_size is None else nn.LSTMCell(n_features, lstm_size)
         self.state_size = 2 * (lstm_size or 0)  # S
         n_features = lstm_size or n_features
         self.policy_head = nn.Linear(n_features, n_actions)
         self.value_head = nn.Linear(n_features, 1)
-        initialise = _INITIALISATIONS[initialisation]
-        for module in self.modules():
-            initialise(module, math.sqrt(2.0))
-        initialise(self.policy_head, 0.01)
-        initialise(self.value_head, 1.0)
-        self._lay_out(channels_last and kind != "mlp" and len(observation_shape) == 3)
+        self._finish({self.policy_head: 0.01, self.value_head: 1.0})
 
     def initial_state(self, n_envs: int) -> Tensor:
         """What the network remembers at the start of B games: zeros [B, S]."""
@@ -208,20 +237,14 @@ class QNetwork(_Network):
     multiplied by 1 / sqrt 2 (section 4.2).
 
     Args:
-        observation_shape: as for `ActorCritic`.
+        observation_shape: of one observation.
         n_actions: A.
-        kind: as there, with hidden_sizes and activation.
-        initialisation: "orthogonal" (gain sqrt 2, last layers 1, biases 0) or "fan_in", as there.
+        kind: of the trunk.
         dueling: two streams.
-        channels_last: memory layout of the convolutions.
-        bf16: hidden layers compute in bfloat16 (autocast); the heads, and with them Q, and the parameters stay float32.
-        input_mean: subtracted from the observations, as in `ActorCritic`.
-        input_std: what they are divided by then, as there.
-        own_trunk: as there.
+        layers: and `kind`: see `_Network`. The last layers have gain 1.
 
     Raises:
-        ValueError: an image kind for observations that are not images, or images too small for its filters; a dueling
-            mlp without a hidden layer.
+        ValueError: as there; or a dueling mlp without a hidden layer.
     """
 
     def __init__(
@@ -229,35 +252,24 @@ class QNetwork(_Network):
         observation_shape: Sequence[int],
         n_actions: int,
         kind: str = "mlp",
-        hidden_sizes: Sequence[int] = (64, 64),
-        activation: str = "tanh",
-        initialisation: str = "orthogonal",
+        *,
         dueling: bool = False,
-        channels_last: bool = False,
-        bf16: bool = False,
-        input_mean: float = 0.0,
-        input_std: float = 1.0,
-        own_trunk: Callable[[], nn.Sequential] | None = None,
+        **layers: Unpack[Layers],
     ) -> None:
-        super().__init__(bf16, input_mean, input_std)
-        trunk = (kind, observation_shape, hidden_sizes, activation, own_trunk)
-        whole, n_features = _trunk(*trunk)
-        layers = list(whole)
-        if dueling and len(layers) < 3:
+        super().__init__(observation_shape, kind, **layers)
+        whole, n_features = self._new_trunk()
+        parts = list(whole)  # a slice of `whole` would keep its numbers, which are names in checkpoints
+        if dueling and len(parts) < 3:
             raise ValueError("a dueling network needs a hidden layer: say network.hidden_sizes=[64]")
-        self.trunk = nn.Sequential(*(layers[:-2] if dueling else layers))
+        self.trunk = nn.Sequential(*(parts[:-2] if dueling else parts))
         self.head = nn.Linear(n_features, n_actions)  # of Q, or of A
         self.advantage_stream: nn.Module | None = None
         if dueling:
-            self.advantage_stream = nn.Sequential(*layers[-2:])
-            self.value_stream = nn.Sequential(*list(_trunk(*trunk)[0])[-2:])
+            self.advantage_stream = nn.Sequential(*parts[-2:])
+            self.value_stream = nn.Sequential(*list(self._new_trunk()[0])[-2:])
             self.value_head = nn.Linear(n_features, 1)
-        initialise = _INITIALISATIONS[initialisation]
-        for module in self.modules():
-            initialise(module, math.sqrt(2.0))
-        for head in (self.head, self.value_head) if dueling else (self.head,):
-            initialise(head, 1.0)
-        self._lay_out(channels_last and kind != "mlp" and len(observation_shape) == 3)
+        heads = (self.head, self.value_head) if dueling else (self.head,)
+        self._finish(dict.fromkeys(heads, 1.0))
 
     def forward(self, observations: Tensor) -> Tensor:
         """Q [B, A] of observations [B, ...]; uint8 frames are scaled to [0, 1] here."""
