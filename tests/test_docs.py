@@ -85,7 +85,6 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [link for link in files if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.skip(reason="to be written")
 def test_every_algorithm_has_a_page() -> None:
     named = set(re.findall(r"\]\((\w+)\.md\)", (ALGORITHMS / "README.md").read_text()))
     assert named >= set(algorithm_names())
