@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from a3c_bench.algos import algorithm_names, find_settings
-from a3c_bench.checks import check_settings
-from a3c_bench.config import compose, compose_sweep
+from a3c_bench.config import compose
 from a3c_bench.core.lag import UNITS
 from a3c_bench.runtime import recorder
 from a3c_bench.schema import Config, check
@@ -108,8 +107,10 @@ def is_right(word: str, keys: set[str]) -> bool:
     name, _, value = word.partition("=")
     if "/" in name:
         return name.startswith("runs/") or (ROOT / name).exists()
+    if name in GROUPS and value:
+        return all((ROOT / "conf" / name / f"{option}.yaml").exists() for option in value.split(","))
     if value:
-        return name in keys or name in GROUPS
+        return name in keys
     if "." in name:
         return name in keys or name.split(".")[0] in MODULES or name.endswith((".csv", ".json", ".yaml", ".log"))
     return name in keys or name in COLUMNS or name in UNITS or name in COMMANDS or not re.fullmatch(r"[a-z_\d]+", name)
@@ -118,31 +119,31 @@ def is_right(word: str, keys: set[str]) -> bool:
 def test_right_words_by_hand() -> None:
     words = quoted("`algo.t_max` `algo.t_min` `lag_updates_p95`, `lag_p95`; `algo=paac env=x` `rate=1` `conf/x.yaml`")
     wrong = [word for word in words if not is_right(word, {"algo.t_max"})]
-    assert wrong == ["algo.t_min", "lag_p95", "rate=1", "conf/x.yaml"]
+    assert wrong == ["algo.t_min", "lag_p95", "env=x", "rate=1", "conf/x.yaml"]
 
 
-def commands(text: str) -> list[list[str]]:
+def commands(text: str) -> list[str]:
     """The words of each indented `python -m a3c_bench.run`."""
-    lines = re.findall(r"^    python -m a3c_bench\.run\b(.*)$", text.replace("\\\n", ""), re.M)
-    return [shlex.split(line, comments=True) for line in lines]
+    lines = re.findall(r"^    python -m a3c_bench\.run\b(.*)$", text, re.MULTILINE)
+    return [word for line in lines for word in shlex.split(line, comments=True) if word != "-m"]
 
 
 @pytest.mark.parametrize("page", sorted(ALGORITHMS.glob("*.md")), ids=lambda page: page.stem)
-def test_words_in_backticks_are_those_of_the_code(page: Path) -> None:
-    """Keys and values of the page's own algorithm; the index may name the keys of all."""
-    words = quoted(page.read_text())
+def test_words_are_those_of_the_code(page: Path) -> None:
+    """Words of commands and in backticks, with the values of the page's own algorithm; the index names keys of all."""
+    words = commands(page.read_text()) + quoted(page.read_text())
     names = [page.stem] if page.stem in algorithm_names() else algorithm_names()
     trees = [asdict(Config(algo=find_settings(name).config_class())) for name in names]
     keys = {key for tree in trees for key in keys_of(tree)}
     assert [word for word in words if not is_right(word, keys)] == []
     if page.stem in names:
-        check(compose([f"algo={page.stem}", "settings=paper", *(word for word in words if "=" in word)]))
+        set_keys = [word for word in words if "=" in word and word.partition("=")[0] in keys - GROUPS]
+        check(compose([f"algo={page.stem}", "settings=paper", *set_keys]))
 
 
-@pytest.mark.parametrize("page", sorted(ALGORITHMS.glob("*.md")), ids=lambda page: page.stem)
-def test_commands_compose(page: Path) -> None:
-    for words in commands(page.read_text()):
-        configs = [config for _, config in compose_sweep(words)[1]] if "-m" in words else [compose(words)]
-        for config in configs:
-            check_settings(config)
-            assert config.algo.name == page.stem or page.stem == "README", words
+def test_commands_by_hand() -> None:
+    run = "python -m a3c_bench.run"
+    assert commands(f"    {run} -m algo=a3c,paac env.id='x y'  # why\n    {run}\n{run} x\n") == [
+        "algo=a3c,paac",
+        "env.id=x y",
+    ]
