@@ -1,5 +1,8 @@
 """What the tests share: a tiny run, the command line in this process and in another, and a file to look into a run."""
 
+import copy
+import functools
+import importlib.metadata
 import logging
 import os
 import signal
@@ -11,7 +14,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from leftovers import SHARED_MEMORY, left_behind
 
 from a3c_bench import run
@@ -31,6 +37,36 @@ class Ended(NamedTuple):
     exit_status: int
     stdout: str
     stderr: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_are_parsed_once() -> Iterator[None]:
+    """A third of a composition is reading conf/ and looking for plug-ins, each time anew; here only what has changed.
+
+    That is a file with another time or size, and another sys.path. What another process composes is not touched.
+    """
+    Plugins.instance()  # imports its sources anew
+    files = SourcesRegistry.instance().resolve("file")
+    parse, look_up = files.load_config, importlib.metadata.entry_points
+    parsed: dict[tuple[Path, int, int], ConfigResult] = {}
+
+    def load(source: ConfigSource, config_path: str) -> ConfigResult:
+        path = Path(source.path, source._normalize_file_name(config_path))
+        if not path.exists():
+            return parse(source, config_path)  # which says so
+        key = path, path.stat().st_mtime_ns, path.stat().st_size
+        if key not in parsed:
+            parsed[key] = parse(source, config_path)
+        return copy.deepcopy(parsed[key])
+
+    @functools.cache
+    def found(path: tuple[str, ...], **wanted: str) -> Any:
+        return look_up(**wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "load_config", load)
+        patch.setattr(importlib.metadata, "entry_points", lambda **wanted: found(tuple(sys.path), **wanted))
+        yield
 
 
 @pytest.fixture

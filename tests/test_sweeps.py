@@ -82,6 +82,17 @@ def test_the_learning_rate_grows_with_the_environments() -> None:
     assert rates == {n: pytest.approx(0.0007 * n) for n in (16, 32, 64, 128, 256)}
 
 
+N_TINY_RUNS = {  # of a tiny variant
+    "headline": 3,
+    "lag_vs_agents": 4,
+    "speedup_vs_workers": 2,
+    "n_envs": 2,
+    "advantages": 5,
+    "lr_sensitivity": 2,
+    "throughput": 2,
+    "atari_paac_games": len(algorithm_names()),
+    "atari57": 4,
+}
 # The others take seconds; these train all algorithms on Atari games, calibrate, or start many threads.
 LONG_ONES = {"atari57", "atari_paac_games", "lag_vs_agents", "throughput"}
 TINY_ONES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG_ONES else name for name in SWEEPS]
@@ -90,11 +101,10 @@ TINY_ONES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG_ONES els
 @pytest.mark.parametrize("name", TINY_ONES)
 def test_the_tiny_variant_runs_to_its_end(cli: Cli, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "calibrate", lambda config: calibrate(config, 1, 0.05))  # 15 s as it is
-    _, points = compose_sweep([f"+sweeps=tiny/{name}"])
     ended = cli(f"+sweeps=tiny/{name}", f"root={tmp_path}")
     assert (ended.exit_status, ended.stderr) == (0, "")
     runs = list(tmp_path.glob(f"tiny_{name}/**/status.json"))
-    assert len(runs) == len(points) >= 2
+    assert len(runs) == N_TINY_RUNS[name]
     assert {read_status(run.parent)["state"] for run in runs} == {"finished"}
     assert all(read_status(run.parent)["frames"] >= 200 for run in runs)
     if name == "throughput":
@@ -104,30 +114,38 @@ def test_the_tiny_variant_runs_to_its_end(cli: Cli, tmp_path: Path, name: str, m
 # --- composing fast -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        ["seed=3", "algo=paac"],
-        ["algo=a3c", "env=pong", "network=nips", "algo.t_max=7"],
-        ["algo.optimizer.lr=1e-3", "algo=ga3c", "budget.frames=null"],
-        ["network.hidden_sizes=[8,9]", "advantage=gae", "advantage.gae_lambda=0.5"],
-        ["experiment=pong", "algo=paac", "algo.n_envs=8"],
-        ["logger.wandb.tags=[a,b]", "+sweeps=n_envs", "algo.n_envs=16"],
-        ["env=atari", "env.game=Qbert"],
-    ],
+POINTS = (
+    ("seed=3", "algo=paac"),
+    ("algo=a3c", "env=pong", "network=nips", "algo.t_max=7"),
+    ("algo.optimizer.lr=1e-3", "algo=ga3c", "budget.frames=null"),
+    ("network.hidden_sizes=[8,9]", "advantage=gae", "advantage.gae_lambda=0.5"),
+    ("experiment=pong", "algo=paac", "algo.n_envs=8"),
+    ("logger.wandb.tags=[a,b]", "+sweeps=n_envs", "algo.n_envs=16"),
+    ("env=atari", "env.game=Qbert"),
 )
-def test_points_are_what_hydra_composes(point: Sequence[str]) -> None:
-    """Beside another point, so that the shared composition is not changed by the first that uses it."""
-    others = [["seed=1"], [*point, "seed=5"]]
+
+
+@pytest.fixture(scope="module")
+def composed_together() -> dict[tuple[str, ...], Config]:
+    """Each of POINTS, and each with another seed: in one sweep, so that they share what they choose alike."""
+    points = [("seed=1",), *((*point, "seed=5") for point in POINTS), *POINTS]
     compose(["seed=0"])  # registers the schemas
     with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
         from hydra import compose as hydra_compose
 
         loader = GlobalHydra.instance().config_loader()
         master = hydra_compose("config", return_hydra_config=True)
-        found = compose_points(loader, master, [*others, point])
-    assert from_hydra(found[2]) == compose(point)
-    assert from_hydra(found[1]) == compose([*point, "seed=5"])
+        found = compose_points(loader, master, points)
+    return dict(zip(points, map(from_hydra, found), strict=True))
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: " ".join(point))
+def test_points_are_what_hydra_composes(
+    point: tuple[str, ...], composed_together: dict[tuple[str, ...], Config]
+) -> None:
+    """Beside others, so that the shared composition is not changed by the first that uses it."""
+    assert composed_together[point] == compose(point)
+    assert composed_together[*point, "seed=5"] == compose([*point, "seed=5"])
 
 
 def test_a_bad_point_is_told_as_ever() -> None:
