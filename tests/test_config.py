@@ -9,12 +9,23 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from a3c_bench import config as config_module
 from a3c_bench.algos import algorithm_names, find_algorithm, find_settings
 from a3c_bench.algos.paac import PAACConfig
-from a3c_bench.config import compose, compose_sweep, config_directory, load_config, run_directory
+from a3c_bench.config import (
+    compose,
+    compose_points,
+    compose_sweep,
+    config_directory,
+    from_hydra,
+    load_config,
+    run_directory,
+)
 from a3c_bench.envs.spec import ATARI
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.launch.options import LocalOptions, SlurmOptions
@@ -345,35 +356,47 @@ def place(config: Config, overrides: Sequence[str]) -> str:
     return str(run_directory(config, overrides))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "level"),
-    [
-        ([], ""),
-        (["algo=paac", "env=cartpole", "env.id=CartPole-v1", "env.game=null"], ""),
-        (["progress=false", "calibrate=true", "checkpoint_interval_seconds=5", "logger=wandb"], ""),
-        (["logger.wandb.mode=online", "logger.wandb.tags=[a]", "retry_diverged=true"], ""),
-        (["evaluation.n_games=2", "budget.frames=4000", "metrics_interval_frames=10", "lag.enabled=false"], ""),
-        (["algo.n_envs=64"], "algo.n_envs=64/"),
-        (["++algo.n_envs=64"], "algo.n_envs=64/"),
-        (["algo.n_envs=3", "algo.n_envs=64"], "algo.n_envs=64/"),
-        (["network=nature", "algo.t_max=7", "algo=paac"], "algo.t_max=7,network=nature/"),
-        (["algo.t_max=7", "network=nature"], "algo.t_max=7,network=nature/"),
-        (["network.hidden_sizes=[64, 64]", "device=cuda:0"], "device=cuda:0,network.hidden_sizes=[64,64]/"),
-        (["device=a/b"], "device=a_b/"),
-        (["env.reward_clip=1"], "env.reward_clip=1/"),
-        (["env.reward_clip=1.0"], "env.reward_clip=1/"),
-        (["algo.optimizer.lr=1e-3"], "algo.optimizer.lr=0.001/"),
-        (["algo.optimizer.lr=0.00100"], "algo.optimizer.lr=0.001/"),
-        (["algo.optimizer.lr=0.00001"], "algo.optimizer.lr=1e-05/"),
-        (["network.shared_trunk=true"], "network.shared_trunk=True/"),
-        (["network.shared_trunk=True"], "network.shared_trunk=True/"),
-        (["network.shared_trunk=yes"], "network.shared_trunk=True/"),
-        (["algo.optimizer.max_grad_norm=null"], "algo.optimizer.max_grad_norm=null/"),
-    ],
-)
-def test_paths(overrides: list[str], level: str) -> None:
-    config = compose([*overrides, "root=r", "name=n", "seed=3"])
-    assert place(config, overrides) == f"r/n/CartPole-v1/paac/{level}seed3"
+LEVELS: list[tuple[list[str], str]] = [  # what was said, and the part of the path for it
+    ([], ""),
+    (["algo=paac", "env=cartpole", "env.id=CartPole-v1", "env.game=null"], ""),
+    (["progress=false", "calibrate=true", "checkpoint_interval_seconds=5", "logger=wandb"], ""),
+    (["logger.wandb.mode=online", "logger.wandb.tags=[a]", "retry_diverged=true"], ""),
+    (["evaluation.n_games=2", "budget.frames=4000", "metrics_interval_frames=10", "lag.enabled=false"], ""),
+    (["algo.n_envs=64"], "algo.n_envs=64/"),
+    (["++algo.n_envs=64"], "algo.n_envs=64/"),
+    (["algo.n_envs=3", "algo.n_envs=64"], "algo.n_envs=64/"),
+    (["network=nature", "algo.t_max=7", "algo=paac"], "algo.t_max=7,network=nature/"),
+    (["algo.t_max=7", "network=nature"], "algo.t_max=7,network=nature/"),
+    (["network.hidden_sizes=[64, 64]", "device=cuda:0"], "device=cuda:0,network.hidden_sizes=[64,64]/"),
+    (["device=a/b"], "device=a_b/"),
+    (["env.reward_clip=1"], "env.reward_clip=1/"),
+    (["env.reward_clip=1.0"], "env.reward_clip=1/"),
+    (["algo.optimizer.lr=1e-3"], "algo.optimizer.lr=0.001/"),
+    (["algo.optimizer.lr=0.00100"], "algo.optimizer.lr=0.001/"),
+    (["algo.optimizer.lr=0.00001"], "algo.optimizer.lr=1e-05/"),
+    (["network.shared_trunk=true"], "network.shared_trunk=True/"),
+    (["network.shared_trunk=True"], "network.shared_trunk=True/"),
+    (["network.shared_trunk=yes"], "network.shared_trunk=True/"),
+    (["algo.optimizer.max_grad_norm=null"], "algo.optimizer.max_grad_norm=null/"),
+]
+
+
+@pytest.fixture(scope="module")
+def configs() -> list[Config]:
+    """Of LEVELS, composed together."""
+    fixed = ["root=r", "name=n", "seed=3"]
+    compose([])  # registers the schemas
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        master = hydra_compose("config", overrides=fixed, return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        points = compose_points(loader, master, [[*overrides, *fixed] for overrides, _ in LEVELS])
+    return [from_hydra(point) for point in points]
+
+
+@pytest.mark.parametrize("i", range(len(LEVELS)), ids=[" ".join(overrides) for overrides, _ in LEVELS])
+def test_paths(i: int, configs: list[Config]) -> None:
+    overrides, level = LEVELS[i]
+    assert place(configs[i], overrides) == f"r/n/CartPole-v1/paac/{level}seed3"
 
 
 def test_paths_leave_out_what_is_hydras(tiny: Config) -> None:
@@ -416,8 +439,9 @@ def test_points_that_would_be_one_run_are_refused(
         f"only goes on; give each a name of its own: 'name=mine-${{{key}}}'.\n"
     )
     assert not list(tmp_path.rglob("config.yaml"))
-    _, points = compose_sweep([*others, *words, f"name=mine-${{{key}}}"])
-    assert len({run_directory(config, overrides) for overrides, config in points}) == 2
+    if launcher == "basic":  # the way out, which knows of none
+        _, points = compose_sweep([*others, *words, f"name=mine-${{{key}}}"])
+        assert len({run_directory(config, overrides) for overrides, config in points}) == 2
 
 
 def test_points_that_differ_in_their_experiment_alone_are_two_runs(own_conf: Path) -> None:
