@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from a3c_bench import build
+from a3c_bench.acting.policy import Policy
 from a3c_bench.algos import find_algorithm
-from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample_actions
+from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork
 from a3c_bench.envs import Episode, Step, VectorEnv, find_spec
 from a3c_bench.envs.backends import episode_limit_frames
 from a3c_bench.envs.reference import human_normalised_percent
@@ -84,7 +85,6 @@ def policy_name(config: Config, network: ActorCritic | QNetwork) -> str:
     return "epsilon_greedy" if policy == "sample" and isinstance(network, QNetwork) else policy
 
 
-@torch.no_grad()
 def play(
     envs: VectorEnv,
     network: ActorCritic | EpsilonGreedy,
@@ -94,14 +94,14 @@ def play(
 ) -> None:
     """Acts until `after_step` says False. `policy` is "sample" or "greedy"."""
     device = next(network.parameters()).device
-    generator = torch_generator(device, seed)
+    chooses = Policy(network, torch_generator(device, seed), greedy=policy == "greedy")
     observations = torch.from_numpy(envs.reset()).to(device)
     state = network.initial_state(envs.n_envs)
     going = True
     while going:
-        log_probs, _, state = network(observations, state)
-        actions = sample_actions(log_probs, generator) if policy == "sample" else log_probs.argmax(-1)
-        step = envs.step(actions.cpu().numpy())
+        choice = chooses(observations, state)
+        state = choice.state
+        step = envs.step(choice.actions.cpu().numpy())
         observations = torch.from_numpy(step.observations).to(device)
         state[torch.from_numpy(~step.valid)] = 0.0  # a phantom step brings the first observation of a new game
         going = after_step(step)

@@ -2,7 +2,8 @@
 
 import torch
 
-from a3c_bench.core.networks import ActorCritic, sample_actions
+from a3c_bench.acting.policy import Policy
+from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.rollout import Rollout
 from a3c_bench.envs import VectorEnv
 from a3c_bench.runtime.ledger import Ledger
@@ -33,7 +34,7 @@ class Actor:
     ) -> None:
         self._envs = envs
         self._network = network
-        self._generator = generator
+        self._policy = Policy(network, generator)
         self._ledger = ledger
         self._end_with_episode = end_with_episode and envs.n_envs == 1
         self.rollout = Rollout(
@@ -52,10 +53,10 @@ class Actor:
         rollout.start(self._observations, self._state)
         while rollout.length < rollout.t_max:
             t = rollout.length
-            rollout.log_probs[t], self._state = self._network.policy(rollout.observations[t], self._state)
-            rollout.actions[t] = sample_actions(rollout.log_probs[t], self._generator)
+            choice = self._policy(rollout.observations[t], self._state, values=False)
+            rollout.log_probs[t], rollout.actions[t], self._state = choice.log_probs, choice.actions, choice.state
             stamp = ledger.stamp()
-            actions = rollout.actions[t].cpu().numpy()
+            actions = choice.actions.cpu().numpy()
             timer.lap("predict")
             step = self._envs.step(actions)
             timer.lap("simulate")

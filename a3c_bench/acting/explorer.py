@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from a3c_bench.acting.policy import Exploration
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.q_learning import ValueCheck
 from a3c_bench.core.replay import Replay
@@ -41,10 +42,8 @@ class Explorer:
         exclusively: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._envs = envs
-        self._network = network
+        self._policy = Exploration(network, generator, device)
         self._replay = replay
-        self._generator = generator
-        self._device = device
         self._ledger = ledger
         self._env_ids = np.arange(first_env_id, first_env_id + envs.n_envs)
         self._exclusively = exclusively or nullcontext()
@@ -52,26 +51,22 @@ class Explorer:
         self._started = False
         self._check = ValueCheck(envs.n_envs, gamma)
 
-    @torch.no_grad()
     def step(self, epsilon: float) -> int:
         """One step of every environment; gives the agent steps that it was (phantoms left out)."""
-        ledger, timer, n_envs = self._ledger, self._ledger.timer, self._envs.n_envs
+        ledger, timer = self._ledger, self._ledger.timer
         if not self._started:  # here and not before: a checkpoint may have been loaded into the replay meanwhile
             self._started = True
             with self._exclusively:
                 self._replay.start(self._observations, self._env_ids)
         stamp = ledger.stamp()
-        max_q, greedy = self._network(torch.from_numpy(self._observations).to(self._device)).max(-1)
-        explores = self._generator.random(n_envs) < epsilon
-        anything = self._generator.integers(self._envs.n_actions, size=n_envs)
-        actions = np.where(explores, anything, greedy.cpu().numpy())
+        actions, max_q = self._policy(self._observations, epsilon)
         timer.lap("predict")
         step = self._envs.step(actions)
         timer.lap("simulate")
         n_valid = int(step.valid.sum())
         ledger.count(n_valid, step.episodes)
         outcome = (step.rewards, step.terminated, step.truncated, step.valid)
-        total_q, total_return, n_states = self._check.add(max_q.cpu().numpy(), *outcome)
+        total_q, total_return, n_states = self._check.add(max_q, *outcome)
         ledger.ratio("max_q", total_q, n_states)
         ledger.ratio("discounted_return", total_return, n_states)
         with self._exclusively:
