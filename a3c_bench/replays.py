@@ -1,5 +1,7 @@
 """Replays: where they live, how large they are, and whether they fit."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from a3c_bench.build import Shapes
@@ -11,6 +13,7 @@ from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.storage import check_disk, check_memory, mapped_files
 from a3c_bench.schema import Config, ReplayConfig
 
+log = logging.getLogger(__name__)
 REMEDY = "lower algo.replay.capacity_agent_steps"
 
 
@@ -94,6 +97,23 @@ def make_replay(
         )
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
+
+
+class ReplayNote:
+    """Says in checkpoints, and when a run goes on, what became of the replays."""
+
+    def __init__(self, replays: Sequence[Replay]) -> None:
+        self._replays = replays
+
+    def state_dict(self) -> dict[str, str]:
+        """What the other parts of a checkpoint do not say."""
+        if self._replays[0].persistent:
+            return {"kept": f"{sum(map(len, self._replays))} agent steps in replay/"}
+        return {"kept": "none: they were in memory"}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Tells it; the replays themselves have been loaded, if they outlived the stop."""
+        log.info("Replays kept: %s.", state["kept"])
 
 
 def replay_bytes(config: Config, envs: Shapes, n_envs: int) -> int:

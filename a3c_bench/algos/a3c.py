@@ -14,9 +14,7 @@ applied meanwhile are the lag of every sample, and the staleness of the gradient
 """
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.core.rollout import Batch, Rollout, divergence
 from a3c_bench.envs import find_spec
+from a3c_bench.parallel.hogwild import SharedModel
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.parallel.tokens import Tokens
@@ -41,20 +40,6 @@ from a3c_bench.runtime.session import Session
 from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class SharedModel:
-    """What all processes see at once."""
-
-    theta: Tensor  # [P]
-    statistics: list[SharedOptimizerState]  # one for all workers, or one each; a worker gets its own alone
-    tally: Tally  # a row for each worker
-    lock: Tokens | None
-
-    def exclusively(self) -> AbstractContextManager[Any]:
-        """The lock, where there is one."""
-        return self.lock or nullcontext()
 
 
 class Worker:
@@ -81,7 +66,7 @@ class Worker:
         self.shared_network: ActorCritic = build.make_network(config, self.envs, device)  # theta
         FlatParameters(self.shared_network, shared.theta)
         self.learner = build.make_actor_critic_learner(config, self.network, self.parameters, shared.theta)
-        shared.statistics[index % len(shared.statistics)].lend(self.learner.optimizer)
+        shared.state.lend(self.learner.optimizer)
         self.learning_rate_at = build.make_schedule(config)
         generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS, attempt, index))
         self.actor = Actor(
@@ -95,11 +80,7 @@ class Worker:
 
     def synchronise(self) -> None:
         """theta' <- theta."""
-        with torch.no_grad(), self.shared.exclusively():
-            self.notes.version = (
-                self.shared.tally.version
-            )  # others may go on while we copy: the copy is not older than this
-            self.parameters.values.copy_(self.shared.theta)
+        self.notes.version = self.shared.fetch(self.parameters.values.data)
         self.notes.timer.lap("predict")
 
     def learn(self, rollout: Rollout) -> None:
@@ -152,20 +133,12 @@ def train(config: Config, session: Session) -> None:
         log.warning(
             "A3C trains with one worker, and so without lag: say algo.n_workers=2 or more, or give it more cores."
         )
-    network = make_network(config)
-    theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
-    statistics = [
-        SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
-        for _ in range(1 if options.shared_statistics else n_workers)
-    ]
-    tally = Tally(n_workers, config.env.frame_skip, session.clock).share()
-    shared = SharedModel(theta, statistics, tally, Tokens(1) if options.lock else None)
-    own = [replace(shared, statistics=[statistics[index % len(statistics)]]) for index in range(n_workers)]
-    arguments = [(config, own[index], index, session.attempt) for index in range(n_workers)]
+    network, shared = assemble(config, session)
+    arguments = [(config, shared.for_worker(index), index, session.attempt) for index in range(n_workers)]
     with Workers(worker_main, arguments, session.take, config.worker_silence_seconds) as workers:
         with workers.standstill():  # until all are ready
-            tally.begin(session.counters.agent_steps, session.counters.updates)
-            parts = {f"statistics_{i}": part for i, part in enumerate(statistics)}
+            shared.tally.begin(session.counters.agent_steps, session.counters.updates)
+            parts = {f"statistics_{i}": part for i, part in enumerate(shared.states)}
             session.begin(network=network, **parts)
             if session.is_over:
                 workers.stop()
@@ -173,9 +146,18 @@ def train(config: Config, session: Session) -> None:
             workers.poll(0.1)
 
 
-def make_network(config: Config) -> ActorCritic:
-    """theta's network, in the parent, which has no environments of its own."""
-    return build.make_network(config, find_spec(config.env), torch.device("cpu"))
+def assemble(config: Config, session: Session) -> tuple[ActorCritic, SharedModel]:
+    """All of a run but its workers: the network that shows theta to the parent, and what they share."""
+    options: A3CConfig = config.algo
+    n_workers = options.n_workers or usable_cores()
+    network: ActorCritic = build.make_network(config, find_spec(config.env), torch.device("cpu"))
+    theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
+    states = [
+        SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
+        for _ in range(1 if options.shared_statistics else n_workers)
+    ]
+    tally = Tally(n_workers, config.env.frame_skip, session.clock).share()
+    return network, SharedModel(theta, states, tally, Tokens(1) if options.lock else None)
 
 
 def resolve(config: Config, cores: int) -> Config:

@@ -22,11 +22,8 @@ N_A, N_P and N_T are fixed, or adjusted while it runs (`core.adjustment`).
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,15 +31,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from a3c_bench import build
+from a3c_bench.acting.policy import Policy, to_device
+from a3c_bench.acting.slots import Agents, Experience, Prediction
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes
 from a3c_bench.core.adjustment import Adjuster, Sizes
-from a3c_bench.core.lag import Stamp, age
-from a3c_bench.core.networks import ActorCritic, sample_actions
+from a3c_bench.core.lag import age
+from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
-from a3c_bench.core.rollout import Batch, divergence
-from a3c_bench.envs import Step, VectorEnv
-from a3c_bench.parallel.crew import Crew, Member
+from a3c_bench.core.rollout import divergence
+from a3c_bench.envs import Step, find_spec
+from a3c_bench.parallel.crew import Crew, Member, own_stream, wait_for_own_stream
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.runtime.ledger import Report
@@ -54,166 +53,7 @@ from a3c_bench.schema import Config
 SECONDS_BETWEEN_POLLS = 0.02
 
 
-class Experience:
-    """Rollouts in main memory, allocated once: an agent fills a slot, a trainer reads it and sets it free.
-
-    Args:
-        n_slots: S.
-        t_max: T, steps of a rollout at most.
-        envs: for the shape of an observation and the number of actions.
-        network: for the size of its state.
-    """
-
-    def __init__(self, n_slots: int, t_max: int, envs: VectorEnv, network: ActorCritic) -> None:
-        self.t_max = t_max
-        self.lengths = np.zeros(n_slots, dtype=np.int64)  # steps so far
-        self.observations = np.zeros((t_max, n_slots, *envs.observation_shape), dtype=envs.observation_dtype)
-        self.state = np.zeros((n_slots, network.state_size), dtype=np.float32)  # of an LSTM, before the first step
-        self.actions = np.zeros((t_max, n_slots), dtype=np.int64)
-        self.log_probs = np.zeros((t_max, n_slots, envs.n_actions), dtype=np.float32)  # of the policy that acted
-        self.rewards = np.zeros((t_max, n_slots), dtype=np.float32)
-        self.terminated = np.zeros(n_slots, dtype=bool)  # by the last step
-        self.truncated = np.zeros(n_slots, dtype=bool)  # by the last step
-        self.bootstrap = np.zeros(n_slots, dtype=np.float32)  # V of the state after the last step, when it was seen
-        self.stamps = np.zeros((t_max, n_slots, 3))  # version, frames and seconds when each action was chosen
-        self._free = deque(range(n_slots))
-
-    def slot(self) -> int:
-        """A free slot; there are enough for all who may hold one."""
-        slot = self._free.popleft()
-        self.lengths[slot] = 0
-        return slot
-
-    def set_free(self, slots: Sequence[int]) -> None:
-        """Nobody reads these any more."""
-        self._free.extend(slots)
-
-    def batch(self, slots: Sequence[int], device: torch.device) -> Batch:
-        """The rollouts [B] in these slots, padded at their ends to the longest."""
-        lengths = self.lengths[slots]
-        steps = slice(0, int(lengths.max()))
-        ends, columns = lengths - 1, np.arange(len(slots))
-        terminated = np.zeros((int(lengths.max()), len(slots)), dtype=bool)
-        truncated = terminated.copy()
-        terminated[ends, columns] = self.terminated[slots]
-        # A rollout that goes on elsewhere ends like a truncated one: with the value of the state after it.
-        truncated[ends, columns] = ~self.terminated[slots]
-        parts = (
-            self.observations[steps, slots],
-            self.state[slots],
-            self.actions[steps, slots],
-            self.log_probs[steps, slots],
-            self.rewards[steps, slots],
-            terminated,
-            truncated,
-            np.arange(len(terminated))[:, None] < lengths,
-            self.bootstrap[slots],
-            lengths,
-        )
-        return Batch(*(_to_device(torch.from_numpy(part), device) for part in parts))
-
-
 TrainingQueue = queue.Queue[list[int]]  # of slots
-
-
-class Agents:
-    """Where each agent is. One belongs to whichever thread has received it, so that nothing of it is locked.
-
-    Args:
-        envs: an agent each.
-        network: for the size of its state.
-        experience: they fill.
-        n_agents: N_A, so many work; the others are parked.
-    """
-
-    def __init__(self, envs: VectorEnv, network: ActorCritic, experience: Experience, n_agents: int) -> None:
-        self.envs = envs
-        self.experience = experience
-        self.n_wanted = n_agents
-        self.n_working = envs.n_envs
-        self.slots = np.array([experience.slot() for _ in range(envs.n_envs)])  # of their present rollouts
-        self.state = np.zeros((envs.n_envs, network.state_size), dtype=np.float32)  # of the network, now
-        self._parked: list[tuple[int, NDArray[Any]]] = []  # with what they saw last
-        self._parking = threading.Lock()
-
-    def answer(self, step: Step) -> None:
-        """Keeps what the environments answered to the last actions."""
-        slots = self.slots[step.env_ids[step.valid]]
-        self.experience.rewards[self.experience.lengths[slots], slots] = step.rewards[step.valid]
-        self.experience.lengths[slots] += 1
-        self.state[step.env_ids[~step.valid]] = 0.0  # new games
-
-    def complete(self, step: Step, values: NDArray[np.float32], complete: NDArray[np.bool_]) -> list[int]:
-        """The slots of agents whose rollouts are complete [B], with the values of where they lead; they begin anew."""
-        agents, experience = step.env_ids[complete], self.experience
-        slots = self.slots[agents]
-        experience.terminated[slots] = (step.terminated & step.valid)[complete]
-        experience.truncated[slots] = (step.truncated & step.valid)[complete]
-        experience.bootstrap[slots] = values[complete]
-        self.slots[agents] = [experience.slot() for _ in slots]
-        return slots.tolist()
-
-    def choose(self, ids: NDArray[np.int32], observations: NDArray[Any], prediction: "Prediction") -> None:
-        """Keeps the actions chosen for the observations [B, ...] of some agents, and the network's state after them."""
-        experience = self.experience
-        slots = self.slots[ids]
-        rows = experience.lengths[slots]
-        fresh = rows == 0
-        experience.state[slots[fresh]] = self.state[ids[fresh]]
-        self.state[ids] = prediction.state
-        experience.observations[rows, slots] = observations
-        experience.actions[rows, slots] = prediction.actions
-        experience.log_probs[rows, slots] = prediction.log_probs
-        experience.stamps[rows, slots] = prediction.stamp
-
-    def park(self, step: Step) -> NDArray[np.bool_]:
-        """Which agents [B] of a step go on; while too many work, those at the start of a rollout do not."""
-        going = np.ones(len(step.env_ids), dtype=bool)
-        if self.n_working > self.n_wanted:
-            with self._parking:
-                for i in np.flatnonzero(self.experience.lengths[self.slots[step.env_ids]] == 0):
-                    if self.n_working > self.n_wanted:
-                        going[i] = False
-                        self.n_working -= 1
-                        self._parked.append((int(step.env_ids[i]), step.observations[i].copy()))
-        return going
-
-    def wake(self, step: Step) -> Step:
-        """The step, and with it parked agents that are to work again, as if they had just been received."""
-        if self.n_working >= self.n_wanted:
-            return step
-        with self._parking:
-            n = min(self.n_wanted - self.n_working, len(self._parked))
-            woken, self._parked = self._parked[:n], self._parked[n:]
-            self.n_working += n
-        if not woken:
-            return step
-        ids, observations = zip(*woken, strict=True)
-        nothing = np.zeros(n, dtype=bool)
-        return Step(
-            np.append(step.env_ids, np.array(ids, dtype=np.int32)),
-            np.concatenate([step.observations, np.stack(observations)]),
-            np.append(step.rewards, np.zeros(n, dtype=np.float32)),
-            np.append(step.terminated, nothing),
-            np.append(step.truncated, nothing),
-            np.append(step.valid, nothing),
-            step.episodes,
-        )
-
-
-class Prediction(NamedTuple):
-    """What theta says of B agents, in main memory."""
-
-    log_probs: NDArray[np.float32]  # [B, A]
-    values: NDArray[np.float32]  # [B]
-    actions: NDArray[np.int64]  # [B]
-    state: NDArray[np.float32]  # [B, S]
-    stamp: Stamp
-
-    def of(self, chosen: NDArray[np.bool_]) -> "Prediction":
-        """For some agents only."""
-        log_probs, values, actions, state, stamp = self
-        return Prediction(log_probs[chosen], values[chosen], actions[chosen], state[chosen], stamp)
 
 
 class Predictor:
@@ -242,7 +82,7 @@ class Predictor:
         self.network = network
         self.tally = tally
         self.device = resolve_device(config.device)
-        self.generator = torch_generator(self.device, seed)
+        self.policy = Policy(network, torch_generator(self.device, seed))
         self.notes = Notes(tally, writer)
         self.timer = self.notes.timer
 
@@ -255,16 +95,12 @@ class Predictor:
                 with receiving:
                     step = self.agents.envs.receive()
                 self.timer.lap("simulate")
-                self.answer(step)
-                step = self.agents.wake(step)
-                prediction = self.predict(step)
-                rollouts = self.complete(step, prediction, _ended(step) | self.full(step))
-                self.act(step, prediction)
+                rollouts = self.turn(step)
                 self.timer.lap("predict")
                 for slot in rollouts:
                     member.put(training, [slot])
                 self.timer.lap("wait")
-                self.report(member, step)
+                self.report(member)
 
     def run_in_lock_step(self, member: Member, training: TrainingQueue) -> None:
         """All agents for t_max steps, then one update from all of them, then on."""
@@ -292,7 +128,17 @@ class Predictor:
                 self.act(step, prediction)
                 n_turns += 1
                 self.timer.lap("predict")
-                self.report(member, step)
+                self.report(member)
+
+    def turn(self, step: Step) -> list[int]:
+        """Sends the agents of a step on their way; gives the slots of the rollouts that it completed."""
+        self.answer(step)
+        step = self.agents.wake(step)
+        prediction = self.predict(step)
+        full = self.lengths(step) == self.agents.experience.t_max
+        rollouts = self.complete(step, prediction, _ended(step) | full)
+        self.act(step, prediction)
+        return rollouts
 
     @property
     def spent(self) -> bool:
@@ -304,25 +150,17 @@ class Predictor:
         self.agents.answer(step)
         self.notes.count(int(step.valid.sum()), step.episodes)
 
-    @torch.no_grad()
     def predict(self, step: Step) -> Prediction:
         """Theta's view of the observations of a step, and actions drawn from it."""
         stamp = self.tally.stamp()
-        observations = _to_device(torch.from_numpy(step.observations), self.device)
-        state = _to_device(torch.from_numpy(self.agents.state[step.env_ids]), self.device)
-        log_probs, values, state = self.network(observations, state)
-        actions = sample_actions(log_probs, self.generator)
-        log_probs, values, actions, state = (part.cpu() for part in (log_probs, values, actions, state))
-        return Prediction(log_probs.numpy(), values.numpy(), actions.numpy(), state.numpy(), stamp)
+        state = to_device(self.agents.state[step.env_ids], self.device)
+        choice = self.policy(to_device(step.observations, self.device), state)
+        return Prediction.of(choice, stamp)
 
     def lengths(self, step: Step) -> NDArray[np.int64]:
         """How long the rollouts [B] of a step's agents are."""
         agents = self.agents
         return agents.experience.lengths[agents.slots[step.env_ids]]
-
-    def full(self, step: Step) -> NDArray[np.bool_]:
-        """Which of them [B] are full."""
-        return self.lengths(step) == self.agents.experience.t_max
 
     def complete(self, step: Step, prediction: Prediction, complete: NDArray[np.bool_]) -> list[int]:
         """The slots of the rollouts [B] that are complete."""
@@ -330,17 +168,17 @@ class Predictor:
 
     def act(self, step: Step, prediction: Prediction) -> None:
         """Sends the agents on their way, but for those that are parked."""
+        self.notes.ratio("prediction_batch", len(step.env_ids), 1)
         going = self.agents.park(step)
         if not going.all():
-            prediction = prediction.of(going)
+            prediction = prediction.only(going)
         env_ids = step.env_ids[going]
         if len(env_ids):
             self.agents.choose(env_ids, step.observations[going], prediction)
             self.agents.envs.send(prediction.actions.astype(np.int32), env_ids)
 
-    def report(self, member: Member, step: Step) -> None:
+    def report(self, member: Member) -> None:
         """Tells what a turn brought."""
-        self.notes.ratio("prediction_batch", len(step.env_ids), 1)
         member.report(_with_share(self.notes.take(), "share_predictors_wait", ("simulate", "wait")))
 
 
@@ -423,12 +261,12 @@ class Trainer:
         # keep is found.mask (of a rollout estimators can use all or nothing), known without waiting for the device.
         learns = bool(keep.any())
         if learns:
-            self._wait_for_device()  # the gradient is there, so that the stamp is that of the step
+            wait_for_own_stream(self.device)  # the gradient is there, so that the stamp is that of the step
         now = tally.stamp()
         learning_rate = self.learning_rate_at(now.frames)
         if learns:
             learner.step(learning_rate)
-            self._wait_for_device()  # before it is counted
+            wait_for_own_stream(self.device)  # before it is counted
             tally.add(notes.writer, updates=1)
         if learns and self.measure_lag:
             stale = np.array([now.version - version])
@@ -446,10 +284,6 @@ class Trainer:
             }
             notes.updated(found.figures() | figures, found.fit)
 
-    def _wait_for_device(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-
 
 def _with_share(report: Report, column: str, phases: Sequence[str]) -> Report:
     """The report, with the share of its time that these phases took."""
@@ -461,37 +295,29 @@ def _ended(step: Step) -> NDArray[np.bool_]:
     return step.valid & (step.terminated | step.truncated)
 
 
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """As it is on a CPU; else copied through pinned memory, so that the thread need not wait."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-def own_stream(device: torch.device) -> AbstractContextManager[Any]:
-    """On a GPU, the work of the thread that enters this runs beside that of others."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
-
-
 class Staff:
-    """Starts threads and lets them go, until there are as many as wanted.
+    """Starts threads and lets them go, until there are as many as wanted; and what they share.
 
     Args:
         config: of the run.
-        crew: they join.
-        envs: of the agents.
-        session: gets what they report.
+        session: of it.
     """
 
-    def __init__(self, config: Config, crew: Crew, envs: VectorEnv, session: Session) -> None:
+    def __init__(self, config: Config, session: Session) -> None:
         options: GA3CConfig = config.algo
-        self.config, self.crew, self.envs = config, crew, envs
+        self.config = config
         self.attempt = session.attempt
         self.device = resolve_device(config.device)
-        self.network: ActorCritic = build.make_network(config, envs, self.device)  # shows theta; predictors share it
+        self.spec = find_spec(config.env)
+        self.network: ActorCritic = build.make_network(config, self.spec, self.device)  # shows theta; predictors' own
         self.theta = FlatParameters(self.network).values.detach()
         self.statistics = SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
         self.tally = Tally(_rows_needed(options), config.env.frame_skip, session.clock)
-        self.experience = Experience(slots_needed(options), options.t_max, envs, self.network)
-        self.agents = Agents(envs, self.network, self.experience, options.n_agents)
+        self.experience = Experience(slots_needed(options), options.t_max, self.spec, self.network)
+        seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
+        n_agents, batch_size = largest_sizes(options).n_agents, acting_batch(options)
+        self.envs = build.make_envs(config, n_agents, seed, batch_size=batch_size)
+        self.agents = Agents(self.envs, self.network, self.experience, options.n_agents)
         self.training: TrainingQueue = queue.Queue(options.training_queue_size)
         self.receiving = threading.Lock()
         self.predictors: list[Member] = []
@@ -503,38 +329,36 @@ class Staff:
         """How many there are to be; who was let go may still be finishing."""
         return Sizes(self.agents.n_wanted, len(self.predictors), len(self.trainers))
 
-    def resize(self, sizes: Sizes) -> None:
-        """Makes it so many."""
+    def resize(self, sizes: Sizes, crew: Crew) -> None:
+        """Makes it so many, in this crew."""
         self.agents.n_wanted = sizes.n_agents
         while len(self.predictors) < sizes.n_predictors:
-            self.predictors.append(self._hire_predictor())
+            predictor = self.make_predictor()
+            work = partial(predictor.run, training=self.training, receiving=self.receiving)
+            if self.config.algo.synchronous:
+                work = partial(predictor.run_in_lock_step, training=self.training)
+            self.predictors.append(crew.start(f"predictor {self._n_hired}", work))
         while len(self.trainers) < sizes.n_trainers:
-            self.trainers.append(self._hire_trainer())
+            work = partial(self.make_trainer().run, training=self.training)
+            self.trainers.append(crew.start(f"trainer {self._n_hired}", work))
         for members, n in ((self.predictors, sizes.n_predictors), (self.trainers, sizes.n_trainers)):
             while len(members) > n:
                 members.pop().dismissed = True
 
-    def _hire_predictor(self) -> Member:
-        name = self._name("predictor")
+    def make_predictor(self) -> Predictor:
+        """Another one."""
+        writer = self._hire()
         seed = sequence(self.config.seed, Stream.ACTIONS, self.attempt, self._n_hired)
-        predictor = Predictor(self.config, self.agents, self.network, self.tally, self._writer, seed)
-        if self.config.algo.synchronous:
-            return self.crew.start(name, partial(predictor.run_in_lock_step, training=self.training))
-        return self.crew.start(name, partial(predictor.run, training=self.training, receiving=self.receiving))
+        return Predictor(self.config, self.agents, self.network, self.tally, writer, seed)
 
-    def _hire_trainer(self) -> Member:
-        name = self._name("trainer")
-        network = build.make_network(self.config, self.envs, self.device)
-        trainer = Trainer(self.config, self.experience, network, self.theta, self.statistics, self.tally, self._writer)
-        return self.crew.start(name, partial(trainer.run, training=self.training))
+    def make_trainer(self) -> Trainer:
+        """Another one, with a network of its own that shows theta."""
+        network = build.make_network(self.config, self.spec, self.device)
+        return Trainer(self.config, self.experience, network, self.theta, self.statistics, self.tally, self._hire())
 
-    def _name(self, kind: str) -> str:
-        self._n_hired += 1
-        return f"{kind} {self._n_hired}"
-
-    @property
-    def _writer(self) -> int:
+    def _hire(self) -> int:
         """The row of the newest thread: whoever had it before was let go long ago."""
+        self._n_hired += 1
         return self._n_hired % _rows_needed(self.config.algo)
 
 
@@ -567,26 +391,27 @@ def make_adjuster(config: Config, attempt: int) -> Adjuster | None:
     return Adjuster(first_sizes(options), low, largest_sizes(options), options.adjust.window_seconds, generator)
 
 
+def assemble(config: Config, session: Session) -> Staff:
+    """All of a run but its threads."""
+    return Staff(config, session)
+
+
 def train(config: Config, session: Session) -> None:
     """Starts the threads and keeps the record of what they do."""
-    options: GA3CConfig = config.algo
     torch.set_num_threads(config.n_torch_threads or 1)  # each thread here has one core at most
-    seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
-    most = largest_sizes(options)
-    envs = build.make_envs(config, most.n_agents, seed, batch_size=acting_batch(options))
+    staff = assemble(config, session)
     adjuster = make_adjuster(config, session.attempt)
+    session.gauges = lambda: staff.sizes._asdict()
     try:
         with Crew(session.take, config.worker_silence_seconds) as crew:
-            staff = Staff(config, crew, envs, session)
-            session.gauges = lambda: staff.sizes._asdict()
             with crew.standstill():
                 adjusting = {"adjuster": adjuster} if adjuster else {}
                 session.begin(network=staff.network, statistics=staff.statistics, **adjusting)
-                staff.resize(adjuster.sizes if adjuster else first_sizes(options))
+                staff.resize(adjuster.sizes if adjuster else first_sizes(config.algo), crew)
                 staff.tally.begin(session.counters.agent_steps, session.counters.updates)
                 if staff.device.type == "cuda":
                     torch.cuda.synchronize(staff.device)  # theta is there before other streams read it
-                envs.start()
+                staff.envs.start()
                 if session.is_over:
                     crew.stop()
             while session.running(crew.standstill):
@@ -594,9 +419,9 @@ def train(config: Config, session: Session) -> None:
                 window = adjuster.look(session.wall_seconds, session.counters.updates) if adjuster else None
                 if adjuster and window:
                     session.adjusted(window)
-                    staff.resize(adjuster.sizes)
+                    staff.resize(adjuster.sizes, crew)
     finally:
-        envs.close()
+        staff.envs.close()
 
 
 def workload(config: Config) -> Workload:

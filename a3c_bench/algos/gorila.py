@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,9 +38,10 @@ from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GorilaConfig
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
+from a3c_bench.core.outliers import LossWatch
 from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.schedules import linear
-from a3c_bench.envs import VectorEnv, find_spec
+from a3c_bench.envs import find_spec
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.arrays import SharedArrays
 from a3c_bench.parallel.notes import Notes
@@ -48,8 +49,7 @@ from a3c_bench.parallel.tally import Tally
 from a3c_bench.parallel.tokens import Tokens
 from a3c_bench.parallel.transport import Port, SharedMemoryTransport, SharedServer, Transport
 from a3c_bench.parallel.workers import Link, Workers
-from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
-from a3c_bench.runtime.clock import TrainingClock
+from a3c_bench.replays import ReplayNote, allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Part, Session
@@ -57,7 +57,6 @@ from a3c_bench.schema import Config
 
 log = logging.getLogger(__name__)
 _SECONDS_TO_WAIT = 0.02  # for others, before looking up
-_LOSSES_BEFORE_JUDGING = 100
 MOST_LEARNERS, MOST_SHARDS = 100, 48  # two files of each learner in each shard, four of each shard in each bundle
 
 
@@ -102,7 +101,7 @@ class Roles:
         return names + [f"shard {i}" for i in range(self.n_shards)]
 
 
-def make_crew(options: GorilaConfig) -> Roles:
+def make_roles(options: GorilaConfig) -> Roles:
     """With the numbers that are not said filled in."""
     n_actors, n_learners = _sizes(options, usable_cores())
     one_replay = options.replay.kind == "global"
@@ -125,7 +124,7 @@ def resolve(config: Config, cores: int) -> Config:
 class Shared:
     """What all processes see at once."""
 
-    crew: Roles
+    roles: Roles
     server: SharedServer
     statistics: dict[int, SharedOptimizerState]  # of the optimiser, by shard
     tally: Tally  # a row for each bundle: its updates are the gradients that it has computed
@@ -136,8 +135,13 @@ class Shared:
 
     def n_gradients_due(self, replay: int, period: int) -> int:
         """That learners have still to compute from a replay, for the agent steps it has taken."""
-        n_steps, n_computed = self.tally.of(self.crew.users(replay))
+        n_steps, n_computed = self.tally.of(self.roles.users(replay))
         return int(max(0, n_steps - int(self.waits[replay])) // period - n_computed)
+
+    def wait_until_filled(self, replays: Sequence[Replay], n_agent_steps: int) -> None:
+        """Lets learning begin when all replays together hold so many."""
+        for index, replay in enumerate(replays):
+            self.waits[index] = max(0, -(-n_agent_steps // len(replays)) - len(replay))
 
     def exclusively(self, replay: int) -> AbstractContextManager[Any]:
         """The lock of a replay, where it needs one."""
@@ -145,7 +149,7 @@ class Shared:
 
     def for_bundle(self, index: int) -> "Shared":
         """What that process needs of it: each is handed some 250 file descriptors at most (see `check`)."""
-        own = index % self.crew.n_replays
+        own = index % self.roles.n_replays
         return replace(
             self,
             server=self.server.for_learner(index),
@@ -165,71 +169,33 @@ def open_replay(config: Config, shared: Shared, index: int, envs: build.Shapes) 
     allocate = allocate_in(shared.files and shared.files / str(index))
     if shared.files is None and index in shared.locks:
         allocate = shared.replays[index]
-    return make_replay(config, envs, shared.crew.n_envs(index), 0.0, allocate, shared.replays[index])
+    return make_replay(config, envs, shared.roles.n_envs(index), 0.0, allocate, shared.replays[index])
 
 
 # --- the bundles ------------------------------------------------------------------------------------------------------
 
 
-class LossWatch:
-    """Knows losses that are far above what is usual, by a running mean and deviation of all that it was shown.
-
-    Args:
-        max_deviations: k; None: no loss is too large.
-        decay: of the running moments.
-    """
-
-    def __init__(self, max_deviations: float | None, decay: float = 0.999) -> None:
-        self._max_deviations = max_deviations
-        self._decay = decay
-        self._mean = self._square = 0.0
-        self._n = 0
-
-    def is_outlier(self, loss: float) -> bool:
-        """Whether this loss lies more than k deviations above the mean of those before it; never of the first 100."""
-        weight = max(1.0 - self._decay, 1.0 / (self._n + 1))
-        deviation = max(self._square - self._mean**2, 0.0) ** 0.5
-        known = self._max_deviations is not None and self._n >= _LOSSES_BEFORE_JUDGING
-        found = known and loss > self._mean + (self._max_deviations or 0.0) * deviation
-        self._mean += weight * (loss - self._mean)
-        self._square += weight * (loss**2 - self._square)
-        self._n += 1
-        return found
-
-
 class Actor:
-    """Acts under a copy of theta.
+    """The part of a bundle that acts, under a copy of theta."""
 
-    Args:
-        config: of the run.
-        shared: theta and what goes with it.
-        index: of the process.
-        attempt: of the run; each has games of its own.
-        replay: that takes the steps.
-        envs: of this actor.
-        notes: gets counts and times.
-    """
-
-    def __init__(
-        self, config: Config, shared: Shared, index: int, attempt: int, replay: Replay, envs: VectorEnv, notes: Notes
-    ) -> None:
+    def __init__(self, bundle: "Bundle") -> None:
+        config, shared, index = bundle.config, bundle.shared, bundle.index
         self.options: GorilaConfig = config.algo
-        self.shared = shared
-        self.notes = notes
+        self.notes = bundle.notes
         device = torch.device("cpu")
-        network = build.make_q_network(config, envs, device)
+        network = build.make_q_network(config, bundle.envs, device)
         self.parameters = FlatParameters(network)
         self.transport: Transport = SharedMemoryTransport(shared.server)
         self.explorer = Explorer(
-            envs,
+            bundle.envs,
             network,
-            replay,
-            np.random.default_rng(sequence(config.seed, Stream.ACTIONS, attempt, index)),
+            bundle.replay,
+            np.random.default_rng(sequence(config.seed, Stream.ACTIONS, bundle.attempt, index)),
             self.options.gamma,
             device,
-            notes,
-            first_env_id=index // shared.crew.n_replays * self.options.envs_per_actor,
-            exclusively=shared.exclusively(index % shared.crew.n_replays),
+            self.notes,
+            first_env_id=index // shared.roles.n_replays * self.options.envs_per_actor,
+            exclusively=shared.exclusively(bundle.replay_index),
         )
         self.n_since_refresh = self.options.refresh_period_agent_steps
 
@@ -242,43 +208,30 @@ class Actor:
 
 
 class Learner:
-    """Computes gradients and sends them.
+    """The part of a bundle that computes gradients and sends them."""
 
-    Args:
-        config: of the run.
-        shared: theta and what goes with it.
-        index: of the process.
-        attempt: of the run.
-        replay: to draw from.
-        envs: like those that are learnt.
-        notes: gets figures and times.
-    """
-
-    def __init__(
-        self, config: Config, shared: Shared, index: int, attempt: int, replay: Replay, envs: VectorEnv, notes: Notes
-    ) -> None:
+    def __init__(self, bundle: "Bundle") -> None:
+        config, shared, index = bundle.config, bundle.shared, bundle.index
         self.options: GorilaConfig = config.algo
-        self.shared = shared
-        self.index = index
-        self.notes = notes
-        self.replay = replay
-        self.exclusively = shared.exclusively(index % shared.crew.n_replays)
+        self.index, self.notes, self.replay = index, bundle.notes, bundle.replay
+        self.tally = shared.tally
+        self.exclusively = shared.exclusively(bundle.replay_index)
         device = torch.device("cpu")
-        self.network = build.make_q_network(config, envs, device)
+        self.network = build.make_q_network(config, bundle.envs, device)
         self.parameters = FlatParameters(self.network)
-        self.target_network = build.make_q_network(config, envs, device)
+        self.target_network = build.make_q_network(config, bundle.envs, device)
         self.target_parameters = FlatParameters(self.target_network)
         self.q_learner = build.make_q_learner(config, self.network, self.target_network, self.parameters, steps=False)
         self.target_versions: Sequence[int] | None = None
         self.transport: Transport = SharedMemoryTransport(shared.server, index)
         self.learning_rate_at = build.make_schedule(config)
         self.watch = LossWatch(self.options.max_loss_deviations)
-        self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY, attempt, index))
+        self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY, bundle.attempt, index))
 
     def learn(self) -> None:
         """One gradient; sent, unless its loss is an outlier. There has to be room in the transport."""
         options, notes = self.options, self.notes
-        self.shared.tally.add(self.index, updates=1)
+        self.tally.add(self.index, updates=1)
         if self.target_versions != self.transport.target_versions:
             self.target_versions = self.transport.fetch(self.target_parameters.values.data, target=True).tolist()
         versions = self.transport.fetch(self.parameters.values.data)
@@ -286,7 +239,7 @@ class Learner:
             sample = self.replay.sample(options.replay.batch_size, self.sampling)
         found = self.q_learner.differentiate(sample)
         gradient_norm = self.q_learner.clip()
-        learning_rate = self.learning_rate_at(self.shared.tally.frames)
+        learning_rate = self.learning_rate_at(self.tally.frames)
         figures = {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
         notes.updated(found.figures() | figures, n_updates=0)
         outlier = self.watch.is_outlier(float(found.loss))
@@ -307,19 +260,18 @@ class Bundle:
     """
 
     def __init__(self, config: Config, shared: Shared, index: int, attempt: int) -> None:
-        crew = shared.crew
+        roles = shared.roles
+        self.config, self.shared, self.index, self.attempt = config, shared, index, attempt
         self.options: GorilaConfig = config.algo
-        self.shared = shared
-        self.replay_index = index % crew.n_replays
+        self.replay_index = index % roles.n_replays
         self.notes = Notes(shared.tally, index)
         self.envs = build.make_envs(
-            config, crew.envs_per_actor, sequence(config.seed, Stream.ENVIRONMENTS, attempt, index), n_threads=1
+            config, roles.envs_per_actor, sequence(config.seed, Stream.ENVIRONMENTS, attempt, index), n_threads=1
         )
         self.replay = open_replay(config, shared, self.replay_index, self.envs)
-        parts = (config, shared, index, attempt, self.replay, self.envs, self.notes)
-        self.actor = Actor(*parts) if index < crew.n_actors else None
-        self.learner = Learner(*parts) if index < crew.n_learners else None
-        n_others = len([user for user in crew.users(self.replay_index) if user != index and user < crew.n_learners])
+        self.actor = Actor(self) if index < roles.n_actors else None
+        self.learner = Learner(self) if index < roles.n_learners else None
+        n_others = len([user for user in roles.users(self.replay_index) if user != index and user < roles.n_learners])
         self.slack = 2 * n_others  # gradients that actors leave to other processes, so that none has to wait
 
     def work(self) -> None:
@@ -358,14 +310,11 @@ class Shard:
     def __init__(self, config: Config, shared: Shared, index: int) -> None:
         self.options: GorilaConfig = config.algo
         self.shared = shared
-        self.server = shared.server
-        self.index = index
         self.counts_updates = index == 0  # one of them does, and measures their lag: all get the same gradients
         self.measures_lag = config.lag.enabled and self.counts_updates
-        self.notes = Notes(shared.tally, shared.crew.n_bundles)
+        self.notes = Notes(shared.tally, shared.roles.n_bundles)
         self.port = Port(shared.server, index)
-        self.part = shared.server.parts[index]
-        self.theta = nn.Parameter(shared.server.theta[self.part])
+        self.theta = nn.Parameter(self.port.theta)
         self.optimizer = build.make_optimizer(self.options.optimizer, self.theta)
         shared.statistics[index].lend(self.optimizer)
         self.learning_rate_at = build.make_schedule(config)
@@ -376,7 +325,7 @@ class Shard:
         self.notes.timer.lap("wait")
         if push is None:
             return
-        staleness = int(self.server.versions[self.index]) - push.version
+        staleness = self.port.version - push.version
         limit = self.options.max_staleness_updates
         too_stale = limit is not None and staleness > limit
         self.notes.ratio("discarded_stale_share", too_stale, 1)
@@ -386,17 +335,12 @@ class Shard:
         self.notes.timer.lap("train")
 
     def _apply(self, gradient: Tensor, staleness: int, samples: NDArray[np.float64]) -> None:
-        server, index = self.server, self.index
         self.notes.updated({}, n_updates=int(self.counts_updates))
         self.theta.grad = gradient
-        with torch.no_grad(), server.locks[index]:
-            now = self.shared.tally.stamp(int(server.versions[index]))  # when the lock is there: others go on meanwhile
+        with self.port.publish(self.options.target_period_updates):
+            now = self.shared.tally.stamp(self.port.version)  # when the lock is there: others go on meanwhile
             set_learning_rate(self.optimizer, self.learning_rate_at(now.frames))
             self.optimizer.step()
-            server.versions[index] += 1
-            if int(server.versions[index]) % self.options.target_period_updates == 0:
-                server.target[self.part].copy_(self.theta)
-                server.target_versions[index] = server.versions[index]
         if self.measures_lag:
             self.notes.lag.add(**lag_of(samples, now), gradient_staleness_updates=np.array([staleness]))
 
@@ -404,7 +348,7 @@ class Shard:
 def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
     """The life of a process: of bundle i, or of shard s, which come after the bundles."""
     use_cores(1)
-    n_bundles = shared.crew.n_bundles
+    n_bundles = shared.roles.n_bundles
     if index >= n_bundles:
         shard = Shard(config, shared, index - n_bundles)
         while link.going(shard.notes.report, shard.notes.timer.start):
@@ -421,102 +365,84 @@ def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt:
 # --- the parent -------------------------------------------------------------------------------------------------------
 
 
-class ReplayNote:
-    """Says in checkpoints, and when a run goes on, what became of the replays."""
+class Assembled(NamedTuple):
+    """All of a run but its processes."""
 
-    def __init__(self, replays: Sequence[Replay]) -> None:
-        self._replays = replays
+    network: QNetwork  # shows theta
+    shared: Shared
+    replays: list[Replay]
 
-    def state_dict(self) -> dict[str, str]:
-        """What the other parts of a checkpoint do not say."""
-        if self._replays[0].persistent:
-            return {"kept": f"{sum(map(len, self._replays))} agent steps in replay/"}
-        return {"kept": "none: they were in memory"}
 
-    def load_state_dict(self, state: dict[str, str]) -> None:
-        """Tells it; the replays themselves have been loaded, if they outlived the stop."""
-        log.info("Replays kept: %s.", state["kept"])
+def assemble(config: Config, session: Session) -> Assembled:
+    """Theta becomes the memory of the network's parameters, for all processes to see."""
+    options: GorilaConfig = config.algo
+    roles, spec = make_roles(options), find_spec(config.env)
+    network = build.make_q_network(config, spec, torch.device("cpu"))
+    theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
+    server = SharedServer(theta, roles.n_shards, roles.n_learners, (options.replay.batch_size, 4))
+    optimizers = [build.make_optimizer(options.optimizer, nn.Parameter(theta[part])) for part in server.parts]
+    shared = Shared(
+        roles,
+        server,
+        {shard: SharedOptimizerState(optimizer) for shard, optimizer in enumerate(optimizers)},
+        tally=Tally(roles.n_bundles, config.env.frame_skip, session.clock).share(),
+        waits=torch.zeros(roles.n_replays, dtype=torch.int64).share_memory_(),  # type: ignore[no-untyped-call]
+        replays={i: SharedArrays() for i in range(roles.n_replays)},
+        locks={i: Tokens(1) for i in range(roles.n_replays) if len(roles.users(i)) > 1},
+        files=replay_files(config, spec, session.directory, tuple(map(roles.n_envs, range(roles.n_replays)))),
+    )
+    return Assembled(network, shared, [open_replay(config, shared, i, spec) for i in range(roles.n_replays)])
 
 
 def train(config: Config, session: Session) -> None:
     """Starts the processes and keeps the record of what they do."""
     options: GorilaConfig = config.algo
-    crew = make_crew(options)
-    spec = find_spec(config.env)
-    network = build.make_q_network(config, spec, torch.device("cpu"))
-    shared = make_shared(config, crew, network, session.directory, spec, session.clock)
-    replays = [open_replay(config, shared, index, spec) for index in range(crew.n_replays)]
+    network, shared, replays = assemble(config, session)
+    roles = shared.roles
     session.gauges = lambda: {
         "epsilon": epsilon_at(options, session.counters.updates),
         "replay_agent_steps": sum(map(len, replays)),
     }
-    shares = [shared.for_bundle(index) for index in range(crew.n_bundles)]
-    shares += [shared.for_shard(index) for index in range(crew.n_shards)]
+    shares = [shared.for_bundle(index) for index in range(roles.n_bundles)]
+    shares += [shared.for_shard(index) for index in range(roles.n_shards)]
     arguments = [(config, share, index, session.attempt) for index, share in enumerate(shares)]
-    with Workers(worker_main, arguments, session.take, config.worker_silence_seconds, crew.names) as workers:
+    with Workers(worker_main, arguments, session.take, config.worker_silence_seconds, roles.names) as workers:
         with workers.standstill():  # until all are ready
             parts: dict[str, Part] = {f"statistics_{i}": part for i, part in shared.statistics.items()}
             parts |= {f"replay_{i}": replay for i, replay in enumerate(replays) if replay.persistent}
             session.begin(network=network, server=shared.server, **parts, replays=ReplayNote(replays))
             shared.tally.begin(session.counters.agent_steps, 0)
-            wanted = -(-options.replay.learning_starts_agent_steps // crew.n_replays)
-            for index, replay in enumerate(replays):
-                shared.waits[index] = max(0, wanted - len(replay))
+            shared.wait_until_filled(replays, options.replay.learning_starts_agent_steps)
             if session.is_over:
                 workers.stop()
         while session.running(workers.standstill):
             workers.poll(0.1)
 
 
-def make_shared(
-    config: Config, crew: Roles, network: QNetwork, run: Path, envs: build.Shapes, clock: TrainingClock
-) -> Shared:
-    """What the processes are to share; theta becomes the memory of the network's parameters."""
-    options: GorilaConfig = config.algo
-    theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
-    server = SharedServer(theta, crew.n_shards, crew.n_learners, (options.replay.batch_size, 4))
-    optimizers = [build.make_optimizer(options.optimizer, nn.Parameter(theta[part])) for part in server.parts]
-    files = replay_files(config, envs, run, tuple(map(crew.n_envs, range(crew.n_replays))))
-    return Shared(
-        crew,
-        server,
-        {shard: SharedOptimizerState(optimizer) for shard, optimizer in enumerate(optimizers)},
-        tally=Tally(crew.n_bundles, config.env.frame_skip, clock).share(),
-        waits=_zeros(crew.n_replays),
-        replays={i: SharedArrays() for i in range(crew.n_replays)},
-        locks={i: Tokens(1) for i in range(crew.n_replays) if len(crew.users(i)) > 1},
-        files=files,
-    )
-
-
-def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-
-
 def check(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
-    crew = make_crew(config.algo)
-    if crew.n_learners > MOST_LEARNERS or crew.n_shards > MOST_SHARDS:
+    roles = make_roles(config.algo)
+    if roles.n_learners > MOST_LEARNERS or roles.n_shards > MOST_SHARDS:
         raise ConfigError(
-            f"algo.n_learners={crew.n_learners} with algo.n_shards={crew.n_shards} would share more files than a "
+            f"algo.n_learners={roles.n_learners} with algo.n_shards={roles.n_shards} would share more files than a "
             f"process can be handed: say at most {MOST_LEARNERS} and {MOST_SHARDS}."
         )
-    check_replays(config, crew.n_envs(0), crew.n_replays)
+    check_replays(config, roles.n_envs(0), roles.n_replays)
 
 
 def workload(config: Config) -> Workload:
     """A bundle's batches."""
     options: GorilaConfig = config.algo
-    crew = make_crew(options)
+    roles = make_roles(options)
     mapped = options.replay.storage == "memmap"
     return Workload(
         options.envs_per_actor,
         1,
-        crew.n_bundles,
+        roles.n_bundles,
         replayed_batch=options.replay.batch_size,
         update_period_agent_steps=options.update_period_agent_steps,
         double=options.double,
-        mapped_replays=tuple(crew.n_envs(i) for i in range(crew.n_replays)) if mapped else (),
+        mapped_replays=tuple(roles.n_envs(i) for i in range(roles.n_replays)) if mapped else (),
     )
 
 

@@ -9,9 +9,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
+
+import torch
 
 from a3c_bench.errors import WorkerError
 
@@ -181,6 +183,17 @@ class _Raised:
     def __init__(self, name: str, trace: str) -> None:
         self.name = name
         self.trace = trace
+
+
+def own_stream(device: torch.device) -> AbstractContextManager[Any]:
+    """On a GPU, the work of the thread that enters this runs beside that of others."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
+
+
+def wait_for_own_stream(device: torch.device) -> None:
+    """Until the GPU has done what this thread has asked of it."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _where_it_is(member: Member) -> str:

@@ -7,7 +7,8 @@ Nothing is pickled: what passes is written once and read where it stands.
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -172,6 +173,31 @@ class Port:
         self._server = server
         self._shard = shard
         self._last = 0  # learner that was served
+
+    @property
+    def theta(self) -> Tensor:
+        """This shard's parameters; to be changed while `publish` is entered, and then alone."""
+        return self._server.theta[self._server.parts[self._shard]]
+
+    @property
+    def version(self) -> int:
+        """Updates that this shard has published."""
+        return int(self._server.versions[self._shard])
+
+    @contextmanager
+    def publish(self, target_period: int) -> Iterator[None]:
+        """While entered, nobody reads this shard's parameters; afterwards they are one update further.
+
+        Args:
+            target_period: updates; once in so many the target network's are renewed with them.
+        """
+        server, shard = self._server, self._shard
+        with server.locks[shard], torch.no_grad():
+            yield
+            server.versions[shard] += 1
+            if self.version % target_period == 0:
+                server.target[server.parts[shard]].copy_(self.theta)
+                server.target_versions[shard] = server.versions[shard]
 
     def receive(self, timeout: float) -> Push | None:
         """The next gradient, of each learner in turn; None if none comes within `timeout` seconds."""

@@ -11,40 +11,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from common import FakeSession, small
 
 from a3c_bench import build
 from a3c_bench.algos import a3c
-from a3c_bench.algos.a3c import A3CConfig, SharedModel, Worker
+from a3c_bench.algos.a3c import A3CConfig, Worker
 from a3c_bench.config import compose
 from a3c_bench.core.advantages import gae
-from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.errors import ConfigError
-from a3c_bench.parallel.tally import Tally
-from a3c_bench.parallel.tokens import Tokens
-from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.directory import read_status
 from a3c_bench.schema import (
     AdvantageConfig,
     BudgetConfig,
     Config,
-    EnvConfig,
     EvaluationConfig,
     LagConfig,
-    NetworkConfig,
     OptimizerConfig,
 )
 from a3c_bench.train import check_run, train
 
 CONSTANT = OptimizerConfig(lr=0.01, epsilon=0.1, anneal=False)
-SMALL = Config(
-    algo=A3CConfig(n_workers=2, optimizer=CONSTANT),
-    env=EnvConfig(id="CartPole-v1"),
-    network=NetworkConfig(hidden_sizes=(8,)),
-    budget=BudgetConfig(frames=1200),
+SMALL = small(
+    A3CConfig(n_workers=2, optimizer=CONSTANT),
     evaluation=EvaluationConfig(n_games=2, n_envs=2, interval_frames=400),
-    metrics_interval_frames=200,
-    progress=False,
 )
 
 
@@ -55,17 +44,9 @@ def with_algo(**changes: Any) -> Config:
 def make_workers(config: Config, n_workers: int = 1, seconds: float = 0.0) -> list[Worker]:
     """Workers in this process, on one theta."""
     torch.set_num_threads(1)
-    theta = FlatParameters(a3c.make_network(config)).values.detach()
-    n_statistics = 1 if config.algo.shared_statistics else n_workers
-    statistics = [
-        SharedOptimizerState(build.make_optimizer(config.algo.optimizer, nn.Parameter(theta)))
-        for _ in range(n_statistics)
-    ]
-    lock = Tokens(1) if config.algo.lock else None
-    clock = TrainingClock(seconds)
-    clock.start()
-    shared = SharedModel(theta, statistics, Tally(n_workers, config.env.frame_skip, clock), lock)
-    return [Worker(config, shared, index, attempt=1) for index in range(n_workers)]
+    config = replace(config, algo=replace(config.algo, n_workers=n_workers))
+    _, shared = a3c.assemble(config, FakeSession(config, seconds=seconds))  # type: ignore[arg-type]
+    return [Worker(config, shared.for_worker(index), index, attempt=1) for index in range(n_workers)]
 
 
 # --- one update -------------------------------------------------------------------------------------------------------
@@ -82,10 +63,10 @@ def test_one_update_equals_the_papers_sums(
     (worker,) = make_workers(replace(config, network=replace(config.network, lstm_size=lstm_size)))
     for _ in range(20):
         worker.update()
-    statistics = worker.shared.statistics[0].tensors["square"]
+    statistics = worker.shared.state.tensors["square"]
     worker.synchronise()
     rollout = worker.actor.act()
-    worker.shared.theta += 0.1  # somebody else's update
+    worker.shared.theta.add_(0.1)  # somebody else's update
     theta, square = worker.shared.theta.clone(), statistics.clone()
     total, gradient = naive_gradient(worker.network, rollout, worker.options)
     norm = gradient.norm()
@@ -348,7 +329,7 @@ def test_with_a_lock_one_at_a_time_reads_or_changes_theta() -> None:
             assert thread.is_alive()
             assert torch.equal(worker.shared.theta, theta)
             assert torch.equal(worker.parameters.values, copied)
-            worker.shared.theta += 1.0  # so that there is something to synchronise
+            worker.shared.theta.add_(1.0)  # so that there is something to synchronise
         thread.join(10.0)
         assert not thread.is_alive()
     assert worker.n_updates == 1
@@ -359,7 +340,7 @@ def test_adam_shares_its_moments_and_its_step() -> None:
     first, second = make_workers(with_algo(optimizer=replace(CONSTANT, kind="adam")), 2)
     first.update()
     second.update()
-    state = first.shared.statistics[0].tensors
+    state = first.shared.state.tensors
     assert state["step"] == 2.0
     assert state["exp_avg_sq"].max() > 0.0
 

@@ -11,21 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import TIMES, FakeSession, small
 
 from a3c_bench import evaluate as evaluate_module
 from a3c_bench import play as play_module
 from a3c_bench.algos.dqn import DQN, DQNConfig
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.calibration import calibrate
-from a3c_bench.core.lag import Stamp
 from a3c_bench.core.learning import QBackward, QLearner
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.replay import Sample
 from a3c_bench.errors import ConfigError
-from a3c_bench.runtime.clock import PhaseTimer
-from a3c_bench.runtime.recorder import METRIC_COLUMNS
-from a3c_bench.runtime.session import Counters
 from a3c_bench.schema import (
     AdvantageConfig,
     BudgetConfig,
@@ -41,56 +38,12 @@ from a3c_bench.train import check_run, train
 
 REPLAY = ReplayConfig(capacity_agent_steps=600, learning_starts_agent_steps=40, batch_size=8)
 OPTIMIZER = OptimizerConfig(lr=0.01, epsilon=0.01, decay=0.95, centered=True, anneal=False)
-SMALL = Config(
-    algo=DQNConfig(
-        target_period_agent_steps=50,
-        epsilon_horizon_agent_steps=200,
-        replay=REPLAY,
-        optimizer=OPTIMIZER,
-    ),
-    env=EnvConfig(id="CartPole-v1"),
-    network=NetworkConfig(hidden_sizes=(8,)),
+SMALL = small(
+    DQNConfig(target_period_agent_steps=50, epsilon_horizon_agent_steps=200, replay=REPLAY, optimizer=OPTIMIZER),
     budget=BudgetConfig(frames=400),
-    evaluation=EvaluationConfig(n_games=2, n_envs=2),
     metrics_interval_frames=100,
     n_torch_threads=1,
-    progress=False,
 )
-TIMES = [
-    c for c in METRIC_COLUMNS if "second" in c or c in ("pps", "tps") or c.startswith("share_") or c == "memory_mib"
-]
-
-
-class FakeSession:
-    """What DQN needs of a session, and no files but those of a replay."""
-
-    def __init__(self, config: Config, directory: Path = Path("nowhere")) -> None:
-        self.config = config
-        self.directory = directory
-        self.attempt = 1
-        self.counters = Counters()
-        self.timer = PhaseTimer("simulate", "predict", "train", "wait")
-        self.lag = self
-        self.lags: list[dict[str, Any]] = []
-        self.ratios: list[tuple[str, float, float]] = []
-        self.metrics: list[dict[str, Any]] = []
-
-    def count(self, n_agent_steps: int, episodes: Any = ()) -> None:
-        self.counters.agent_steps += n_agent_steps
-        self.counters.frames += n_agent_steps * self.config.env.frame_skip
-
-    def stamp(self) -> Stamp:
-        return Stamp(self.counters.updates, self.counters.frames, 0.0)
-
-    def updated(self, metrics: dict[str, Any]) -> None:
-        self.counters.updates += 1
-        self.metrics.append(metrics)
-
-    def ratio(self, column: str, part: Any, whole: Any) -> None:
-        self.ratios.append((column, float(part), float(whole)))
-
-    def add(self, **lags: Any) -> None:
-        self.lags.append(lags)
 
 
 def make_dqn(config: Config) -> tuple[DQN, FakeSession]:

@@ -12,30 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from common import FakeSession, small
 
-from a3c_bench import build
 from a3c_bench import train as train_module
 from a3c_bench.algos import ga3c
 from a3c_bench.algos.ga3c import (
-    Agents,
-    Experience,
     GA3CConfig,
-    Predictor,
     Trainer,
 )
 from a3c_bench.algos.settings import AdjustConfig
-from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.errors import ConfigError
-from a3c_bench.parallel.tally import EARLIER, Tally
-from a3c_bench.runtime.clock import TrainingClock
+from a3c_bench.parallel.tally import EARLIER
 from a3c_bench.runtime.directory import read_status
-from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.schema import (
     AdvantageConfig,
     BudgetConfig,
     Config,
-    EnvConfig,
     EvaluationConfig,
     LagConfig,
     NetworkConfig,
@@ -44,14 +36,10 @@ from a3c_bench.schema import (
 from a3c_bench.train import train
 
 CONSTANT = OptimizerConfig(lr=0.01, epsilon=0.1, anneal=False)
-SMALL = Config(
-    algo=GA3CConfig(n_agents=6, prediction_batch=2, log_epsilon=0.0, optimizer=CONSTANT),
-    env=EnvConfig(id="CartPole-v1"),
+SMALL = small(
+    GA3CConfig(n_agents=6, prediction_batch=2, log_epsilon=0.0, optimizer=CONSTANT),
     network=NetworkConfig(hidden_sizes=(8,), initialisation="fan_in"),
-    budget=BudgetConfig(frames=1200),
     evaluation=EvaluationConfig(n_games=2, n_envs=2, interval_frames=400),
-    metrics_interval_frames=200,
-    progress=False,
 )
 
 
@@ -76,29 +64,18 @@ class Rollout(NamedTuple):
 class Parts:
     """A predictor and a trainer on one theta, in this thread."""
 
-    def __init__(self, config: Config, n_slots: int = 3000, seconds: float = 0.0) -> None:
+    def __init__(self, config: Config, seconds: float = 0.0) -> None:
         torch.set_num_threads(1)
-        options = config.algo
-        envs = build.make_envs(
-            config, options.n_agents, sequence(0, Stream.ENVIRONMENTS), n_threads=1, batch_size=options.prediction_batch
-        )  # by one thread, so that agents come back in one order
-        network = build.make_network(config, envs, torch.device("cpu"))
-        self.theta = FlatParameters(network).values.detach()
-        self.statistics = SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
-        clock = TrainingClock(seconds)
-        clock.start()
-        self.tally = Tally(3, config.env.frame_skip, clock)
-        self.experience = Experience(n_slots, options.t_max, envs, network)
-        self.agents = Agents(envs, network, self.experience, options.n_agents)
-        seed = sequence(0, Stream.ACTIONS)
-        self.predictor = Predictor(config, self.agents, network, self.tally, 0, seed)
-        self.trainer = self.another_trainer(config, 1)
+        # By one thread, so that agents come back in one order; and with slots for all that a test holds.
+        config = replace(
+            config, env=replace(config.env, n_threads=1), algo=replace(config.algo, training_queue_size=3000)
+        )
+        self.staff = ga3c.assemble(config, FakeSession(config, seconds=seconds))  # type: ignore[arg-type]
+        self.theta, self.statistics, self.tally = self.staff.theta, self.staff.statistics, self.staff.tally
+        self.experience, self.agents = self.staff.experience, self.staff.agents
+        self.predictor, self.trainer = self.staff.make_predictor(), self.staff.make_trainer()
         self.games: list[tuple[int, int]] = []  # agent and length of each
-        envs.start()
-
-    def another_trainer(self, config: Config, writer: int) -> Trainer:
-        network = build.make_network(config, self.agents.envs, torch.device("cpu"))
-        return Trainer(config, self.experience, network, self.theta, self.statistics, self.tally, writer)
+        self.staff.envs.start()
 
     def rollout(self, slot: int) -> Rollout:
         """What a slot holds."""
@@ -113,13 +90,8 @@ class Parts:
         """What one turn of a predictor gives: agents and slots."""
         step = self.agents.envs.receive()
         self.games += [(game.env_id, game.episode_length) for game in step.episodes]
-        self.predictor.answer(step)
-        prediction = self.predictor.predict(step)
-        ended = step.valid & (step.terminated | step.truncated)
-        complete = ended | self.predictor.full(step)
-        slots = self.predictor.complete(step, prediction, complete)
-        self.predictor.act(step, prediction)
-        return list(zip(step.env_ids[complete].tolist(), slots, strict=True))
+        agent_of = dict(zip(self.agents.slots.tolist(), range(len(self.agents.slots)), strict=True))
+        return [(agent_of[slot], slot) for slot in self.predictor.turn(step)]
 
     def collect(self, n: int) -> list[int]:
         """Slots with n rollouts."""
@@ -184,7 +156,7 @@ def test_every_agents_steps_follow_each_other_and_each_is_learnt_from_once() -> 
         n_steps += length
         n_games += len(games)
     assert n_games > 30
-    assert n_steps + parts.experience.lengths[parts.agents.slots].sum() == parts.tally.of([0])[0]
+    assert n_steps + parts.experience.lengths[parts.agents.slots].sum() == parts.tally.agent_steps
 
 
 def test_the_policy_and_the_state_that_acted_are_kept() -> None:
@@ -309,7 +281,7 @@ def test_a_delay_of_k_updates_is_measured_as_k(k: int) -> None:
 
 def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(SMALL)
-    other = parts.another_trainer(SMALL, 2)
+    other = parts.staff.make_trainer()
     first, second = parts.collect(2), parts.collect(2)
     real = parts.trainer.learner.differentiate
 
@@ -336,19 +308,19 @@ def test_games_keep_the_counters_of_their_end() -> None:
         parts.tally.add(EARLIER, agent_steps=50)  # others go on while this one waits for room in the queue
         parts.predictor.act(step, parts.predictor.predict(step))
         parts.agents.experience.lengths[:] = 0  # nobody learns from them
-        parts.predictor.report(member, step)
+        parts.predictor.report(member)
     for game in reports[-1].episodes:
         assert game.ended is not None
         assert game.ended[:2] == (n, n)
         assert 7.0 < game.ended.wall_seconds < 107.0
-    parts.predictor.report(member, step)
+    parts.predictor.report(member)
     assert reports[-1].episodes == []
 
 
 def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """What others apply while the divergence is computed either comes after the step or is in the lag."""
     parts = Parts(SMALL)
-    other = parts.another_trainer(SMALL, 2)
+    other = parts.staff.make_trainer()
     first, second = parts.collect(2), parts.collect(2)
     real, step = ga3c.divergence, parts.trainer.learner.optimizer.step
     at_step: list[int] = []
@@ -652,14 +624,8 @@ def test_agents_are_parked_and_woken_at_the_start_of_a_rollout() -> None:
         at_work = set()
         for _ in range(n):
             step = agents.envs.receive()
-            parts.predictor.answer(step)
             at_work |= set(step.env_ids.tolist())
-            woken = agents.wake(step)
-            assert len(woken.env_ids) == len(woken.observations) == len(woken.valid)
-            prediction = parts.predictor.predict(woken)
-            ended = woken.valid & (woken.terminated | woken.truncated)
-            parts.predictor.complete(woken, prediction, ended | parts.predictor.full(woken))
-            parts.predictor.act(woken, prediction)
+            parts.predictor.turn(step)
         return at_work
 
     assert turns(30) == set(range(6))

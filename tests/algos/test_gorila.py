@@ -16,42 +16,35 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import FakeSession, small
 
-from a3c_bench import build
 from a3c_bench.algos import gorila
 from a3c_bench.algos.gorila import (
     Bundle,
     GorilaConfig,
-    LossWatch,
     Roles,
     Shard,
     Shared,
-    make_crew,
-    make_shared,
-    open_replay,
+    make_roles,
 )
 from a3c_bench.algos.settings import GorilaReplayConfig
+from a3c_bench.core.outliers import LossWatch
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import EARLIER
-from a3c_bench.runtime.clock import TrainingClock
 from a3c_bench.runtime.machine import allow_many_files
-from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Session
 from a3c_bench.schema import (
     BudgetConfig,
     Config,
-    EnvConfig,
-    EvaluationConfig,
     LagConfig,
-    NetworkConfig,
     OptimizerConfig,
 )
 from a3c_bench.train import check_run, train
 
 REPLAY = GorilaReplayConfig(capacity_agent_steps=600, learning_starts_agent_steps=40, batch_size=8)
 OPTIMIZER = OptimizerConfig(kind="adagrad", lr=0.05, epsilon=1e-3, initial_square=0.1, anneal=False)
-SMALL = Config(
-    algo=GorilaConfig(
+SMALL = small(
+    GorilaConfig(
         n_learners=2,
         n_shards=2,
         target_period_updates=10,
@@ -60,13 +53,9 @@ SMALL = Config(
         replay=REPLAY,
         optimizer=OPTIMIZER,
     ),
-    env=EnvConfig(id="CartPole-v1"),
-    network=NetworkConfig(hidden_sizes=(8,)),
     budget=BudgetConfig(frames=1000),
-    evaluation=EvaluationConfig(n_games=2, n_envs=2),
     metrics_interval_frames=250,
     checkpoint_interval_seconds=1e-6,
-    progress=False,
 )
 
 
@@ -88,8 +77,8 @@ class Parts(NamedTuple):
     def serve(self) -> None:
         """Every gradient that waits is applied."""
         while self.shared.server.waiting.any():
-            for shard in self.shards:
-                if self.shared.server.waiting[:, shard.index].any():
+            for index, shard in enumerate(self.shards):
+                if self.shared.server.waiting[:, index].any():
                     shard.serve()
 
     def run(self, n_updates: int) -> None:
@@ -105,15 +94,10 @@ class Parts(NamedTuple):
 
 def make_parts(config: Config, directory: Path = Path("nowhere")) -> Parts:
     torch.set_num_threads(1)
-    crew = make_crew(config.algo)
-    envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
-    network = build.make_q_network(config, envs, torch.device("cpu"))
-    shared = make_shared(config, crew, network, directory, envs, TrainingClock())
-    for index in range(crew.n_replays):
-        open_replay(config, shared, index, envs)
-        shared.waits[index] = -(-config.algo.replay.learning_starts_agent_steps // crew.n_replays)
-    bundles = [Bundle(config, shared, index, attempt=1) for index in range(crew.n_bundles)]
-    return Parts(shared, bundles, [Shard(config, shared, index) for index in range(crew.n_shards)])
+    _, shared, replays = gorila.assemble(config, FakeSession(config, directory))  # type: ignore[arg-type]
+    shared.wait_until_filled(replays, config.algo.replay.learning_starts_agent_steps)
+    bundles = [Bundle(config, shared, index, attempt=1) for index in range(shared.roles.n_bundles)]
+    return Parts(shared, bundles, [Shard(config, shared, index) for index in range(shared.roles.n_shards)])
 
 
 # --- one update -------------------------------------------------------------------------------------------------------
@@ -209,17 +193,17 @@ def test_every_option_changes_what_is_learnt(config: Config) -> None:
 
 
 def test_bundles_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    crew = make_crew(GorilaConfig(n_learners=3))
-    assert crew == Roles(n_actors=3, n_learners=3, n_shards=1, envs_per_actor=1, one_replay=False)
-    assert crew.names == ["bundle 0", "bundle 1", "bundle 2", "shard 0"]
-    assert [crew.users(i) for i in range(crew.n_replays)] == [[0], [1], [2]]
+    roles = make_roles(GorilaConfig(n_learners=3))
+    assert roles == Roles(n_actors=3, n_learners=3, n_shards=1, envs_per_actor=1, one_replay=False)
+    assert roles.names == ["bundle 0", "bundle 1", "bundle 2", "shard 0"]
+    assert [roles.users(i) for i in range(roles.n_replays)] == [[0], [1], [2]]
     for n_cores, n_bundles in ((7, 7), (128, gorila.MOST_LEARNERS)):
         monkeypatch.setattr(gorila, "usable_cores", lambda n=n_cores: n)
-        assert make_crew(GorilaConfig()).n_bundles == n_bundles
+        assert make_roles(GorilaConfig()).n_bundles == n_bundles
 
 
 @pytest.mark.parametrize(
-    ("crew", "names", "users", "n_envs"),
+    ("roles", "names", "users", "n_envs"),
     [
         (Roles(3, 1, 2, 2, False), ["bundle 0", "actor 1", "actor 2", "shard 0", "shard 1"], [[0, 1, 2]], [6]),
         (Roles(1, 3, 1, 1, False), ["bundle 0", "learner 1", "learner 2", "shard 0"], [[0, 1, 2]], [1]),
@@ -228,10 +212,10 @@ def test_bundles_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
         (Roles(2, 2, 1, 1, True), ["bundle 0", "bundle 1", "shard 0"], [[0, 1]], [2]),
     ],
 )  # fmt: skip
-def test_numbers_are_free(crew: Roles, names: list[str], users: list[list[int]], n_envs: list[int]) -> None:
-    assert crew.names == names
-    assert [crew.users(i) for i in range(crew.n_replays)] == users
-    assert [crew.n_envs(i) for i in range(crew.n_replays)] == n_envs
+def test_numbers_are_free(roles: Roles, names: list[str], users: list[list[int]], n_envs: list[int]) -> None:
+    assert roles.names == names
+    assert [roles.users(i) for i in range(roles.n_replays)] == users
+    assert [roles.n_envs(i) for i in range(roles.n_replays)] == n_envs
 
 
 @pytest.mark.parametrize("kind", ["local", "global"])
@@ -241,15 +225,15 @@ def test_gradients_keep_step_with_agent_steps(n_actors: int, n_learners: int, ki
     config = with_algo(n_actors=n_actors, n_learners=n_learners, replay=replace(REPLAY, kind=kind))
     parts = make_parts(config)
     parts.run(60)
-    crew, tally = parts.shared.crew, parts.shared.tally
-    for index in range(crew.n_replays):
-        users = crew.users(index)
+    roles, tally = parts.shared.roles, parts.shared.tally
+    for index in range(roles.n_replays):
+        users = roles.users(index)
         n_steps, n_gradients = tally.of(users)
-        due = (n_steps - -(-40 // crew.n_replays)) // 4
+        due = (n_steps - -(-40 // roles.n_replays)) // 4
         assert -n_learners < due - n_gradients <= 2 * n_learners + 1
-        assert 0 <= n_steps - len(parts.bundles[users[0]].replay) <= crew.n_envs(index)
-    each = [tally.of([index]) for index in range(crew.n_bundles)]
-    assert [n_steps > 0 for n_steps, _ in each] == [index < n_actors for index in range(crew.n_bundles)]
+        assert 0 <= n_steps - len(parts.bundles[users[0]].replay) <= roles.n_envs(index)
+    each = [tally.of([index]) for index in range(roles.n_bundles)]
+    assert [n_steps > 0 for n_steps, _ in each] == [index < n_actors for index in range(roles.n_bundles)]
     assert all(n_gradients == 0 for _, n_gradients in each[n_learners:])
 
 
@@ -590,12 +574,7 @@ def test_the_most_there_may_be_are_handed_no_more_files_than_a_process_can_get(k
 
 def make_shares(config: Config) -> list[Shared]:
     """What the first bundle and the first shard get."""
-    crew = make_crew(config.algo)
-    envs = build.make_envs(config, 1, sequence(0, Stream.CALIBRATION), n_threads=1)
-    network = build.make_q_network(config, envs, torch.device("cpu"))
-    shared = make_shared(config, crew, network, Path("nowhere"), envs, TrainingClock())
-    open_replay(config, shared, 0, envs)
-    envs.close()
+    _, shared, _ = gorila.assemble(config, FakeSession(config))  # type: ignore[arg-type]
     return [shared.for_bundle(0), shared.for_shard(0)]
 
 

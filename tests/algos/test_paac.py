@@ -8,18 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import TIMES, FakeSession, small
 
 from a3c_bench.algos.paac import PAAC, PAACConfig
-from a3c_bench.core.lag import Stamp
 from a3c_bench.core.optim import set_learning_rate
-from a3c_bench.runtime.clock import PhaseTimer
-from a3c_bench.runtime.recorder import METRIC_COLUMNS
-from a3c_bench.runtime.session import Counters
 from a3c_bench.schema import (
     AdvantageConfig,
     BudgetConfig,
     Config,
-    EnvConfig,
     EvaluationConfig,
     LagConfig,
     NetworkConfig,
@@ -27,52 +23,7 @@ from a3c_bench.schema import (
 )
 from a3c_bench.train import train
 
-SMALL = Config(
-    algo=PAACConfig(n_envs=3, t_max=4, optimizer=OptimizerConfig()),
-    env=EnvConfig(id="CartPole-v1"),
-    network=NetworkConfig(hidden_sizes=(8,)),
-    budget=BudgetConfig(frames=1200),
-    evaluation=EvaluationConfig(n_games=2, n_envs=2),
-    metrics_interval_frames=200,
-    n_torch_threads=1,
-    progress=False,
-)
-TIMES = [
-    c for c in METRIC_COLUMNS if "second" in c or c in ("pps", "tps") or c.startswith("share_") or c == "memory_mib"
-]
-
-
-class FakeSession:
-    """What an algorithm needs of a session, and no files."""
-
-    def __init__(self, config: Config, learning_rate: float = 0.01) -> None:
-        self.config = config
-        self.attempt = 1
-        self.counters = Counters()
-        self.timer = PhaseTimer("simulate", "predict", "train", "wait")
-        self.wall_seconds = 0.0
-        self.learning_rate = learning_rate
-        self.lag = self
-        self.lags: list[dict[str, Any]] = []
-        self.ratios: list[tuple[str, float, float]] = []
-        self.metrics: list[dict[str, Any]] = []
-
-    def count(self, n_agent_steps: int, episodes: Any = ()) -> None:
-        self.counters.agent_steps += n_agent_steps
-        self.counters.frames += n_agent_steps * self.config.env.frame_skip
-
-    def stamp(self) -> Stamp:
-        return Stamp(self.counters.updates, self.counters.frames, self.wall_seconds)
-
-    def updated(self, metrics: dict[str, Any], fit: Any) -> None:
-        self.counters.updates += 1
-        self.metrics.append(metrics | {"fit": [part[fit[2]].tolist() for part in fit]})
-
-    def ratio(self, column: str, part: Any, whole: Any) -> None:
-        self.ratios.append((column, float(part), float(whole)))
-
-    def add(self, **lags: Any) -> None:
-        self.lags.append(lags)
+SMALL = small(PAACConfig(n_envs=3, t_max=4, optimizer=OptimizerConfig()), n_torch_threads=1)
 
 
 def make_paac(config: Config) -> PAAC:
