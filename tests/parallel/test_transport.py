@@ -135,3 +135,29 @@ def test_nothing_is_lost_between_processes() -> None:
     assert seen == {0: list(range(200)), 1: list(range(200))}
     assert numbers.tolist() == [[5, 5, 5], [6, 6, 6]]
     arrays.close()
+
+
+def test_what_is_published_counts_and_renews_the_target_in_its_turn() -> None:
+    server = SharedServer(torch.zeros(6), 2, 1, (1, 1))
+    first, second = Port(server, 0), Port(server, 1)
+    for n in (1, 2, 3):
+        with first.publish(target_period=2):
+            assert first.version == n - 1
+            assert not server.locks[0].take(0.0)  # nobody reads it
+            assert server.locks[1].take(0.0)
+            server.locks[1].give()
+            first.theta.add_(1.0)
+    assert server.theta.tolist() == [3.0] * 3 + [0.0] * 3
+    assert server.target.tolist() == [2.0] * 3 + [0.0] * 3
+    assert (first.version, second.version) == (3, 0)
+    assert server.target_versions.tolist() == [2, 0]
+    assert server.locks[0].take(0.0)
+
+
+def test_what_fails_is_not_published() -> None:
+    server = SharedServer(torch.zeros(6), 2, 1, (1, 1))
+    port = Port(server, 0)
+    with pytest.raises(ZeroDivisionError), port.publish(target_period=1):
+        raise ZeroDivisionError
+    assert port.version == 0
+    assert server.locks[0].take(0.0)
