@@ -43,6 +43,17 @@ def positive(text: str) -> int:
     return value
 
 
+def draw_without_options(
+    name: str,
+    description: str,
+    make: Callable[[list[Run]], tuple[Figure, pd.DataFrame]],
+    arguments: Sequence[str] | None,
+) -> int:
+    """The whole command `python -m analysis.<name>` where it takes roots and --out alone; gives the exit status."""
+    chosen = parser(f"python -m analysis.{name}", description).parse_args(arguments)
+    return write_figure(name, chosen.roots, chosen.out, make)
+
+
 def write_figure(
     name: str, roots: Sequence[Path], out: Path | None, make: Callable[[list[Run]], tuple[Figure, pd.DataFrame]]
 ) -> int:

@@ -20,13 +20,13 @@ from matplotlib.lines import Line2D
 
 from analysis import caption, cli, figure, style
 from analysis.aggregate import Floats, last_of_each
-from analysis.groups import Band, SeedGroup, group_traces, make_band
+from analysis.figure import AXES
+from analysis.groups import Band, SeedGroup, by_env, collect, make_band, table_of_bands
 from analysis.run import Run
 from analysis.summary import LABELS
 
 log = logging.getLogger(__name__)
 
-AXES = {"frames": "frames", "wall_clock": "wall_seconds"}  # --x, and the column it stands for
 CSV_COLUMNS = ("env", "algo", "label", "n_seeds", "curve", "x_axis", "x", "value", "low", "high")
 _FAINT = 0.45  # opacity
 _AXIS_LABELS = LABELS | {  # other columns by their names
@@ -50,7 +50,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Trace:
+class CourseTrace:
     """Curves of one run, by name; a curve that it does not have is missing."""
 
     run: Run
@@ -58,7 +58,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Group(SeedGroup[Trace]):
+class CourseGroup(SeedGroup[CourseTrace]):
     """The seeds of one algorithm with one configuration in one environment."""
 
     bands: Mapping[str, Band]  # by curve, of the seeds that have it
@@ -79,7 +79,7 @@ def read_columns(table: pd.DataFrame, x_column: str, columns: Iterable[str]) -> 
     return curves
 
 
-def make_groups(runs: Iterable[Run], read: Callable[[Run], Mapping[str, Curve]], lacking: str) -> list[Group]:
+def make_groups(runs: Iterable[Run], read: Callable[[Run], Mapping[str, Curve]], lacking: str) -> list[CourseGroup]:
     """Groups runs that differ in their seed alone.
 
     Args:
@@ -87,42 +87,37 @@ def make_groups(runs: Iterable[Run], read: Callable[[Run], Mapping[str, Curve]],
         read: from a run to its curves.
         lacking: why a run has none, for the warning.
     """
-    traces, missing = [], []
-    for run in runs:
+
+    def trace(run: Run) -> CourseTrace | None:
         curves = read(run)
-        if curves:
-            traces.append(Trace(run, curves))
-        else:
-            missing.append(run)
-            log.warning("%s %s: it is not in the figure.", run.path, lacking)
-    return [_with_bands(group) for group in group_traces(traces, missing)]
+        return CourseTrace(run, curves) if curves else None
+
+    found = collect(runs, trace, lambda run: f"{lacking}: it is not in the figure.")
+    return [_with_bands(group) for group in found]
 
 
-def _with_bands(group: SeedGroup[Trace]) -> Group:
+def _with_bands(group: SeedGroup[CourseTrace]) -> CourseGroup:
     bands = {}
     for name in dict.fromkeys(name for trace in group.counted for name in trace.curves):
         curves = [trace.curves[name] for trace in group.counted if name in trace.curves]
         bands[name] = make_band(curves, to_the_end=group.is_uneven)
         if not len(bands[name].x):
             log.warning("%s in %s has no mean of %s: its seeds do not overlap.", group.name, group.env, name)
-    return Group(group.env, group.algo, group.label, group.traces, bands, missing=group.missing)
+    return CourseGroup.of(group, bands=bands)
 
 
-def make_table(groups: Sequence[Group], x_column: str) -> pd.DataFrame:
+def make_table(groups: Sequence[CourseGroup], x_column: str) -> pd.DataFrame:
     """The mean curves as numbers, one row per grid point."""
-    parts = []
-    for group in groups:
-        fixed = {"env": group.env, "algo": group.algo, "label": group.label}
-        for name, band in group.bands.items():
-            part = pd.DataFrame({"x": band.x, "value": band.mean, "low": band.low, "high": band.high})
-            parts.append(part.assign(**fixed, n_seeds=band.n.astype(int), curve=name, x_axis=x_column))
-    return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
+    parts = [
+        band.rows(**group.keys, curve=name, x_axis=x_column) for group in groups for name, band in group.bands.items()
+    ]
+    return table_of_bands(parts, CSV_COLUMNS)
 
 
 # --- from curves to a figure ------------------------------------------------------------------------------------------
 
 
-def draw(groups: Sequence[Group], panels: Sequence[Panel], x_column: str, how: str) -> Figure:
+def draw(groups: Sequence[CourseGroup], panels: Sequence[Panel], x_column: str, how: str) -> Figure:
     """The figure: per environment rows of two panels and a legend, and one caption under all.
 
     Args:
@@ -131,20 +126,18 @@ def draw(groups: Sequence[Group], panels: Sequence[Panel], x_column: str, how: s
         x_column: frames or wall_seconds.
         how: sentences on what is drawn, for the caption.
     """
-    looks = style.looks([(group.algo, group.label) for group in groups])
+    looks = figure.looks_of(groups)
     sections = []
-    for env in dict.fromkeys(group.env for group in groups):
-        here = [group for group in groups if group.env == env]
-        legend = [f"{group.name} ({group.seeds()})" for group in here]
+    for env, here in by_env(groups).items():
         fill = partial(_fill, here=here, panels=panels, x_column=x_column, looks=looks)
-        sections.append(figure.Section(env, -(-len(panels) // 2), legend, fill))
-    width = style.TWO_COLUMNS if len(panels) > 1 else style.ONE_COLUMN
-    return figure.compose(sections, caption.complete(" ".join([how, *caption.averaging(groups)]), groups), width)
+        sections.append(figure.Section(env, -(-len(panels) // 2), [group.legend() for group in here], fill))
+    text = caption.complete(" ".join([how, *caption.averaging(groups)]), groups)
+    return figure.compose(sections, text, figure.width_of(len(panels)))
 
 
 def _fill(
     part: SubFigure,
-    here: Sequence[Group],
+    here: Sequence[CourseGroup],
     panels: Sequence[Panel],
     x_column: str,
     looks: Mapping[tuple[str, str], style.Look],
@@ -155,13 +148,10 @@ def _fill(
         for group in here:
             known = {name for trace in group.traces for name in trace.curves}
             for i, name in enumerate(name for name in panel.curves if name in known):
-                look, opacity = looks[group.algo, group.label], _FAINT if i else 1.0
-                if group.has_band and name in group.bands:
-                    figure.draw_band(axes, group.bands[name].x / scale, group.bands[name], look, opacity)
-                for trace in group.others if group.has_band else group.traces:
-                    if name in trace.curves:
-                        alone = make_band([trace.curves[name]])
-                        figure.draw_band(axes, alone.x / scale, alone, look, opacity, thin=True)
+                band = group.bands.get(name) if group.has_band else None
+                traces = group.others if group.has_band else group.traces
+                alone = [trace.curves[name] for trace in traces if name in trace.curves]
+                figure.draw_seeds(axes, scale, band, alone, looks[group.method], _FAINT if i else 1.0)
         if panel.zero_line:
             axes.axhline(0.0, color="0.4", linewidth=0.7)
         axes.set_title(panel.title, fontsize=7.5)
@@ -169,7 +159,7 @@ def _fill(
         axes.margins(y=0.08)
         if panel.from_zero:
             axes.set_ylim(bottom=0.0)
-    return [figure.handle(looks[group.algo, group.label], thin=not group.has_band) for group in here]
+    return [figure.handle(looks[group.method], thin=not group.has_band) for group in here]
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

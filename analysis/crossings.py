@@ -7,8 +7,9 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.aggregate import Floats
-from analysis.curves import AXES, Trace, make_trace
-from analysis.groups import SeedGroup, group_traces
+from analysis.curves import ReturnTrace, make_trace
+from analysis.figure import AXES
+from analysis.groups import SeedGroup, by_env, group_traces
 from analysis.outcome import FAILED, TRAINING_GAMES
 from analysis.run import Run
 from analysis.statistics import Crossing
@@ -29,8 +30,7 @@ def threshold_table(runs: Sequence[Run], threshold: float | None = None, window:
     traces = {run.path: trace for run in runs if (trace := make_trace(run, window)) is not None and not trace.evaluated}
     groups = group_traces(traces.values(), [run for run in runs if run.path not in traces])
     lines, reasons = [], {}
-    for env in dict.fromkeys(group.env for group in groups):
-        here = [group for group in groups if group.env == env]
+    for env, here in by_env(groups).items():
         goal, reasons[env] = goal_of([run for group in here for run in group.runs], window)
         if threshold is not None:
             goal, reasons[env] = threshold, "as it was asked for"
@@ -84,15 +84,15 @@ def crossing(run: Run, column: str, goal: float, window: int) -> Crossing | None
     return None if trace is None or trace.evaluated else _crossing(trace, column, window, goal)
 
 
-def _crossings(group: SeedGroup[Trace], column: str, window: int, goal: float) -> list[Crossing]:
+def _crossings(group: SeedGroup[ReturnTrace], column: str, window: int, goal: float) -> list[Crossing]:
     """One per seed that has finished a game or failed."""
     known = [_crossing(trace, column, window, goal) for trace in group.traces]
     return known + [_NEVER for run in group.missing if run.ending in FAILED]
 
 
-def _named(group: SeedGroup[Trace]) -> str:
+def _named(group: SeedGroup[ReturnTrace]) -> str:
     plain = all(run.state == "finished" for run in group.all_runs)
-    return group.name if plain else f"{group.name} ({group.seeds(len(group.traces))})"
+    return group.name if plain else group.legend(len(group.traces))
 
 
 def _by_value(reasons: Mapping[str, str]) -> dict[str, list[str]]:
@@ -102,7 +102,7 @@ def _by_value(reasons: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def _crossing(trace: Trace, column: str, window: int, goal: float) -> Crossing:
+def _crossing(trace: ReturnTrace, column: str, window: int, goal: float) -> Crossing:
     """A run that failed below the goal was not cut short on its way: it never gets there."""
     found = statistics.first_crossing(*_past_start(*trace.curve(column), window), goal)
     return _NEVER if not found.reached and trace.run.ending in FAILED else found
@@ -115,7 +115,7 @@ def _past_start(x: Floats, y: Floats, window: int) -> tuple[Floats, Floats]:
 
 
 def _crossing_numbers(
-    env: str, group: SeedGroup[Trace], goal: float, crossings: dict[str, list[Crossing]]
+    env: str, group: SeedGroup[ReturnTrace], goal: float, crossings: dict[str, list[Crossing]]
 ) -> dict[str, object]:
     return {
         "env": env,

@@ -22,19 +22,19 @@ from matplotlib.lines import Line2D
 
 from analysis import aggregate, caption, cli, figure, published, style
 from analysis.aggregate import Floats
-from analysis.groups import NO_BAND, Band, SeedGroup, group_traces, make_band
+from analysis.figure import AXES
+from analysis.groups import NO_BAND, Band, SeedGroup, by_env, collect, make_band, table_of_bands
 from analysis.outcome import FAILED, RULE, Outcome, counting, mean_of, outcome
 from analysis.run import Run
 from analysis.summary import starts_of
 
 log = logging.getLogger(__name__)
 
-AXES = {"frames": "frames", "wall_clock": "wall_seconds"}  # --x, and the column it stands for
 CSV_COLUMNS = ("env", "algo", "label", "n_seeds", "x_axis", "x", "mean_return", "low_return", "high_return")
 
 
 @dataclass(frozen=True)
-class Trace:
+class ReturnTrace:
     """Training of one run."""
 
     run: Run
@@ -49,7 +49,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Group(SeedGroup[Trace]):
+class ReturnGroup(SeedGroup[ReturnTrace]):
     """The seeds of one algorithm with one configuration in one environment."""
 
     bands: Mapping[str, Band]  # by column of AXES
@@ -61,14 +61,14 @@ class Group(SeedGroup[Trace]):
         which = counting(run.ending for run, _ in known)
         return [one for (_, one), counts in zip(known, which, strict=True) if counts]
 
-    def lines(self, counted: bool) -> list[Trace]:
+    def lines(self, counted: bool) -> list[ReturnTrace]:
         """The seeds with a line: those in the mean, or those beside it."""
         drawn = self.counted if counted else self.others
         return [trace for trace in drawn if not trace.evaluated or all(one.evaluated for one in self.traces)]
 
 
 @dataclass(frozen=True)
-class Reference:
+class PublishedScore:
     """A published score of the same game, from the same kind of starts as our evaluations."""
 
     family: str
@@ -79,7 +79,7 @@ class Reference:
 # --- from runs to curves ----------------------------------------------------------------------------------------------
 
 
-def make_trace(run: Run, window: int) -> Trace | None:
+def make_trace(run: Run, window: int) -> ReturnTrace | None:
     """The learning curve of one run; its evaluations where no training game has ended; None where there is neither."""
     table, evaluations = run.training_returns(window), run.evaluations()
     evaluated = table.empty
@@ -88,7 +88,7 @@ def make_trace(run: Run, window: int) -> Trace | None:
         table = means.rename(columns={"episode_return": "mean_return"})
     if table.empty:
         return None
-    return Trace(
+    return ReturnTrace(
         run=run,
         x={column: np.maximum.accumulate(table[column].to_numpy(dtype=np.float64)) for column in AXES.values()},
         returns=table["mean_return"].to_numpy(dtype=np.float64),
@@ -97,17 +97,10 @@ def make_trace(run: Run, window: int) -> Trace | None:
     )
 
 
-def make_groups(runs: Iterable[Run], window: int) -> list[Group]:
+def make_groups(runs: Iterable[Run], window: int) -> list[ReturnGroup]:
     """Groups runs that differ in their seed alone; runs without a game and repeated seeds are named and not drawn."""
-    traces, missing = [], []
-    for run in runs:
-        trace = make_trace(run, window)
-        if trace is None:
-            missing.append(run)
-            log.warning("%s has no finished training game yet: it is not in the figure.", run.path)
-        else:
-            traces.append(trace)
-    groups = [_with_bands(group) for group in group_traces(traces, missing)]
+    lacking = "has no finished training game yet: it is not in the figure."
+    groups = [_with_bands(group) for group in collect(runs, partial(make_trace, window=window), lambda run: lacking)]
     for group in groups:
         drawn = {trace.run.path for counted in (True, False) for trace in group.lines(counted)}
         for run in (run for run in group.runs if run.path not in drawn):
@@ -115,34 +108,28 @@ def make_groups(runs: Iterable[Run], window: int) -> list[Group]:
     return groups
 
 
-def _with_bands(group: SeedGroup[Trace]) -> Group:
-    whole = Group(group.env, group.algo, group.label, group.traces, {}, missing=group.missing)
+def _with_bands(group: SeedGroup[ReturnTrace]) -> ReturnGroup:
+    whole = ReturnGroup.of(group, bands={})
     lines = whole.lines(counted=True)
     bands = {
         column: make_band([trace.curve(column) for trace in lines], to_the_end=group.is_uneven) if lines else NO_BAND
         for column in AXES.values()
     }
     if not all(len(band.x) for band in bands.values()):
-        key = (group.env, group.algo, group.label)
-        log.warning("%s has no mean curve: one seed ends before another's first game.", " ".join(filter(None, key)))
+        key = " ".join(filter(None, group.keys.values()))
+        log.warning("%s has no mean curve: one seed ends before another's first game.", key)
     return replace(whole, bands=bands)
 
 
-def make_table(groups: Sequence[Group], axes: Sequence[str]) -> pd.DataFrame:
+def make_table(groups: Sequence[ReturnGroup], axes: Sequence[str]) -> pd.DataFrame:
     """The mean curves as numbers, one row per grid point; x is in frames or seconds, as x_axis says."""
-    parts = []
-    for group in groups:
-        for axis in axes:
-            band = group.bands[AXES[axis]]
-            part = pd.DataFrame(
-                {"x": band.x, "mean_return": band.mean, "low_return": band.low, "high_return": band.high}
-            )
-            fixed = {"env": group.env, "algo": group.algo, "label": group.label, "n_seeds": band.n.astype(int)}
-            parts.append(part.assign(**fixed, x_axis=AXES[axis]))
-    return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
+    columns = [AXES[axis] for axis in axes]
+    parts = [group.bands[column].rows(**group.keys, x_axis=column) for group in groups for column in columns]
+    names = {"value": "mean_return", "low": "low_return", "high": "high_return"}
+    return table_of_bands([part.rename(columns=names) for part in parts], CSV_COLUMNS)
 
 
-def find_references(groups: Sequence[Group]) -> list[Reference]:
+def find_references(groups: Sequence[ReturnGroup]) -> list[PublishedScore]:
     """Published scores for an environment's groups; none beside Atari, or where runs start games in several ways."""
     runs = [run for group in groups for run in group.runs]
     starts = {starts_of(run, run.evaluations()) for run in runs}
@@ -150,7 +137,7 @@ def find_references(groups: Sequence[Group]) -> list[Reference]:
         return []
     rows = published.references(runs[0].config["env"].get("game"), starts.pop())
     return [
-        Reference(
+        PublishedScore(
             published.family(row.method), row.score, f"published: {row.method}, {row.score:g}{_doubt(row.checked)}"
         )
         for row in rows.itertuples()
@@ -164,7 +151,7 @@ def _doubt(checked: bool) -> str:
 # --- from curves to a figure ------------------------------------------------------------------------------------------
 
 
-def draw(groups: Sequence[Group], axes: Sequence[str], window: int, without: Sequence[Run] = ()) -> Figure:
+def draw(groups: Sequence[ReturnGroup], axes: Sequence[str], window: int, without: Sequence[Run] = ()) -> Figure:
     """The figure: per environment a row with a panel per x axis and a legend, and one caption under all.
 
     Args:
@@ -173,22 +160,20 @@ def draw(groups: Sequence[Group], axes: Sequence[str], window: int, without: Seq
         window: training games in the rolling mean, for axis and caption.
         without: runs of methods of which nothing can be drawn.
     """
-    looks = style.looks([(group.algo, group.label) for group in groups])
+    looks = figure.looks_of(groups)
     sections = []
-    for env in dict.fromkeys(group.env for group in groups):
-        row = [group for group in groups if group.env == env]
+    for env, row in by_env(groups).items():
         references = find_references(row)
         fill = partial(_fill, row=row, references=references, axes=axes, window=window, looks=looks)
         legend = [*(_legend_text(group) for group in row), *(reference.text for reference in references)]
         sections.append(figure.Section(env, n_rows=1, legend=legend, fill=fill))
-    width = style.TWO_COLUMNS if len(axes) > 1 else style.ONE_COLUMN
-    return figure.compose(sections, make_caption(groups, axes, window, without), width)
+    return figure.compose(sections, make_caption(groups, axes, window, without), figure.width_of(len(axes)))
 
 
 def _fill(
     part: SubFigure,
-    row: Sequence[Group],
-    references: Sequence[Reference],
+    row: Sequence[ReturnGroup],
+    references: Sequence[PublishedScore],
     axes: Sequence[str],
     window: int,
     looks: Mapping[tuple[str, str], style.Look],
@@ -198,29 +183,25 @@ def _fill(
     for panel, axis in zip(panels, axes, strict=True):
         unit, scale = figure.axis_unit(AXES[axis], _largest_x(row, AXES[axis]))
         for group in row:
-            _draw_group(panel, group, AXES[axis], scale, looks[group.algo, group.label])
+            _draw_group(panel, group, AXES[axis], scale, looks[group.method])
         for reference, line in zip(references, lines, strict=True):
             panel.axhline(reference.score, **line)
         panel.set_xlabel(unit)
         panel.set_xlim(left=0.0)
         panel.margins(y=0.08)
     panels[0].set_ylabel(f"training return,\nmean of last {window} games" if window > 1 else "training return")
-    return [_handle(group, looks[group.algo, group.label]) for group in row] + [
-        Line2D([], [], **line) for line in lines
-    ]
+    return [_handle(group, looks[group.method]) for group in row] + [Line2D([], [], **line) for line in lines]
 
 
-def _look_of_reference(reference: Reference) -> dict[str, Any]:
+def _look_of_reference(reference: PublishedScore) -> dict[str, Any]:
     look = style.looks([(reference.family.lower(), "")])[reference.family.lower(), ""]
     return {"color": look.colour, "linestyle": (0, (1.0, 2.5)), "linewidth": 1.0, "zorder": 1}
 
 
-def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: style.Look) -> None:
-    if group.has_band:
-        figure.draw_band(panel, group.bands[column].x / scale, group.bands[column], look)
-    for trace in group.lines(counted=False) + ([] if group.has_band else group.lines(counted=True)):
-        alone = make_band([trace.curve(column)])
-        figure.draw_band(panel, alone.x / scale, alone, look, thin=True)
+def _draw_group(panel: Axes, group: ReturnGroup, column: str, scale: float, look: style.Look) -> None:
+    alone = group.lines(counted=False) + ([] if group.has_band else group.lines(counted=True))
+    band = group.bands[column] if group.has_band else None
+    figure.draw_seeds(panel, scale, band, [trace.curve(column) for trace in alone], look)
     for trace in group.traces:
         if trace.run.ending in FAILED:
             figure.draw_end(panel, trace.x[column][-1] / scale, trace.returns[-1], look)
@@ -228,7 +209,7 @@ def _draw_group(panel: Axes, group: Group, column: str, scale: float, look: styl
         panel.plot(x_end / scale, mean_return, **figure.marker(look), clip_on=False, zorder=5)
 
 
-def _evaluation_points(group: Group, column: str) -> list[tuple[float, float]]:
+def _evaluation_points(group: ReturnGroup, column: str) -> list[tuple[float, float]]:
     """Where the markers lie: at what all seeds together reached, or each of them where they are few."""
     if not group.has_band:
         known = [trace.outcome for trace in group.counted if trace.outcome.is_evaluation]
@@ -239,20 +220,20 @@ def _evaluation_points(group: Group, column: str) -> list[tuple[float, float]]:
     return [(float(np.mean(ends)), mean_of(reached))] if ends else []
 
 
-def _handle(group: Group, look: style.Look) -> Line2D:
+def _handle(group: ReturnGroup, look: style.Look) -> Line2D:
     return figure.handle(look, not group.has_band, bool(_evaluation_points(group, "frames")))
 
 
-def _legend_text(group: Group) -> str:
+def _legend_text(group: ReturnGroup) -> str:
     reached = group.reached()
-    text = f"{group.name} ({group.seeds(len(reached))})"
+    text = group.legend(len(reached))
     if all(one.kind == "final evaluation" for one in reached):
         return f"{text}, final evaluation {mean_of(reached):,.1f}"
     settled = all(trace.run.state == "finished" for trace in group.counted)  # they were never evaluated
     return text if settled else f"{text}, reached {mean_of(reached):,.1f}"
 
 
-def _largest_x(groups: Iterable[Group], column: str) -> float:
+def _largest_x(groups: Iterable[ReturnGroup], column: str) -> float:
     traces = [trace for group in groups for trace in group.traces]
     return max(max(trace.x[column][-1], np.nan_to_num(getattr(trace.outcome, column))) for trace in traces)
 
@@ -260,7 +241,7 @@ def _largest_x(groups: Iterable[Group], column: str) -> float:
 # --- the caption and the command line ---------------------------------------------------------------------------------
 
 
-def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int, without: Sequence[Run] = ()) -> str:
+def make_caption(groups: Sequence[ReturnGroup], axes: Sequence[str], window: int, without: Sequence[Run] = ()) -> str:
     """How the figure was made: a line on what is drawn, then one per environment, then the machines."""
     sentences = [
         f"Training return: mean of a run's last {window} training games, or of those so far.",
@@ -276,8 +257,7 @@ def make_caption(groups: Sequence[Group], axes: Sequence[str], window: int, with
         sentences.append(f"x: where a run failed. {RULE}")
     if any(trace.evaluated for group in groups for trace in group.traces):
         sentences.append("Where no training game has ended, the line is of the run's evaluations.")
-    envs = {group.env for group in groups}
-    if any(find_references([group for group in groups if group.env == env]) for env in envs):
+    if any(find_references(row) for row in by_env(groups).values()):
         sentences.append(
             "Wide dots: published evaluation scores from no-op starts, after the training that their papers had; "
             "? : not checked against its source."

@@ -1,7 +1,7 @@
 """The page that every figure shares: a section of panels with a legend per environment, and one caption under all."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis import style
 from analysis.aggregate import Floats
-from analysis.groups import Band
+from analysis.groups import AnyGroup, Band, make_band
 
+AXES = {"frames": "frames", "wall_clock": "wall_seconds"}  # --x, and the column it stands for
 PANEL_HEIGHT = 2.15  # inches, of one row of panels
 THIN = 0.7  # points, of the line of a single run
 SHADE = 0.18  # opacity of a band
@@ -35,6 +36,16 @@ class Section:
     n_rows: float  # in heights of a panel
     legend: Sequence[str]  # a text per curve; may be empty
     fill: Callable[[SubFigure], Sequence[Artist]]  # draws the panels and gives a handle for each text of the legend
+
+
+def looks_of(groups: Iterable[AnyGroup]) -> dict[tuple[str, str], style.Look]:
+    """The look of each method of a figure."""
+    return style.looks([group.method for group in groups])
+
+
+def width_of(n_panels: int) -> float:
+    """Inches: of one column for a panel alone."""
+    return style.TWO_COLUMNS if n_panels > 1 else style.ONE_COLUMN
 
 
 def compose(sections: Sequence[Section], caption: str, width: float) -> Figure:
@@ -101,6 +112,30 @@ def draw_band(
         panel.plot(x[part], band.mean[part], **{**shape, "alpha": strength, "marker": alone, **line})
         shade: dict[str, Any] = {"color": look.colour, "alpha": SHADE * strength, "linewidth": 0.0, "step": step}
         panel.fill_between(x[part], band.low[part], band.high[part], **shade)
+
+
+def draw_seeds(
+    panel: Axes,
+    scale: float,
+    band: Band | None,
+    alone: Iterable[tuple[Floats, Floats]],
+    look: style.Look,
+    opacity: float = 1.0,
+) -> None:
+    """The mean of seeds with its band, if there is one, and some seeds alone, thin.
+
+    Args:
+        panel: to draw in.
+        scale: of the axis: what x is divided by.
+        band: of the mean.
+        alone: increasing x [N] and y [N] of each other seed.
+        look: of the method.
+        opacity: of the curves.
+    """
+    if band is not None:
+        draw_band(panel, band.x / scale, band, look, opacity)
+    for one in (make_band([curve]) for curve in alone):
+        draw_band(panel, one.x / scale, one, look, opacity, thin=True)
 
 
 def draw_end(panel: Axes, x: float, y: float, look: style.Look) -> None:

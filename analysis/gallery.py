@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis import course, curves, lag, overestimation, profiles, relation, speed
 from analysis.cli import NothingToDrawError
+from analysis.figure import AXES
 from analysis.outcome import TRAINING_GAMES
 from analysis.run import Run
 from analysis.settings import setting
@@ -24,7 +25,7 @@ Drawn = tuple[Figure, pd.DataFrame]
 
 
 @dataclass(frozen=True)
-class Kind:
+class FigureKind:
     """A kind of figure."""
 
     name: str  # of its files
@@ -96,29 +97,29 @@ def _scores(runs: Sequence[Run]) -> list[str]:
 
 
 HEADLINE = (
-    Kind("curves", "Return against frames and wall-clock time",
-         partial(curves.figure_and_table, axes=list(curves.AXES), window=TRAINING_GAMES)),
-    Kind("lag", "Policy lag", partial(lag.figure_and_table, units=["lag_updates"])),
-    Kind("throughput", "Speed", speed.throughput),
+    FigureKind("curves", "Return against frames and wall-clock time",
+         partial(curves.figure_and_table, axes=list(AXES), window=TRAINING_GAMES)),
+    FigureKind("lag", "Policy lag", partial(lag.figure_and_table, units=["lag_updates"])),
+    FigureKind("throughput", "Speed", speed.throughput),
 )  # fmt: skip
 OTHERS = (
-    Kind("score_against_lag", "Score against policy lag", _score_against_lag),
+    FigureKind("score_against_lag", "Score against policy lag", _score_against_lag),
     *(
-        Kind(f"lag_against_{name}", f"Policy lag against {name}",
+        FigureKind(f"lag_against_{name}", f"Policy lag against {name}",
              partial(_against_setting, name=name, ys=["lag_updates", "lag_frames"]))
         for name in PARALLEL
     ),
-    Kind("lag_units", "Policy lag in its other units",
+    FigureKind("lag_units", "Policy lag in its other units",
          partial(lag.figure_and_table, units=[unit for unit in lag.UNITS if unit != "lag_updates"])),
-    Kind("speed_up", "Speed-up by workers", speed.speed_up),
-    Kind("adjustments", "GA3C's adjustments of its own sizes", speed.adjustments),
-    Kind("learning_rates", "Sensitivity to the learning rate", _learning_rates),
-    Kind("advantages", "Estimators of the advantage", _advantages),
-    Kind("overestimation", "Over-estimation of Q", overestimation.figure_and_table),
-    Kind("profiles", "Performance profiles and aggregate scores", profiles.figure_and_table),
-    Kind("training", "Inside training",
+    FigureKind("speed_up", "Speed-up by workers", speed.speed_up),
+    FigureKind("adjustments", "GA3C's adjustments of its own sizes", speed.adjustments),
+    FigureKind("learning_rates", "Sensitivity to the learning rate", _learning_rates),
+    FigureKind("advantages", "Estimators of the advantage", _advantages),
+    FigureKind("overestimation", "Over-estimation of Q", overestimation.figure_and_table),
+    FigureKind("profiles", "Performance profiles and aggregate scores", profiles.figure_and_table),
+    FigureKind("training", "Inside training",
          partial(course.figure_and_table, columns=["entropy_nats", "explained_variance", "gradient_norm", "loss_value"],
                  x_column="frames")),
-    Kind("memory", "Memory that runs hold",
+    FigureKind("memory", "Memory that runs hold",
          partial(course.figure_and_table, columns=["memory_mib"], x_column="wall_seconds")),
 )  # fmt: skip

@@ -2,11 +2,12 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from analysis import aggregate, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
@@ -46,6 +47,21 @@ class SeedGroup(Generic[AnyTrace_co]):
     label: str
     traces: Sequence[AnyTrace_co]
     missing: Sequence[Run] = field(default=(), kw_only=True)  # seeds that have nothing to be drawn
+
+    @classmethod
+    def of(cls, group: "SeedGroup[Any]", **more: Any) -> Self:
+        """The same seeds as a group of a figure's own kind, which has more fields."""
+        return cls(**{item.name: getattr(group, item.name) for item in fields(SeedGroup)}, **more)
+
+    @property
+    def method(self) -> tuple[str, str]:
+        """Algorithm and label: what has one look in all environments."""
+        return self.algo, self.label
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """What its rows in a table have in common."""
+        return {"env": self.env, "algo": self.algo, "label": self.label}
 
     @property
     def name(self) -> str:
@@ -91,6 +107,13 @@ class SeedGroup(Generic[AnyTrace_co]):
         n = len(self.counted) if n_counted is None else n_counted
         return tally([run.ending for run in self.all_runs], n)
 
+    def legend(self, n_counted: int | None = None) -> str:
+        """Its name and its seeds."""
+        return f"{self.name} ({self.seeds(n_counted)})"
+
+
+AnyGroup = TypeVar("AnyGroup", bound=SeedGroup[Any])
+
 
 @dataclass(frozen=True)
 class Band:
@@ -108,6 +131,11 @@ class Band:
         """How many points, from the first on, are of all seeds: each has data there until it ends."""
         return int((self.n == self.n_seeds).sum())
 
+    def rows(self, **fixed: object) -> pd.DataFrame:
+        """A row per point for the CSV beside a figure, with what is the same in all of them."""
+        numbers = {"x": self.x, "value": self.mean, "low": self.low, "high": self.high, "n_seeds": self.n.astype(int)}
+        return pd.DataFrame(numbers).assign(**fixed)
+
     @staticmethod
     def of_estimate(x: Floats, value: Floats, low: Floats, high: Floats) -> "Band":
         """Of all there is at every point."""
@@ -115,6 +143,27 @@ class Band:
 
 
 NO_BAND = Band.of_estimate(*[np.zeros(0)] * 4)
+
+
+def collect(
+    runs: Iterable[Run], read: Callable[[Run], AnyTrace | None], lacking: Callable[[Run], str]
+) -> list[SeedGroup[AnyTrace]]:
+    """What a figure needs of each run, grouped by `group_traces`; runs without it are named and not drawn.
+
+    Args:
+        runs: to draw.
+        read: gives the trace of a run; None where it has nothing to be drawn.
+        lacking: what is said of such a run, after its path.
+    """
+    traces, missing = [], []
+    for run in runs:
+        trace = read(run)
+        if trace is None:
+            missing.append(run)
+            log.warning("%s %s", run.path, lacking(run))
+        else:
+            traces.append(trace)
+    return group_traces(traces, missing)
 
 
 def group_traces(traces: Iterable[AnyTrace], missing: Iterable[Run] = ()) -> list[SeedGroup[AnyTrace]]:
@@ -149,9 +198,22 @@ def group_runs(runs: Iterable[Run]) -> list[SeedGroup[Member]]:
     return group_traces(Member(run) for run in runs)
 
 
+def by_env(groups: Iterable[AnyGroup]) -> dict[str, list[AnyGroup]]:
+    """The groups of each environment, in their order."""
+    found: dict[str, list[AnyGroup]] = {}
+    for group in groups:
+        found.setdefault(group.env, []).append(group)
+    return found
+
+
 def in_legend_order(keys: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """Environment, algorithm and label, sorted: known algorithms first, n_envs=8 before n_envs=32."""
     return sorted(keys, key=lambda key: _order(*key))
+
+
+def table_of_bands(parts: Iterable[pd.DataFrame], columns: Iterable[str]) -> pd.DataFrame:
+    """The rows of several bands, one below the other."""
+    return pd.concat(parts, ignore_index=True)[list(columns)]
 
 
 def make_band(curves: Sequence[tuple[Floats, Floats]], to_the_end: bool = False) -> Band:

@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis import caption, cli, figure, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
-from analysis.groups import Band, SeedGroup, band_at, group_traces, make_band
+from analysis.groups import Band, SeedGroup, band_at, by_env, collect, make_band, table_of_bands
 from analysis.run import Run
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Lag:
 
 
 @dataclass(frozen=True)
-class Trace:
+class LagTrace:
     """Lag of one run."""
 
     run: Run
@@ -108,12 +108,12 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Group(SeedGroup[Trace]):
+class LagGroup(SeedGroup[LagTrace]):
     """The seeds of one algorithm with one configuration in one environment."""
 
     bands: Mapping[str, Mapping[str, Band]]  # by unit, of those to draw that were measured; then as `make_bands` says
 
-    def lags(self, unit: str, traces: Sequence[Trace] | None = None) -> list[Lag]:
+    def lags(self, unit: str, traces: Sequence[LagTrace] | None = None) -> list[Lag]:
         """One per seed that measured it; of some seeds only if they are given."""
         return [trace.lags[unit] for trace in (self.traces if traces is None else traces) if unit in trace.lags]
 
@@ -121,8 +121,8 @@ class Group(SeedGroup[Trace]):
 # --- from runs to curves ----------------------------------------------------------------------------------------------
 
 
-def make_trace(run: Run) -> Trace:
-    """The lag of one run in every unit that has samples."""
+def make_trace(run: Run) -> LagTrace | None:
+    """The lag of one run in every unit that has samples; None if there are none."""
     table, histogram = run.lag(), run.lag_histogram()
     lags = {}
     for unit in UNITS:
@@ -132,7 +132,7 @@ def make_trace(run: Run) -> Trace:
         frames, mean, p95, largest = table[columns].dropna().to_numpy(dtype=np.float64).T
         if len(frames):
             lags[unit] = Lag(frames, mean, p95, *distribution(histogram[histogram["unit"] == unit], largest.max()))
-    return Trace(run, lags)
+    return LagTrace(run, lags) if lags else None
 
 
 def distribution(bins: pd.DataFrame, largest: float) -> tuple[Floats, Floats]:
@@ -157,25 +157,20 @@ def distribution(bins: pd.DataFrame, largest: float) -> tuple[Floats, Floats]:
     return edges, shares
 
 
-def make_groups(runs: Iterable[Run], units: Sequence[str]) -> list[Group]:
+def make_groups(runs: Iterable[Run], units: Sequence[str]) -> list[LagGroup]:
     """Groups runs that differ in their seed alone; runs without any lag and repeated seeds are left out.
 
     Whatever else is not drawn, for want of a unit or a histogram, is named.
     """
-    traces, missing = [], []
-    for run in runs:
-        trace = make_trace(run)
-        if trace.lags:
-            traces.append(trace)
-            continue
-        missing.append(run)
-        if not (run.config.get("lag") or {}).get("enabled", True):
-            log.warning("%s did not measure its lag (lag.enabled=false): it is not in the figure.", run.path)
-        else:
-            log.warning("%s has no measured lag yet: it is not in the figure.", run.path)
-    groups = [_with_bands(group, units) for group in group_traces(traces, missing)]
+    groups = [_with_bands(group, units) for group in collect(runs, make_trace, _lacking)]
     _name_what_is_missing(groups, units)
     return groups
+
+
+def _lacking(run: Run) -> str:
+    measured = (run.config.get("lag") or {}).get("enabled", True)
+    why = "has no measured lag yet" if measured else "did not measure its lag (lag.enabled=false)"
+    return f"{why}: it is not in the figure."
 
 
 def make_bands(lags: Sequence[Lag], to_the_end: bool = False) -> dict[str, Band]:
@@ -192,7 +187,7 @@ def make_bands(lags: Sequence[Lag], to_the_end: bool = False) -> dict[str, Band]
     return bands
 
 
-def missing_units(groups: Sequence[Group], units: Sequence[str]) -> list[str]:
+def missing_units(groups: Sequence[LagGroup], units: Sequence[str]) -> list[str]:
     """A sentence for each unit that some algorithms do not have."""
     sentences = []
     for unit in units:
@@ -206,29 +201,27 @@ def missing_units(groups: Sequence[Group], units: Sequence[str]) -> list[str]:
     return sentences
 
 
-def make_table(groups: Iterable[Group]) -> pd.DataFrame:
+def make_table(groups: Iterable[LagGroup]) -> pd.DataFrame:
     """The curves as numbers, one row per point; x is in frames for mean and p95, and in the unit itself for share."""
-    parts = []
-    for group in groups:
-        for unit, bands in group.bands.items():
-            fixed = {"env": group.env, "algo": group.algo, "label": group.label}
-            for curve, band in bands.items():
-                part = pd.DataFrame({"x": band.x, "value": band.mean, "low": band.low, "high": band.high})
-                x_axis = unit if curve == "share" else "frames"
-                parts.append(part.assign(**fixed, n_seeds=band.n.astype(int), unit=unit, curve=curve, x_axis=x_axis))
-    return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
+    parts = [
+        band.rows(**group.keys, unit=unit, curve=curve, x_axis=unit if curve == "share" else "frames")
+        for group in groups
+        for unit, bands in group.bands.items()
+        for curve, band in bands.items()
+    ]
+    return table_of_bands(parts, CSV_COLUMNS)
 
 
-def _with_bands(group: SeedGroup[Trace], units: Sequence[str]) -> Group:
+def _with_bands(group: SeedGroup[LagTrace], units: Sequence[str]) -> LagGroup:
     bands = {}
     for unit in units:
         measured = [trace for trace in group.counted if unit in trace.lags]
         if measured:
             bands[unit] = make_bands([trace.lags[unit] for trace in measured], group.is_uneven)
-    return Group(group.env, group.algo, group.label, group.traces, bands, missing=group.missing)
+    return LagGroup.of(group, bands=bands)
 
 
-def _name_what_is_missing(groups: Sequence[Group], units: Sequence[str]) -> None:
+def _name_what_is_missing(groups: Sequence[LagGroup], units: Sequence[str]) -> None:
     for sentence in missing_units(groups, units):
         log.warning("%s", sentence)
     for unit in units:
@@ -242,14 +235,14 @@ def _name_what_is_missing(groups: Sequence[Group], units: Sequence[str]) -> None
                     log.warning("%s has no histogram of %s yet: it is not in the distribution.", trace.run.path, unit)
 
 
-def _algorithms_with(unit: str, groups: Sequence[Group]) -> set[tuple[str, str]]:
+def _algorithms_with(unit: str, groups: Sequence[LagGroup]) -> set[tuple[str, str]]:
     return {(group.env, group.algo) for group in groups if unit in group.bands}
 
 
 # --- from curves to a figure ------------------------------------------------------------------------------------------
 
 
-def draw(groups: Sequence[Group], units: Sequence[str]) -> Figure:
+def draw(groups: Sequence[LagGroup], units: Sequence[str]) -> Figure:
     """The figure: per environment a row of two panels per unit and a legend, and one caption under all.
 
     Args:
@@ -257,19 +250,17 @@ def draw(groups: Sequence[Group], units: Sequence[str]) -> Figure:
         units: keys of UNITS, a row each where it was measured.
     """
     drawn = [group for group in groups if group.bands]
-    looks = style.looks([(group.algo, group.label) for group in drawn])
+    looks = figure.looks_of(drawn)
     sections = []
-    for env in dict.fromkeys(group.env for group in drawn):
-        here = [group for group in drawn if group.env == env]
+    for env, here in by_env(drawn).items():
         rows = [unit for unit in units if any(unit in group.bands for group in here)]
-        legend = [f"{group.name} ({group.seeds()})" for group in here]
         fill = partial(_fill, groups=here, units=rows, looks=looks)
-        sections.append(figure.Section(env, len(rows), legend, fill))
+        sections.append(figure.Section(env, len(rows), [group.legend() for group in here], fill))
     return figure.compose(sections, make_caption(groups, units), style.TWO_COLUMNS)
 
 
 def _fill(
-    part: SubFigure, groups: Sequence[Group], units: Sequence[str], looks: Mapping[tuple[str, str], style.Look]
+    part: SubFigure, groups: Sequence[LagGroup], units: Sequence[str], looks: Mapping[tuple[str, str], style.Look]
 ) -> list[Line2D]:
     panels = part.subplots(len(units), 2, squeeze=False)
     for (left, right), unit in zip(panels, units, strict=True):
@@ -278,7 +269,7 @@ def _fill(
         frames, scale = figure.axis_unit("frames", max(lag.frames[-1] for lag in lags))
         for group in row:
             for bands, thin in _curves(group, unit):
-                look = looks[group.algo, group.label]
+                look = looks[group.method]
                 _draw_course(left, bands, scale, look, thin)
                 _draw_distribution(right, bands, look, thin, UNITS[unit].whole)
         left.set(xlabel=frames, xlim=(0.0, None))
@@ -286,12 +277,10 @@ def _fill(
         _finish_distribution(right, UNITS[unit], lags)
     panels[0, 0].set_title("mean (strong) and 95th percentile (faint)", fontsize=7.5)
     panels[0, 1].set_title("share of samples with at least this much", fontsize=7.5)
-    return [
-        figure.handle(looks[group.algo, group.label], thin=not group.has_band, with_marker=True) for group in groups
-    ]
+    return [figure.handle(looks[group.method], thin=not group.has_band, with_marker=True) for group in groups]
 
 
-def _curves(group: Group, unit: str) -> Iterator[tuple[Mapping[str, Band], bool]]:
+def _curves(group: LagGroup, unit: str) -> Iterator[tuple[Mapping[str, Band], bool]]:
     """What is drawn, and whether it is a single run: the mean over seeds, or each seed alone where they are few."""
     alone = group.lags(unit)
     if len(group.lags(unit, group.counted)) >= SEEDS_FOR_BAND:
@@ -342,7 +331,7 @@ def _set_lag_axis(panel: Axes, which: Literal["x", "y"], unit: Unit, largest: fl
 # --- the caption and the command line ---------------------------------------------------------------------------------
 
 
-def make_caption(groups: Sequence[Group], units: Sequence[str]) -> str:
+def make_caption(groups: Sequence[LagGroup], units: Sequence[str]) -> str:
     """How the figure was made: what is drawn, the units, then a line per environment, then the machines."""
     drawn = [group for group in groups if group.bands]
     how = [

@@ -26,7 +26,7 @@ FAILED = ("failed", "diverged")  # endings
 _OVER = ("finished", *FAILED)
 _ENDINGS = ("failed", "diverged", "preempted", "running")  # in the order of words
 
-Kind = Literal["final evaluation", "last evaluation", "training games", "nothing"]
+OutcomeKind = Literal["final evaluation", "last evaluation", "training games", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Outcome:
     """What a run reached."""
 
     value: float  # mean return; NaN with kind "nothing"
-    kind: Kind
+    kind: OutcomeKind
     n_games: int  # of which it is the mean
     frames: float  # when; NaN with kind "nothing"
     wall_seconds: float
@@ -61,7 +61,7 @@ def outcome(run: Run, evaluations: pd.DataFrame | None = None) -> Outcome:
     if len(games):
         last = games[games["frames"] == games["frames"].max()]  # a run that was extended has several final ones
         last = last[last["final"]] if last["final"].any() else last
-        kind: Kind = "final evaluation" if finished else "last evaluation"
+        kind: OutcomeKind = "final evaluation" if finished else "last evaluation"
         return Outcome(float(last["episode_return"].mean()), kind, len(last), *_place(last))
     table = run.training_returns(TRAINING_GAMES)
     if len(table):

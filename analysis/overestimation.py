@@ -7,7 +7,6 @@ r"""Over-estimation: max Q against the discounted return that was really obtaine
 Writes overestimation.png, overestimation.pdf and overestimation.csv (the same curves as numbers).
 """
 
-import argparse
 import sys
 
 import numpy as np
@@ -15,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import cli, course
-from analysis.course import Curve, Group, Panel
+from analysis.course import CourseGroup, Curve, Panel
 from analysis.run import Run
 
 COLUMNS = ("max_q", "discounted_return")  # of metrics.csv
@@ -43,7 +42,7 @@ def read(run: Run) -> dict[str, Curve]:
     return {name: (frames, values) for name, values in curves.items()}
 
 
-def make_groups(runs: list[Run]) -> list[Group]:
+def make_groups(runs: list[Run]) -> list[CourseGroup]:
     """Groups runs that differ in their seed alone; runs without values and repeated seeds are named and left out."""
     return course.make_groups(runs, read, "estimates no Q, or no game of it has ended")
 
@@ -62,12 +61,8 @@ def figure_and_table(runs: list[Run]) -> tuple[Figure, pd.DataFrame]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
-    chosen = _parser().parse_args(arguments)
-    return cli.write_figure("overestimation", chosen.roots, chosen.out, figure_and_table)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return cli.parser("python -m analysis.overestimation", "Draws max Q against the return really obtained.")
+    about = "Draws max Q against the return really obtained."
+    return cli.draw_without_options("overestimation", about, figure_and_table, arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Writes profiles.png, profiles.pdf and profiles.csv. After Agarwal et al. (2021).
 scores of one other environment stay as they are, and several are scaled by their lowest and highest run.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from analysis import caption, cli, figure, published, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
-from analysis.groups import Band, Member, SeedGroup, in_legend_order
+from analysis.groups import Band, Member, SeedGroup, in_legend_order, table_of_bands
 from analysis.outcome import FAILED, RULE, tally
 from analysis.run import Run
 from analysis.scores import AGGREGATES
@@ -102,13 +101,16 @@ def make_table(profiles: Profiles) -> pd.DataFrame:
     """Profiles and aggregates as numbers; x is the threshold, and empty for an aggregate."""
     parts = []
     for method in profiles.methods:
-        curves = {"profile": (profiles.thresholds, method.profile)}
-        curves |= {name: (np.array([np.nan]), estimate) for name, estimate in method.aggregates.items()}
-        for curve, (x, estimate) in curves.items():
-            part = pd.DataFrame({"x": x, "value": estimate.value, "low": estimate.low, "high": estimate.high})
-            fixed = {"algo": method.algo, "label": method.label, "n_environments": len(profiles.envs), "curve": curve}
-            parts.append(part.assign(**fixed))
-    return pd.concat(parts, ignore_index=True)[list(CSV_COLUMNS)]
+        bands = {"profile": _band(profiles.thresholds, method.profile)}
+        bands |= {name: _band(np.array([np.nan]), estimate) for name, estimate in method.aggregates.items()}
+        fixed = {"algo": method.algo, "label": method.label, "n_environments": len(profiles.envs)}
+        parts += [band.rows(**fixed, curve=curve) for curve, band in bands.items()]
+    return table_of_bands(parts, CSV_COLUMNS)
+
+
+def _band(x: Floats, estimate: Estimate) -> Band:
+    """Estimates at each x [G], or one of them alone."""
+    return Band.of_estimate(x, *map(np.atleast_1d, (estimate.value, estimate.low, estimate.high)))
 
 
 def draw(profiles: Profiles) -> Figure:
@@ -134,9 +136,8 @@ def _fill(part: SubFigure, profiles: Profiles, looks: Mapping[tuple[str, str], s
     left, right = part.subplots(1, 2)
     n = len(profiles.methods)
     for i, method in enumerate(profiles.methods):
-        look, profile = looks[method.algo, method.label], method.profile
-        band = Band.of_estimate(profiles.thresholds, profile.value, profile.low, profile.high)
-        figure.draw_band(left, profiles.thresholds, band, look, staircase=True)
+        look = looks[method.algo, method.label]
+        figure.draw_band(left, profiles.thresholds, _band(profiles.thresholds, method.profile), look, staircase=True)
         for row, estimate in enumerate(method.aggregates.values()):
             y = row + 0.6 * ((i + 0.5) / n - 0.5)
             right.plot([estimate.low, estimate.high], [y, y], color=look.colour, linewidth=2.0, alpha=0.6)
@@ -179,12 +180,8 @@ def figure_and_table(runs: list[Run]) -> tuple[Figure, pd.DataFrame]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
-    chosen = _parser().parse_args(arguments)
-    return cli.write_figure("profiles", chosen.roots, chosen.out, figure_and_table)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return cli.parser("python -m analysis.profiles", "Draws performance profiles and aggregate scores.")
+    about = "Draws performance profiles and aggregate scores."
+    return cli.draw_without_options("profiles", about, figure_and_table, arguments)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from matplotlib.ticker import NullLocator
 
 from analysis import caption, cli, figure, statistics, style
 from analysis.aggregate import SEEDS_FOR_BAND, Floats
-from analysis.groups import Band, SeedGroup, in_legend_order
+from analysis.groups import Band, SeedGroup, by_env, in_legend_order
 from analysis.outcome import FAILED, RULE, counting, tally
 from analysis.run import Run
 from analysis.settings import labelled, setting
@@ -47,7 +47,7 @@ _REFERENCE: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Point:
+class RunPoint:
     """One run."""
 
     run: Run
@@ -56,7 +56,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Reference:
+class PublishedCurve:
     """A published curve beside ours."""
 
     text: str
@@ -68,15 +68,15 @@ class Reference:
 class Axis:
     """What is drawn upwards in one panel."""
 
-    name: str  # of Point.y
+    name: str  # of RunPoint.y
     label: str
-    references: Sequence[Reference] = ()
+    references: Sequence[PublishedCurve] = ()
 
 
 # --- from runs to points ----------------------------------------------------------------------------------------------
 
 
-def make_points(runs: Sequence[Run], x: str, ys: Sequence[str]) -> list[Point]:
+def make_points(runs: Sequence[Run], x: str, ys: Sequence[str]) -> list[RunPoint]:
     """The points of runs that have an x and at least one y, or failed before that; others are named and left out."""
     points = []
     relabelled = _relabelled(runs, x)
@@ -87,7 +87,7 @@ def make_points(runs: Sequence[Run], x: str, ys: Sequence[str]) -> list[Point]:
         if place is None or not reached:
             log.warning("%s has no %s: it is not in the figure.", run.path, x if place is None else " or ".join(ys))
         else:
-            points.append(Point(run, place, values))
+            points.append(RunPoint(run, place, values))
     return points
 
 
@@ -96,9 +96,9 @@ def _is_reached(ys: Sequence[str]) -> bool:
     return any(name in ("score", "training_score", "area") for name in ys)
 
 
-def group_points(points: Sequence[Point], missing: Sequence[Run] = ()) -> list[SeedGroup[Point]]:
+def group_points(points: Sequence[RunPoint], missing: Sequence[Run] = ()) -> list[SeedGroup[RunPoint]]:
     """Points of one environment, algorithm and label, in the order of a legend, and the runs there that have none."""
-    found: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
+    found: dict[tuple[str, str, str], list[RunPoint]] = defaultdict(list)
     lacking: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for point in points:
         found[point.run.env, point.run.algo, point.run.label].append(point)
@@ -107,17 +107,17 @@ def group_points(points: Sequence[Point], missing: Sequence[Run] = ()) -> list[S
     return [SeedGroup(*key, found[key], missing=lacking[key]) for key in in_legend_order(found)]
 
 
-def make_table(points: Sequence[Point], x: str) -> pd.DataFrame:
+def make_table(points: Sequence[RunPoint], x: str) -> pd.DataFrame:
     """A row per run."""
     return pd.DataFrame(
         [{name: getattr(point.run, name) for name in CSV_COLUMNS} | {x: point.x} | dict(point.y) for point in points]
     )
 
 
-def counted_points(group: SeedGroup[Point], name: str) -> list[Point]:
+def counted_points(group: SeedGroup[RunPoint], name: str) -> list[RunPoint]:
     """Those of which the means are: at each x of runs that are over, where there are any."""
     known = [point for point in group.traces if np.isfinite(point.y[name])]
-    at_each: dict[float | str, list[Point]] = defaultdict(list)
+    at_each: dict[float | str, list[RunPoint]] = defaultdict(list)
     for point in known:
         at_each[point.x].append(point)
     return [
@@ -128,7 +128,7 @@ def counted_points(group: SeedGroup[Point], name: str) -> list[Point]:
     ]
 
 
-def means(group: SeedGroup[Point], name: str, positions: Mapping[float | str, float]) -> Band:
+def means(group: SeedGroup[RunPoint], name: str, positions: Mapping[float | str, float]) -> Band:
     """Mean over seeds at each x, with an interval where there are seeds enough."""
     values: dict[float, list[float]] = defaultdict(list)
     for point in counted_points(group, name):
@@ -158,7 +158,9 @@ def _place(run: Run, row: Mapping[str, Any], x: str) -> float | str | None:
 # --- from points to a figure ------------------------------------------------------------------------------------------
 
 
-def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "", missing: Sequence[Run] = ()) -> Figure:
+def draw(
+    points: Sequence[RunPoint], x: str, axes: Sequence[Axis], how: str = "", missing: Sequence[Run] = ()
+) -> Figure:
     """The figure: per environment a panel per axis and a legend, and one caption under all.
 
     Args:
@@ -169,32 +171,30 @@ def draw(points: Sequence[Point], x: str, axes: Sequence[Axis], how: str = "", m
         missing: runs without a point, which are counted.
     """
     groups = group_points(points, missing)
-    looks = style.looks([(group.algo, group.label) for group in groups])
+    looks = figure.looks_of(groups)
     sections = []
-    for env in dict.fromkeys(group.env for group in groups):
-        here = [group for group in groups if group.env == env]
+    for env, here in by_env(groups).items():
         points = [point for group in here for point in group.traces]
         known = [axis for axis in axes if np.isfinite([point.y[axis.name] for point in points]).any()] or list(axes[:1])
         texts = [f"{group.name} ({_tally(group)})" for group in here]
         texts += [reference.text for axis in known for reference in axis.references]
         fill = partial(_fill, here=here, x=x, axes=known, looks=looks)
         sections.append(figure.Section(env, -(-len(known) // 2), texts, fill))
-    width = style.TWO_COLUMNS if len(axes) > 1 else style.ONE_COLUMN
-    return figure.compose(sections, make_caption(groups, x, how), width)
+    return figure.compose(sections, make_caption(groups, x, how), figure.width_of(len(axes)))
 
 
-def _tally(group: SeedGroup[Point]) -> str:
+def _tally(group: SeedGroup[RunPoint]) -> str:
     """How many runs there are, of how many the means are, and what became of the others."""
     counted = {point.run.path for name in group.traces[0].y for point in counted_points(group, name)}
     return tally([run.ending for run in group.all_runs], len(counted), "run")
 
 
-def make_caption(groups: Sequence[SeedGroup[Point]], x: str, how: str) -> str:
+def make_caption(groups: Sequence[SeedGroup[RunPoint]], x: str, how: str) -> str:
     """What a point is, then a line per environment, then the machines."""
-    at_each: dict[tuple[str, str, str, float | str | None], list[Point]] = defaultdict(list)
+    at_each: dict[tuple[str, str, str, float | str | None], list[RunPoint]] = defaultdict(list)
     for group in groups:
         for point in group.traces:
-            at_each[group.env, group.algo, group.label, None if _is_measured(x) else point.x].append(point)
+            at_each[group.env, *group.method, None if _is_measured(x) else point.x].append(point)
     places = [SeedGroup(env, algo, label, found) for (env, algo, label, _), found in at_each.items()]
     sentences = [how, "A point is a run.", *_about_endings(groups)]
     if not _is_measured(x):
@@ -208,7 +208,7 @@ def make_caption(groups: Sequence[SeedGroup[Point]], x: str, how: str) -> str:
     return caption.complete(" ".join(filter(None, sentences)), places, "group" if _is_measured(x) else "point")
 
 
-def _about_endings(groups: Sequence[SeedGroup[Point]]) -> list[str]:
+def _about_endings(groups: Sequence[SeedGroup[RunPoint]]) -> list[str]:
     points = [point for group in groups for point in group.traces]
     endings, ys = {point.run.ending for point in points}, {name for point in points for name in point.y}
     sentences = []
@@ -225,18 +225,18 @@ def _about_endings(groups: Sequence[SeedGroup[Point]]) -> list[str]:
 
 def _fill(
     part: SubFigure,
-    here: Sequence[SeedGroup[Point]],
+    here: Sequence[SeedGroup[RunPoint]],
     x: str,
     axes: Sequence[Axis],
     looks: Mapping[tuple[str, str], style.Look],
 ) -> list[Artist]:
     positions, words = _positions(here)
-    handles: list[Artist] = [figure.handle(looks[group.algo, group.label], with_marker=True) for group in here]
+    handles: list[Artist] = [figure.handle(looks[group.method], with_marker=True) for group in here]
     if _is_measured(x) or words:
-        handles = [Line2D([], [], linestyle="none", **figure.marker(looks[group.algo, group.label])) for group in here]
+        handles = [Line2D([], [], linestyle="none", **figure.marker(looks[group.method])) for group in here]
     for panel, axis in zip(figure.grid(part, len(axes), 2), axes, strict=True):
         for group in here:
-            look = looks[group.algo, group.label]
+            look = looks[group.method]
             if not _is_measured(x) and not words:
                 band = means(group, axis.name, positions)
                 figure.draw_band(panel, band.x, band, look)
@@ -257,7 +257,7 @@ def _fill(
     return handles
 
 
-def _by_mark(points: Sequence[Point], look: style.Look) -> list[tuple[dict[str, Any], list[Point]]]:
+def _by_mark(points: Sequence[RunPoint], look: style.Look) -> list[tuple[dict[str, Any], list[RunPoint]]]:
     """Points by how they are marked: as the method is, hollow where the run is not over, x where it failed."""
     finished = [point for point in points if point.run.ending == "finished"]
     failed = [point for point in points if point.run.ending in FAILED]
@@ -268,7 +268,7 @@ def _by_mark(points: Sequence[Point], look: style.Look) -> list[tuple[dict[str, 
 
 
 def _draw_nothing_reached(
-    panel: Axes, points: Sequence[Point], positions: Mapping[float | str, float], name: str, look: style.Look
+    panel: Axes, points: Sequence[RunPoint], positions: Mapping[float | str, float], name: str, look: style.Look
 ) -> None:
     """Marks under the axis the runs that failed before they reached anything."""
     places = [positions[point.x] for point in points if point.run.ending in FAILED and not np.isfinite(point.y[name])]
@@ -277,7 +277,7 @@ def _draw_nothing_reached(
         panel.plot(places, [-0.03] * len(places), transform=below, clip_on=False, zorder=5, **figure.cross(look))
 
 
-def _positions(groups: Sequence[SeedGroup[Point]]) -> tuple[dict[float | str, float], list[str]]:
+def _positions(groups: Sequence[SeedGroup[RunPoint]]) -> tuple[dict[float | str, float], list[str]]:
     """Where each x lies, and the words on the axis if any of them is no number."""
     found = {point.x for group in groups for point in group.traces}
     words = sorted(map(str, found), key=style.natural_order) if any(isinstance(x, str) for x in found) else []

@@ -23,7 +23,7 @@ import pandas as pd
 
 from analysis import caption, cli, gallery, page, table
 from analysis.configurations import commands, differences
-from analysis.gallery import Kind
+from analysis.gallery import FigureKind
 from analysis.groups import Member, SeedGroup, group_runs
 from analysis.page import Chapter
 from analysis.run import Run
@@ -43,7 +43,7 @@ class Report:
     files: list[Path] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)  # title and reason
 
-    def draw(self, kind: Kind, runs: list[Run], heard: list[str]) -> list[str]:
+    def draw(self, kind: FigureKind, runs: list[Run], heard: list[str]) -> list[str]:
         """The HTML of a figure; empty if it cannot be drawn."""
         before = len(heard)
         try:
@@ -121,7 +121,7 @@ def _write(
     groups = group_runs(runs)
     say(f"{_counted(len(runs), 'run')} of {_counted(len(groups), 'configuration')}.")
 
-    def drawn(kinds: Sequence[Kind]) -> Iterator[str]:
+    def drawn(kinds: Sequence[FigureKind]) -> Iterator[str]:
         for kind in kinds:
             say(f"Drawing: {kind.title}.")
             yield from report.draw(kind, runs, warnings)

@@ -28,7 +28,7 @@ from matplotlib.patches import Patch
 from analysis import caption, cli, course, crossings, figure, published, relation, statistics, style
 from analysis.groups import Member, SeedGroup, in_legend_order
 from analysis.outcome import TRAINING_GAMES, counting
-from analysis.relation import Axis, Point, Reference
+from analysis.relation import Axis, PublishedCurve, RunPoint
 from analysis.run import Run
 from analysis.settings import as_number, labelled, setting
 from analysis.summary import SHARES, counted_rows, is_plain, summarise, tally_of, unique_seeds
@@ -220,7 +220,7 @@ def speed_up(
     at, ratios = published.speed_ups("A3C")
     ours = {point.x for point in points}
     inside = at <= max(x for x in ours if isinstance(x, float))
-    theirs = Reference("A3C on Atari, Mnih et al. 2016, table 2", at[inside], ratios[inside])
+    theirs = PublishedCurve("A3C on Atari, Mnih et al. 2016, table 2", at[inside], ratios[inside])
     axes = [
         Axis("to_score", "times as fast to the score", [theirs]),
         Axis("frames_to_score", "times fewer frames to the score"),
@@ -237,7 +237,7 @@ def speed_up(
     return relation.draw(points, "workers", axes, how), relation.make_table(points, "workers")
 
 
-def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[Point]:
+def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[RunPoint]:
     """Ratios to the fewest workers, of one algorithm in one environment."""
     fewest = min(map(workers, runs))
     speeds = dict(zip([run.path for run in runs], summarise(runs)["pps"], strict=True))
@@ -246,7 +246,7 @@ def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[Poin
     speed = float(np.nanmedian([speeds[run.path] for run in base]))
     seconds, frames = (_times_less(runs, base, column, goal, window) for column in ("wall_seconds", "frames"))
     return [
-        Point(
+        RunPoint(
             run,
             workers(run),
             {
@@ -271,7 +271,7 @@ def _times_less(runs: Sequence[Run], base: Sequence[Run], column: str, goal: flo
     return ratios
 
 
-def _censored(points: Sequence[Point]) -> str:
+def _censored(points: Sequence[RunPoint]) -> str:
     never = sum(not np.isfinite(point.y["to_score"]) for point in points)
     if never == 0:
         return "every run reached it"

@@ -57,7 +57,7 @@ def draw(command: str, root: Path, capsys) -> tuple[int, list[str]]:
 
 
 @pytest.fixture(autouse=True)
-def few_figures(monkeypatch, draft):
+def few_figures(monkeypatch, inkless):
     """The report's other figures are those of the commands, and nobody looks at these."""
     monkeypatch.setattr(gallery, "OTHERS", ())
 

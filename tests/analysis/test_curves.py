@@ -201,7 +201,7 @@ def test_the_command_writes_figure_and_numbers(make_run, tmp_path, capsys):
     assert main([str(root)]) == 0  # its own figures are no runs
 
 
-def test_the_command_takes_an_axis_a_folder_and_a_window(make_run, tmp_path, draft, capsys):
+def test_the_command_takes_an_axis_a_folder_and_a_window(make_run, tmp_path, inkless, capsys):
     make_run()
     out = tmp_path / "out"
     assert main([str(tmp_path / "runs"), "--x", "frames", "--out", str(out), "--window", "10"]) == 0

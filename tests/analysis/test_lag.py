@@ -394,7 +394,7 @@ def test_the_command_writes_figure_and_numbers(make_run, tmp_path, capsys):
     assert ga3c.loc[130.0, "value"] == pytest.approx(0.001)  # the largest
 
 
-def test_the_default_is_lag_in_updates_and_the_place_is_an_option(make_run, tmp_path, draft):
+def test_the_default_is_lag_in_updates_and_the_place_is_an_option(make_run, tmp_path, inkless):
     write_zero(make_run())
     out = tmp_path / "out"
     assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0

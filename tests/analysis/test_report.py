@@ -110,7 +110,7 @@ def test_a_figure_that_fails_costs_no_page(make_run, tmp_path, monkeypatch, caps
     def fail(runs):
         raise ValueError("nothing fits")
 
-    monkeypatch.setattr(gallery, "HEADLINE", (gallery.Kind("curves", "Return", fail),))
+    monkeypatch.setattr(gallery, "HEADLINE", (gallery.FigureKind("curves", "Return", fail),))
     monkeypatch.setattr(gallery, "OTHERS", ())
     run = make_run()
     assert main([str(run)]) == 0

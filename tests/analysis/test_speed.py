@@ -9,7 +9,7 @@ from analysis import load_runs
 from analysis.cli import NothingToDrawError
 from analysis.speed import adjustments, main, speed_up, throughput
 
-pytestmark = pytest.mark.usefixtures("draft")
+pytestmark = pytest.mark.usefixtures("inkless")
 SHARES = {"share_simulate": 0.4, "share_predict": 0.3, "share_train": 0.2, "share_wait": 0.1}
 
 

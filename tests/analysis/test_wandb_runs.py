@@ -80,7 +80,7 @@ def test_an_offline_run_gives_the_same_frames(trained, offline):
     assert theirs.lag_histogram().empty
 
 
-def test_what_was_logged_is_drawn(trained, offline, draft, tmp_path, capsys):
+def test_what_was_logged_is_drawn(trained, offline, inkless, tmp_path, capsys):
     assert curves.main([str(offline), "--out", str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / "curves.csv").query("x_axis == 'frames'")
     (run,) = load_runs(trained)
