@@ -18,20 +18,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pandas as pd
+import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
 
-from algos.test_a3c import make_workers  # noqa: E402
-
+from a3c_bench.algos import a3c  # noqa: E402
 from a3c_bench.algos.a3c import Worker  # noqa: E402
 from a3c_bench.algos.ga3c import Trainer  # noqa: E402
 from a3c_bench.algos.paac import PAAC  # noqa: E402
 from a3c_bench.config import compose  # noqa: E402
+from a3c_bench.runtime.clock import TrainingClock  # noqa: E402
 from a3c_bench.train import train  # noqa: E402
 from benchmarks.measure_sweeps import statuses, sweep  # noqa: E402
 
@@ -125,7 +127,10 @@ def lag(rounds: int) -> None:
             timed, seconds = in_turns(getattr(owner, name))
             with patch.object(owner, name, timed):
                 if algo == "a3c":  # a worker in this process
-                    (worker,) = make_workers(config)
+                    torch.set_num_threads(1)  # as in its own process
+                    session: Any = SimpleNamespace(attempt=1, clock=TrainingClock())
+                    session.clock.start()
+                    worker = Worker(config, a3c.assemble(config, session)[1].for_worker(0), 0, attempt=1)
                     for _ in range(20 * BLOCK):
                         worker.update()
                 else:
