@@ -44,7 +44,7 @@ from a3c_bench.envs import Step, find_spec
 from a3c_bench.parallel.crew import Crew, Member, own_stream, wait_for_own_stream
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
-from a3c_bench.runtime.ledger import Report
+from a3c_bench.runtime.ledger import WorkerReport
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
@@ -285,7 +285,7 @@ class Trainer:
             notes.updated(found.figures() | figures, found.fit)
 
 
-def _with_share(report: Report, column: str, phases: Sequence[str]) -> Report:
+def _with_share(report: WorkerReport, column: str, phases: Sequence[str]) -> WorkerReport:
     """The report, with the share of its time that these phases took."""
     report.ratios[column] = sum(report.seconds[phase] for phase in phases), sum(report.seconds.values())
     return report

@@ -175,7 +175,7 @@ def open_replay(config: Config, shared: Shared, index: int, envs: build.Shapes) 
 # --- the bundles ------------------------------------------------------------------------------------------------------
 
 
-class Actor:
+class BundleActor:
     """The part of a bundle that acts, under a copy of theta."""
 
     def __init__(self, bundle: "Bundle") -> None:
@@ -207,7 +207,7 @@ class Actor:
         self.n_since_refresh += self.explorer.step(epsilon_at(self.options, self.transport.version))
 
 
-class Learner:
+class BundleLearner:
     """The part of a bundle that computes gradients and sends them."""
 
     def __init__(self, bundle: "Bundle") -> None:
@@ -269,8 +269,8 @@ class Bundle:
             config, roles.envs_per_actor, sequence(config.seed, Stream.ENVIRONMENTS, attempt, index), n_threads=1
         )
         self.replay = open_replay(config, shared, self.replay_index, self.envs)
-        self.actor = Actor(self) if index < roles.n_actors else None
-        self.learner = Learner(self) if index < roles.n_learners else None
+        self.actor = BundleActor(self) if index < roles.n_actors else None
+        self.learner = BundleLearner(self) if index < roles.n_learners else None
         n_others = len([user for user in roles.users(self.replay_index) if user != index and user < roles.n_learners])
         self.slack = 2 * n_others  # gradients that actors leave to other processes, so that none has to wait
 

@@ -112,7 +112,7 @@ def describe(config: EnvConfig) -> EnvSpec:
     )
 
 
-class Outcome(NamedTuple):
+class Answer(NamedTuple):
     """What one step of one environment brought."""
 
     reward: float
@@ -139,7 +139,7 @@ class Game:
         self._ended = False
         self._elapsed = 0
 
-    def step(self, action: int, place: NDArray[Any]) -> Outcome:
+    def step(self, action: int, place: NDArray[Any]) -> Answer:
         """Takes an action, counted from 0, and writes what is seen then to its place."""
         if self._ended:
             return self.reset(place)
@@ -149,14 +149,14 @@ class Game:
         truncated = bool(truncated) and not terminated  # over at its limit is over
         self._ended = terminated or truncated
         self._show(observation, place)
-        return Outcome(float(reward), terminated, truncated, self._elapsed)
+        return Answer(float(reward), terminated, truncated, self._elapsed)
 
-    def reset(self, place: NDArray[Any]) -> Outcome:
+    def reset(self, place: NDArray[Any]) -> Answer:
         """Begins a new game."""
         observation, _ = self.env.reset(seed=self._seed)
         self._seed, self._ended, self._elapsed = None, False, 0
         self._show(observation, place)
-        return Outcome(0.0, False, False, 0)
+        return Answer(0.0, False, False, 0)
 
     def _show(self, observation: Any, place: NDArray[Any]) -> None:
         array = np.asarray(observation if self._key is None else observation[self._key])
@@ -230,7 +230,7 @@ class InPlace:
             self._changed.notify_all()
 
 
-def arrival(env_ids: Sequence[int], observations: NDArray[Any], outcomes: Sequence[Outcome]) -> Arrival:
+def arrival(env_ids: Sequence[int], observations: NDArray[Any], outcomes: Sequence[Answer]) -> Arrival:
     """What came of B environments, as arrays."""
     rewards, terminated, truncated, elapsed = zip(*outcomes, strict=True)
     return Arrival(

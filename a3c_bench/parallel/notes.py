@@ -6,7 +6,7 @@ from a3c_bench.core.lag import Samples, Stamp
 from a3c_bench.envs.episodes import Episode
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.runtime.clock import PHASES, PhaseTimer
-from a3c_bench.runtime.ledger import Figures, Fit, Ratios, Report, Scalar
+from a3c_bench.runtime.ledger import Figures, Fit, Ratios, Scalar, WorkerReport
 
 
 class Notes:
@@ -25,7 +25,7 @@ class Notes:
         self.writer = writer
         self.timer = PhaseTimer(*PHASES)
         self.version: int | None = None  # of the policy that acts, if it is a copy of theta; None: theta itself
-        self.pending = Report()
+        self.pending = WorkerReport()
         self._ratios = Ratios()
 
     @property
@@ -61,12 +61,12 @@ class Notes:
         """Adds to the two sums whose ratio is a column of metrics.csv."""
         self._ratios.add(column, part, whole)
 
-    def take(self) -> Report:
+    def take(self) -> WorkerReport:
         """All of it, for another thread; and begins anew."""
-        report, self.pending = self.pending, Report()
+        report, self.pending = self.pending, WorkerReport()
         report.ratios, report.seconds = self._ratios.sums(), self.timer.take()
         return report
 
-    def report(self) -> Report:
+    def report(self) -> WorkerReport:
         """All of it, for another process; and begins anew."""
         return self.take().packed()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from a3c_bench.envs.gymnasium import Game, Outcome, arrival
+from a3c_bench.envs.gymnasium import Answer, Game, arrival
 from a3c_bench.envs.simulation import Arrival
 from a3c_bench.envs.spec import EnvSpec
 from a3c_bench.errors import ConfigError, WorkerError
@@ -60,7 +60,7 @@ class Simulators:
         self._memory = SharedArrays()
         self._seen = self._memory("seen", (n_envs, *spec.shown.shape), spec.shown.dtype)
         self._order: list[int] = []  # in lock step: of the environments that were sent
-        self._arrived: deque[tuple[int, Outcome]] = deque()
+        self._arrived: deque[tuple[int, Answer]] = deque()
         self._simulators: list[_Simulator] = []
         self._closed = False
         n_processes, each = min(n_processes, n_envs), self._batch_size is not None
@@ -170,7 +170,7 @@ class _Simulator:
             except OSError:
                 raise self._died() from None
 
-    def read(self) -> list[tuple[int, Outcome]]:
+    def read(self) -> list[tuple[int, Answer]]:
         """What it says; one thread at a time."""
         self.silent_seconds = 0.0
         try:
@@ -184,7 +184,7 @@ class _Simulator:
             return []
         with self._sending:
             self.n_owed -= len(content)
-        return [(env_id, Outcome(*outcome)) for env_id, outcome in content]
+        return [(env_id, Answer(*outcome)) for env_id, outcome in content]
 
     def end(self) -> None:
         """Waits until it has gone, or kills it."""

@@ -81,7 +81,7 @@ class Ratios:
 
 
 @dataclass
-class Report:
+class WorkerReport:
     """What a worker did since its last report."""
 
     n_agent_steps: int = 0
@@ -93,7 +93,7 @@ class Report:
     ratios: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
 
-    def packed(self) -> "Report":
+    def packed(self) -> "WorkerReport":
         """The same in few arrays, for a pipe: tensors would travel in a file each."""
         figures = {key: _array(parts, np.float32) for key, parts in _by_key(self.figures).items()}
         fit = [_array(parts) for parts in zip(*self.fits, strict=True)]

@@ -25,7 +25,7 @@ from a3c_bench.errors import CheckpointError
 from a3c_bench.runtime import checkpoint, machine
 from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.directory import RunDirectory, timestamp
-from a3c_bench.runtime.ledger import Figures, Fit, Report, Scalar
+from a3c_bench.runtime.ledger import Figures, Fit, Scalar, WorkerReport
 from a3c_bench.runtime.loggers import make_loggers
 from a3c_bench.runtime.progress import ProgressDisplay
 from a3c_bench.runtime.recorder import Recorder
@@ -191,7 +191,7 @@ class Session:
         """Adds to two sums; the next row has their ratio in this column."""
         self._recorder.ratios.add(column, part, whole)
 
-    def take(self, report: Report) -> None:
+    def take(self, report: WorkerReport) -> None:
         """Takes what a worker did."""
         self.count(report.n_agent_steps, report.episodes)
         self.counters.updates += report.n_updates
