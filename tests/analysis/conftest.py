@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.transforms import Bbox
 
 from analysis import style
 
@@ -53,6 +54,31 @@ def inkless(monkeypatch: pytest.MonkeyPatch) -> None:
         return files
 
     monkeypatch.setattr(style, "save", save)
+
+
+@pytest.fixture(scope="session")
+def boxes_inside() -> Callable[[Figure], list[tuple[SubFigure, list[Bbox]]]]:
+    """`boxes_inside(figure)` draws it, asserts that nothing leaves the page or hides a legend, and gives its panels."""
+
+    def boxes(figure: Figure) -> list[tuple[SubFigure, list[Bbox]]]:
+        figure.draw_without_rendering()
+        page = figure.bbox
+        *rows, foot = figure.subfigs
+        found = []
+        for row in rows:
+            (legend,) = row.legends
+            panels = [panel.get_tightbbox() for panel in row.axes]
+            for box in (legend.get_window_extent(), *panels):
+                assert page.x0 <= box.x0 <= box.x1 <= page.x1
+                assert page.y0 <= box.y0 <= box.y1 <= page.y1
+            assert legend.get_window_extent().y1 <= min(box.y0 for box in panels)
+            found.append((row, panels))
+        text = foot.texts[0].get_window_extent()
+        assert text.x1 <= page.x1
+        assert page.y0 <= text.y0 <= text.y1 <= foot.bbox.y1
+        return found
+
+    return boxes
 
 
 def write_run(

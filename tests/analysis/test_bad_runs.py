@@ -72,6 +72,22 @@ def test_an_empty_root_is_one_sentence(tmp_path, capsys, command):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_root_is_one_sentence(tmp_path, capsys, command):
+    status, said = draw(command, tmp_path / "nowhere", capsys)
+    assert (status, len(said)) == (2, 1)
+    assert said[0].startswith(f"{tmp_path / 'nowhere'} is not a directory")
+
+
+@pytest.mark.parametrize("command", ["curves", "lag"])
+def test_a_folder_that_cannot_be_written_is_one_sentence(make_run, tmp_path, capsys, command):
+    write(make_run)
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "below"
+    assert COMMANDS[command]([str(tmp_path / "runs"), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"The figures cannot be written to {out}: Not a directory.\n"
+
+
 @pytest.mark.parametrize("command", ALLOWED)
 def test_unfinished_runs_are_drawn_as_far_as_they_are(make_run, tmp_path, capsys, command):
     for seed in range(3):

@@ -126,7 +126,7 @@ def test_axes_carry_units(make_run, tmp_path, frames_per_second, labels):
     assert "return" in figure.subfigs[0].axes[0].get_ylabel()
 
 
-def test_nothing_leaves_the_figure_or_overlaps(make_run, tmp_path):
+def test_nothing_leaves_the_figure_or_overlaps(make_run, boxes_inside, tmp_path):
     for algo in style.COLOURS:
         make_run(algo=algo, settings={"a_setting_with_a_rather_long_name": 1}, overrides="x")
         make_run(
@@ -134,21 +134,9 @@ def test_nothing_leaves_the_figure_or_overlaps(make_run, tmp_path):
         )
     make_run(game="Pong", env="Pong")
     figure = draw(make_groups(load_runs(tmp_path), 100), BOTH, 100)
-    figure.draw_without_rendering()
-    page = figure.bbox
-    *rows, foot = figure.subfigs
-    for row in rows:
-        (legend,) = row.legends
-        panels = [panel.get_tightbbox() for panel in row.axes]
-        for box in (legend.get_window_extent(), *panels):
-            assert page.x0 <= box.x0 <= box.x1 <= page.x1
-            assert page.y0 <= box.y0 <= box.y1 <= page.y1
-        assert legend.get_window_extent().y1 <= min(box.y0 for box in panels)
-        assert legend.get_window_extent().y0 >= row.bbox.y0
+    for row, panels in boxes_inside(figure):
+        assert row.legends[0].get_window_extent().y0 >= row.bbox.y0
         assert panels[0].height > 100  # the legend does not eat the panels
-    text = foot.texts[0].get_window_extent()
-    assert text.x1 <= page.x1
-    assert page.y0 <= text.y0 <= text.y1 <= foot.bbox.y1
 
 
 # --- style
@@ -209,13 +197,6 @@ def test_the_command_takes_an_axis_a_folder_and_a_window(make_run, tmp_path, ink
     assert set(pd.read_csv(out / "curves.csv")["x_axis"]) == {"frames"}
 
 
-def test_a_missing_root_is_one_sentence_and_status_2(tmp_path, capsys):
-    assert main([str(tmp_path / "nowhere")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"{tmp_path / 'nowhere'} is not a directory")
-    assert error.count("\n") == 1
-
-
 def test_a_root_without_runs_is_one_sentence_and_status_2(make_run, tmp_path, capsys):
     make_run()
     empty = tmp_path / "empty"
@@ -228,13 +209,6 @@ def test_runs_without_games_are_one_sentence_and_status_2(make_run, tmp_path, ca
     (make_run(n_games=0) / "eval.csv").unlink()
     assert main([str(tmp_path)]) == 2
     assert "None of the 1 runs found has finished a training game yet, or was evaluated." in capsys.readouterr().err
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence_and_status_2(make_run, tmp_path, capsys):
-    make_run()
-    (tmp_path / "file").write_text("")
-    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "file" / "below")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_window_of_no_games_is_refused(tmp_path, capsys):
