@@ -1,5 +1,7 @@
 """Acting: an environment batch under a policy, a rollout at a time."""
 
+from collections import deque
+
 import torch
 
 from a3c_bench.acting.policy import Policy
@@ -20,6 +22,7 @@ class Actor:
         device: of the network.
         ledger: gets counts and times.
         end_with_episode: a rollout ends early when an episode ends, as in A3C; only for one environment.
+        n_rollouts: that are filled by turns: the last one stays as it is until so many more have been begun.
     """
 
     def __init__(
@@ -31,17 +34,22 @@ class Actor:
         device: torch.device,
         ledger: Ledger,
         end_with_episode: bool = False,
+        n_rollouts: int = 1,
     ) -> None:
         self._envs = envs
         self._network = network
         self._policy = Policy(network, generator)
         self._ledger = ledger
         self._end_with_episode = end_with_episode and envs.n_envs == 1
-        self.rollout = Rollout(
-            t_max, envs.n_envs, envs.observation_shape, envs.observation_dtype, envs.n_actions, device
-        )
+        shapes = (envs.observation_shape, envs.observation_dtype, envs.n_actions)
+        self._rollouts = deque(Rollout(t_max, envs.n_envs, *shapes, device) for _ in range(n_rollouts))
         self._observations = torch.from_numpy(envs.reset()).to(device)
         self._state = network.initial_state(envs.n_envs)
+
+    @property
+    def rollout(self) -> Rollout:
+        """The last one."""
+        return self._rollouts[0]
 
     @torch.no_grad()
     def act(self) -> Rollout:
@@ -49,6 +57,7 @@ class Actor:
 
         A first step in which every environment was reset is left out: it is nobody's experience.
         """
+        self._rollouts.rotate()
         rollout, ledger, timer = self.rollout, self._ledger, self._ledger.timer
         rollout.start(self._observations, self._state)
         while rollout.length < rollout.t_max:

@@ -11,19 +11,40 @@ One copy of the parameters, n_e environments in lock step:
     returns -> loss -> one synchronous update of theta -> again
 
 Every action is chosen by the parameters that the next update changes, so the lag is 0 updates, always; it is measured
-and recorded like everybody's.
+and recorded like everybody's. Beyond the paper the lag can be set, so that two runs differ in nothing else:
+
+    algo.lag.updates=k      who acts is theta as it was k updates ago (`acting.past`): theta_v learns from what
+                            theta_{v-k} chose
+    algo.overlap=true       act:    |  r_1, theta_0  |  r_2, theta_1  |  r_3, theta_2  |
+                            learn:  |  r_0           |  r_1           |  r_2           |   the next rollout is gathered
+                            while the last one is learnt from: the same numbers as with k = 1, in less time
 """
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
 
 from a3c_bench import build
 from a3c_bench.acting.actor import Actor
+from a3c_bench.acting.past import PastParameters, n_kept
 from a3c_bench.algos import Algorithm
 from a3c_bench.algos.settings import PAACConfig
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, GradientVariance
 from a3c_bench.core.rollout import Rollout, divergence
+from a3c_bench.envs import find_spec
+from a3c_bench.parallel.crew import own_stream, wait_for_own_stream
+from a3c_bench.parallel.notes import Notes
+from a3c_bench.parallel.tally import Tally
+from a3c_bench.runtime.ledger import WorkerReport
 from a3c_bench.runtime.machine import resolve_device
-from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
-from a3c_bench.runtime.session import Session
+from a3c_bench.runtime.seeding import GeneratorState, NumpyGeneratorState, Stream, sequence, torch_generator
+from a3c_bench.runtime.session import Part, Session
+from a3c_bench.runtime.storage import check_memory
 from a3c_bench.schema import Config
 
 
@@ -37,24 +58,44 @@ class PAAC:
 
     def __init__(self, config: Config, session: Session) -> None:
         self.options: PAACConfig = config.algo
-        device = resolve_device(config.device)
+        options, device = self.options, resolve_device(config.device)
         self.session = session
         self.measure_lag = config.lag.enabled
-        self.envs = build.make_envs(
-            config, self.options.n_envs, sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
-        )
+        self.envs = build.make_envs(config, options.n_envs, sequence(config.seed, Stream.ENVIRONMENTS, session.attempt))
         self.network: ActorCritic = build.make_network(config, self.envs, device)
         self.parameters = FlatParameters(self.network)
         self.gradient_variance = GradientVariance()
         self.learner = build.make_actor_critic_learner(config, self.network, self.parameters)
         self.learning_rate_at = build.make_schedule(config)
         self.generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS))
-        self.actor = Actor(self.envs, self.network, self.generator, self.options.t_max, device, session)
+        self.lag_generator = np.random.default_rng(sequence(config.seed, Stream.LAG))
+        self.past: PastParameters | None = None  # None: theta itself acts
+        acts = self.network
+        if options.overlap or options.lag.updates > 0:
+            acts = build.make_network(config, self.envs, device)
+            theta, acting = self.parameters.values.data, FlatParameters(acts).values.data
+            lag = options.lag
+            self.past = PastParameters(theta, acting, lag.updates, lag.distribution, self.lag_generator)
+        self.ahead = Ahead(config, session, device) if options.overlap else None
+        ledger = self.ahead.notes if self.ahead else session
+        self.actor = Actor(
+            self.envs, acts, self.generator, options.t_max, device, ledger, n_rollouts=2 if options.overlap else 1
+        )
 
     def update(self) -> None:
-        """t_max steps in every environment under the current policy, and one update from them."""
+        """t_max steps in every environment, and one update from them or from those before."""
+        self.learn(self.ahead.exchange(self.choose_policy, self.actor.act) if self.ahead else self.act())
+
+    def act(self) -> Rollout:
+        """t_max steps in every environment, under the policy whose turn it is."""
+        self.session.version = self.choose_policy()
         rollout = self.actor.act()
-        self.learn(rollout)
+        self.session.version = None  # what is learnt is theta
+        return rollout
+
+    def choose_policy(self) -> int | None:
+        """Makes up who acts next; gives its version, if it is a copy of theta."""
+        return self.past.choose(self.session.counters.updates) if self.past else None
 
     def learn(self, rollout: Rollout) -> None:
         """One update of theta."""
@@ -64,27 +105,99 @@ class PAAC:
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         gradient_norm = learner.clip()
         if self.measure_lag:  # just before the update
-            session.lag.add(
-                **rollout.lag(session.stamp(), found.mask), **divergence(batch, found.log_probs, found.mask)
-            )
+            session.lag.add(**rollout.lag(self.now(), found.mask), **divergence(batch, found.log_probs, found.mask))
         learning_rate = self.learning_rate_at(session.counters.frames)
         learner.step(learning_rate)
         session.updated(figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
         session.ratio("unusable_share", *found.unusable)
         session.timer.lap("train")
 
+    def now(self) -> Stamp:
+        """Where the run stands: with the frames of the rollout that is being gathered, which are not counted yet."""
+        stamp = self.session.stamp()
+        return stamp._replace(frames=self.ahead.notes.tally.frames) if self.ahead else stamp
+
+
+class Ahead:
+    """Gathers the next rollout in a thread of its own. Its steps are counted when it is their turn to be learnt from.
+
+    Args:
+        config: of the run.
+        session: of it.
+        device: that acts.
+    """
+
+    def __init__(self, config: Config, session: Session, device: torch.device) -> None:
+        self.session = session
+        self.device = device
+        self.notes = Notes(Tally(1, config.env.frame_skip, session.clock), 0)
+        self.thread = ThreadPoolExecutor(1, "a3c_bench actor")
+        self.next: Future[tuple[Rollout, WorkerReport]] | None = None
+
+    def exchange(self, choose_policy: Callable[[], int | None], act: Callable[[], Rollout]) -> Rollout:
+        """The rollout that was gathered meanwhile; the one after it is begun."""
+        if self.next is None:
+            self.notes.tally.begin(self.session.counters.agent_steps, 0)
+            self.begin(choose_policy, act)
+        assert self.next is not None
+        rollout, report = self.next.result()
+        self.session.timer.lap("wait")
+        self.session.take(report)
+        self.begin(choose_policy, act)
+        return rollout
+
+    def begin(self, choose_policy: Callable[[], int | None], act: Callable[[], Rollout]) -> None:
+        """Lets the thread act under theta as it is now."""
+        self.notes.version = choose_policy()
+        wait_for_own_stream(self.device)  # until the copy of theta is there
+        self.next = self.thread.submit(self.gather, act)
+
+    def gather(self, act: Callable[[], Rollout]) -> tuple[Rollout, WorkerReport]:
+        """What the thread does."""
+        self.notes.timer.start()
+        with own_stream(self.device):
+            rollout = act()
+            wait_for_own_stream(self.device)
+        return rollout, self.notes.take()
+
+    @contextmanager
+    def standstill(self) -> Iterator[None]:
+        """While entered, nobody acts."""
+        if self.next is not None:
+            self.next.exception()  # waits; `exchange` raises it
+        yield
+
+    def close(self) -> None:
+        """Ends the thread when it is done with its rollout, of which nobody will hear."""
+        self.thread.shutdown()
+
 
 def train(config: Config, session: Session) -> None:
     """Trains until the session says that the budget is spent or the run is to stop."""
     paac = PAAC(config, session)
-    session.begin(
-        network=paac.network, optimizer=paac.learner.optimizer, action_generator=GeneratorState(paac.generator)
-    )
+    parts: dict[str, Part] = {"action_generator": GeneratorState(paac.generator)}
+    if config.algo.lag.updates > 0:
+        assert paac.past is not None
+        parts |= {"past": paac.past, "lag_generator": NumpyGeneratorState(paac.lag_generator)}
+    session.begin(network=paac.network, optimizer=paac.learner.optimizer, **parts)
     try:
-        while session.running():
+        while session.running(paac.ahead.standstill if paac.ahead else nullcontext):
             paac.update()
     finally:
+        if paac.ahead:
+            paac.ahead.close()
         paac.envs.close()
 
 
-ALGORITHM = Algorithm(PAACConfig, train)
+def check(config: Config) -> None:
+    """Raises ConfigError for more versions of theta than the memory holds."""
+    lag = config.algo.lag
+    if lag.updates == 0:
+        return
+    network = build.make_network(config, find_spec(config.env), torch.device("cpu"))
+    n_values, n_versions = sum(p.numel() for p in network.parameters()), n_kept(lag.updates, lag.distribution)
+    what = f"A lag of {lag.updates} updates keeps {n_versions:,} versions of {n_values:,} parameters, which"
+    check_memory(4 * n_values * n_versions, what, "say a smaller algo.lag.updates")
+
+
+ALGORITHM = Algorithm(PAACConfig, train, check)

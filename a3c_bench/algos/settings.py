@@ -36,6 +36,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class ForcedLagConfig:
+    """Lag that is set: the samples of an update were chosen by theta as it was some updates before."""
+
+    updates: int = option(0, at_least=0)  # k
+    distribution: str = option("fixed", choices=("fixed", "uniform"))  # k each time, or 0 to 2 k, k on average
+
+
+@dataclass(frozen=True)
 class PAACConfig:
     """Settings of PAAC; conf/algo/paac.yaml gives their sources."""
 
@@ -46,7 +54,20 @@ class PAACConfig:
     entropy_weight: float = option(0.01, at_least=0.0)  # beta
     value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
     loss_reduction: str = option("mean_over_envs", choices=ACTOR_CRITIC_REDUCTIONS)
+    lag: ForcedLagConfig = section(ForcedLagConfig)
+    overlap: bool = False  # the next rollout is gathered while the last one is learnt from: a lag of exactly 1
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=0.0224, initial_square=1.0, max_grad_norm=40.0))
+
+
+def check_paac(config: Config) -> None:
+    """Raises ConfigError for what PAAC cannot do."""
+    check_actor_critic(config)
+    options: PAACConfig = config.algo
+    if options.overlap and options.lag.updates > 0:
+        raise ConfigError(
+            f"algo.overlap=true has a lag of exactly 1 update: say algo.lag.updates=0 with it, or algo.overlap=false "
+            f"with algo.lag.updates={options.lag.updates}."
+        )
 
 
 # --- A3C --------------------------------------------------------------------------------------------------------------
@@ -252,5 +273,5 @@ SETTINGS = {
     "dqn": Settings(DQNConfig, check_dqn),
     "ga3c": Settings(GA3CConfig, check_ga3c),
     "gorila": Settings(GorilaConfig, check_gorila),
-    "paac": Settings(PAACConfig, check_actor_critic),
+    "paac": Settings(PAACConfig, check_paac),
 }

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     LEARNING_RATE = 6
     ADJUSTMENT = 7
     REPLAY = 8
+    LAG = 9
 
 
 def sequence(seed: int, stream: Stream, *path: int) -> np.random.SeedSequence:

@@ -97,6 +97,7 @@ class Session:
         self.attempt = int(directory.read_status().get("attempts", 0)) + 1
         self.clock = TrainingClock(saved["wall_seconds"] if saved else 0.0)  # workers may read it
         self.timer = PhaseTimer(*PHASES)
+        self.version: int | None = None  # of the policy that acts, if it is not theta; None: theta
         self.gauges: Callable[[], Mapping[str, float]] = dict  # more columns of a row of metrics.csv, when it is due
         self._directory = directory
         self._evaluate = evaluate
@@ -210,8 +211,9 @@ class Session:
         self._recorder.add_adjustment(self._now(), window)
 
     def stamp(self) -> Stamp:
-        """Where the run stands."""
-        return Stamp(self.counters.updates, self.counters.frames, self.wall_seconds)
+        """Where the run stands; the version is that of the policy that acts, while `version` says so."""
+        version = self.counters.updates if self.version is None else self.version
+        return Stamp(version, self.counters.frames, self.wall_seconds)
 
     def running(self, standstill: Callable[[], AbstractContextManager[None]] = nullcontext) -> bool:
         """Does what is due (rows, evaluation, checkpoint) and says whether the run goes on.
