@@ -6,6 +6,7 @@ from typing import Any
 
 from a3c_bench.core.lag import Stamp
 from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
+from a3c_bench.runtime.ledger import WorkerReport
 from a3c_bench.runtime.recorder import METRIC_COLUMNS
 from a3c_bench.runtime.session import Counters
 from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
@@ -41,6 +42,7 @@ class FakeSession:
         self.clock = TrainingClock(seconds)
         self.clock.start()
         self.wall_seconds = 0.0
+        self.version: int | None = None
         self.lag = self
         self.lags: list[dict[str, Any]] = []
         self.ratios: list[tuple[str, float, float]] = []
@@ -51,7 +53,11 @@ class FakeSession:
         self.counters.frames += n_agent_steps * self.config.env.frame_skip
 
     def stamp(self) -> Stamp:
-        return Stamp(self.counters.updates, self.counters.frames, self.wall_seconds)
+        version = self.counters.updates if self.version is None else self.version
+        return Stamp(version, self.counters.frames, self.wall_seconds)
+
+    def take(self, report: WorkerReport) -> None:
+        self.count(report.n_agent_steps)
 
     def updated(self, metrics: dict[str, Any], fit: Any = None) -> None:
         self.counters.updates += 1

@@ -1,0 +1,211 @@
+"""Lag as a setting: who acts, what is measured, that overlap is a lag of one, and what a stop or a fault leaves."""
+
+import os
+import signal
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from common import TIMES, FakeSession, small
+
+from a3c_bench.acting.past import PastParameters
+from a3c_bench.algos import paac as paac_module
+from a3c_bench.algos.paac import PAAC
+from a3c_bench.algos.settings import ForcedLagConfig, PAACConfig
+from a3c_bench.envs import VectorEnv
+from a3c_bench.errors import ConfigError
+from a3c_bench.schema import BudgetConfig, Config, OptimizerConfig
+from a3c_bench.train import train
+
+SMALL = small(PAACConfig(n_envs=3, t_max=4, optimizer=OptimizerConfig(lr=0.05)), n_torch_threads=1)
+OVERLAP = replace(SMALL, algo=replace(SMALL.algo, overlap=True))
+
+
+def forced(updates: int, distribution: str = "fixed", config: Config = SMALL) -> Config:
+    return replace(config, algo=replace(config.algo, lag=ForcedLagConfig(updates, distribution)))
+
+
+def make_paac(config: Config) -> tuple[PAAC, FakeSession]:
+    torch.set_num_threads(1)
+    session = FakeSession(config)
+    return PAAC(config, session), session  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lstm_size", [None, 5])
+@pytest.mark.parametrize("k", [1, 3])
+def test_who_acts_is_theta_as_it_was_k_updates_ago(k: int, lstm_size: int | None) -> None:
+    paac, session = make_paac(forced(k, config=replace(SMALL, network=replace(SMALL.network, lstm_size=lstm_size))))
+    thetas: list[torch.Tensor] = []
+    for version in range(10):
+        thetas.append(paac.parameters.values.detach().clone())
+        rollout = paac.act()
+        batch = rollout.batch()
+        theta = paac.parameters.values.detach().clone()
+        with torch.no_grad():
+            paac.parameters.values.copy_(thetas[max(0, version - k)])
+            log_probs, _ = paac.network.unroll(batch.observations, batch.state, ~batch.valid)
+            paac.parameters.values.copy_(theta)
+        torch.testing.assert_close(log_probs[batch.valid], batch.log_probs[batch.valid])
+        paac.learn(rollout)
+        assert set(session.lags[-1]["lag_updates"]) == {min(version, k)}
+    assert not torch.equal(thetas[0], thetas[1])
+    paac.envs.close()
+
+
+def test_a_uniform_lag_is_so_and_is_k_on_average() -> None:
+    theta, acting = torch.zeros(1), torch.zeros(1)
+    past, lags = PastParameters(theta, acting, 3, "uniform", np.random.default_rng(0)), Counter[int]()
+    for version in range(7006):
+        theta.fill_(version)
+        acts = past.choose(version)
+        assert acting.item() == acts
+        if version >= 6:
+            lags[version - acts] += 1
+    assert sorted(lags) == list(range(7))
+    assert min(lags.values()) > 850  # of 1,000 each: five deviations
+    assert max(lags.values()) < 1150
+
+
+def theta_of(directory: Path) -> torch.Tensor:
+    parts = torch.load(directory / "checkpoint" / "latest.pt", weights_only=True)["parts"]
+    return torch.cat([tensor.flatten() for tensor in parts["network"].values()])
+
+
+def test_lag_changes_what_is_learnt_and_the_same_seed_gives_the_same(tmp_path: Path) -> None:
+    runs = {"0": SMALL, "1": forced(1), "4": forced(4), "again": forced(4), "uniform": forced(4, "uniform"),
+            "other": replace(forced(4, "uniform"), seed=1)}  # fmt: skip
+    for name, config in runs.items():
+        train(config, tmp_path / name)
+    thetas = {name: theta_of(tmp_path / name) for name in runs}
+    assert torch.equal(thetas.pop("again"), thetas["4"])
+    assert len({tuple(theta.tolist()) for theta in thetas.values()}) == len(thetas)
+    lag = pd.read_csv(tmp_path / "4" / "lag_histogram.csv")
+    lag = lag[lag.unit == "lag_updates"]
+    assert lag["lower"].tolist() == [0, 1, 2, 3, 4]
+    assert lag.samples.iloc[-1] > 15 * lag.samples.iloc[:-1].max()
+
+
+def test_overlap_computes_what_a_lag_of_one_computes(tmp_path: Path) -> None:
+    for name, config in (("overlap", OVERLAP), ("forced", forced(1))):
+        assert train(replace(config, metrics_interval_frames=100), tmp_path / name)["state"] == "finished"
+    assert torch.equal(theta_of(tmp_path / "overlap"), theta_of(tmp_path / "forced"))
+    overlap, one = (pd.read_csv(tmp_path / name / "metrics.csv").drop(columns=TIMES) for name in ("overlap", "forced"))
+    pd.testing.assert_frame_equal(overlap, one)
+    assert len(one) > 8
+    games = [pd.read_csv(tmp_path / name / "episodes.csv").episode_return for name in ("overlap", "forced")]
+    assert games[0].tolist() == games[1].tolist()
+    lag = [pd.read_csv(tmp_path / name / "lag.csv") for name in ("overlap", "forced")]
+    assert lag[0].lag_updates_max.tolist() == lag[1].lag_updates_max.tolist()
+    assert (lag[0].lag_kl_nats_mean == lag[1].lag_kl_nats_mean).all()
+    assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
+
+
+def test_overlap_learns_while_it_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update begins and ends while the environments are held back."""
+    paac, session = make_paac(OVERLAP)
+    paac.update()
+    held, step = threading.Event(), VectorEnv.step
+
+    def slow(envs: VectorEnv, actions: Any) -> Any:
+        assert held.wait(20.0)
+        return step(envs, actions)
+
+    assert paac.ahead is not None
+    with paac.ahead.standstill():
+        monkeypatch.setattr(VectorEnv, "step", slow)
+    paac.update()
+    assert session.counters.updates == 2
+    assert paac.ahead.next is not None
+    assert not paac.ahead.next.done()
+    held.set()
+    paac.ahead.close()
+    paac.envs.close()
+
+
+@pytest.mark.parametrize("config", [forced(5), forced(2, "uniform"), OVERLAP])
+def test_a_run_that_was_stopped_goes_on(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn, n_updates = PAAC.learn, 0
+
+    def counting(paac: PAAC, rollout: Any) -> None:
+        nonlocal n_updates
+        learn(paac, rollout)
+        n_updates += 1
+        if n_updates == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(PAAC, "learn", counting)
+    assert train(config, tmp_path)["state"] == "preempted"
+    saved = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
+    assert saved["counters"]["updates"] == 30
+    choose, acted = PastParameters.choose, []
+
+    def noting(past: PastParameters, version: int) -> int:
+        acts = choose(past, version)
+        acted.append((acts, past._acting.clone()))
+        return acts
+
+    monkeypatch.setattr(PastParameters, "choose", noting)
+    assert train(config, tmp_path)["state"] == "finished"
+    lag = pd.read_csv(tmp_path / "lag_histogram.csv")
+    lag = lag[lag.unit == "lag_updates"].set_index("lower").samples
+    k = config.algo.lag.updates
+    if config.algo.overlap:
+        assert set(lag.index) == {0, 1}
+        assert lag[0] <= 4 * 3 * 2  # the first update of each attempt
+    elif config.algo.lag.distribution == "fixed":
+        assert (lag.loc[: k - 1] <= 4 * 3).all()  # of the first attempt alone
+        assert lag[k] > 1000 - 12 * k
+    else:
+        assert set(lag.index) == set(range(2 * k + 1))
+    if k:
+        kept = saved["parts"]["past"]["kept"]
+        assert len(kept) == {"fixed": k, "uniform": 2 * k}[config.algo.lag.distribution] + 1
+        assert len({tuple(row.tolist()) for row in kept}) == len(kept)
+        acts, theta = acted[0]
+        assert 30 - 2 * k <= acts <= 30
+        assert acts == 30 or torch.equal(theta, kept[acts % len(kept)])
+
+
+def test_a_fault_of_who_acts_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, n_steps = VectorEnv.step, 0
+
+    def failing(envs: VectorEnv, actions: Any) -> Any:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 50:
+            raise RuntimeError("the simulator is gone")
+        return step(envs, actions)
+
+    monkeypatch.setattr(VectorEnv, "step", failing)
+    with pytest.raises(RuntimeError, match="the simulator is gone"):
+        train(OVERLAP, tmp_path)
+    assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (forced(2, config=OVERLAP), "algo.overlap=true has a lag of exactly 1 update: say algo.lag.updates=0 with it"),
+        (forced(-1), "algo.lag.updates=-1"),
+        (forced(1, "normal"), "algo.lag.distribution=normal is not known: choose one of fixed, uniform"),
+        (forced(10**9), "A lag of 1000000000 updates keeps 1,000,000,001 versions of"),
+    ],
+)
+def test_what_cannot_run_is_refused(config: Config, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_lag_needs_no_second_network() -> None:
+    paac, _ = make_paac(SMALL)
+    assert paac.past is None
+    assert paac.choose_policy() is None
+    assert paac_module.ALGORITHM.check(replace(SMALL, budget=BudgetConfig(frames=10))) is None
+    paac.envs.close()
