@@ -184,6 +184,7 @@ def make_actor_critic_learner(
     parameters: FlatParameters,
     theta: Tensor | None = None,
     log_epsilon: float = 0.0,
+    ratio_clip: float | None = None,
 ) -> ActorCriticLearner:
     """What learns by the loss, the advantage and the optimiser of the run.
 
@@ -193,6 +194,7 @@ def make_actor_critic_learner(
         parameters: the network's.
         theta: [P], what is stepped, if the network has a copy of it.
         log_epsilon: of the loss.
+        ratio_clip: likewise.
     """
     options = config.algo
     stepped = parameters.values
@@ -208,6 +210,7 @@ def make_actor_critic_learner(
         value_weight=options.value_weight,
         reduction=options.loss_reduction,
         log_epsilon=log_epsilon,
+        ratio_clip=ratio_clip,
         max_grad_norm=options.optimizer.max_grad_norm,
     )
 

@@ -24,6 +24,7 @@ from a3c_bench import build
 from a3c_bench.acting.actor import Actor
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import A3CConfig
+from a3c_bench.core.lag import effective_sample_size
 from a3c_bench.core.learning import Backward
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
@@ -65,7 +66,9 @@ class Worker:
         self.parameters = FlatParameters(self.network)
         self.shared_network: ActorCritic = build.make_network(config, self.envs, device)  # theta
         FlatParameters(self.shared_network, shared.theta)
-        self.learner = build.make_actor_critic_learner(config, self.network, self.parameters, shared.theta)
+        self.learner = build.make_actor_critic_learner(
+            config, self.network, self.parameters, shared.theta, self.options.log_epsilon, self.options.ratio_clip
+        )
         shared.state.lend(self.learner.optimizer)
         self.learning_rate_at = build.make_schedule(config)
         generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS, attempt, index))
@@ -101,8 +104,10 @@ class Worker:
             notes.lag.add(**rollout.lag(now, found.mask), **diverged, gradient_staleness_updates=stale)
         self.n_updates += 1
         figures = found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
+        figures |= effective_sample_size(diverged)
         notes.updated(figures, found.fit)
         notes.ratio("unusable_share", *found.unusable)
+        notes.ratio("clip_share", *found.cut)
         notes.timer.lap("train")
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ from a3c_bench.acting.slots import Agents, Experience, Prediction
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes
 from a3c_bench.core.adjustment import Adjuster, Sizes
-from a3c_bench.core.lag import age
+from a3c_bench.core.lag import age, effective_sample_size
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.core.rollout import divergence
@@ -212,7 +212,7 @@ class Trainer:
         self.network = network
         self.parameters = FlatParameters(network, theta)
         self.learner = build.make_actor_critic_learner(
-            config, network, self.parameters, log_epsilon=self.options.log_epsilon
+            config, network, self.parameters, None, self.options.log_epsilon, self.options.ratio_clip
         )
         statistics.lend(self.learner.optimizer)
         self.learning_rate_at = build.make_schedule(config)
@@ -268,21 +268,24 @@ class Trainer:
             learner.step(learning_rate)
             wait_for_own_stream(self.device)  # before it is counted
             tally.add(notes.writer, updates=1)
-        if learns and self.measure_lag:
-            stale = np.array([now.version - version])
-            kl = divergence(batch, found.log_probs, found.mask)
-            notes.lag.add(**age(stamps[keep], now), **kl, gradient_staleness_updates=stale)
         n_samples, n_young = int(valid.sum()), int(young.sum())
         notes.ratio("discarded_share", n_samples - n_young, n_samples)
         notes.ratio("unusable_share", n_young - int(keep.sum()), n_samples)
-        if learns:
-            figures = {
-                "gradient_norm": gradient_norm,
-                "learning_rate": learning_rate,
-                "training_batch": float(n_samples),
-                "training_queue_depth": queue_depth,
-            }
-            notes.updated(found.figures() | figures, found.fit)
+        if not learns:
+            return
+        figures = found.figures() | {
+            "gradient_norm": gradient_norm,
+            "learning_rate": learning_rate,
+            "training_batch": float(n_samples),
+            "training_queue_depth": queue_depth,
+        }
+        if self.measure_lag:
+            stale = np.array([now.version - version])
+            diverged = divergence(batch, found.log_probs, found.mask)
+            notes.lag.add(**age(stamps[keep], now), **diverged, gradient_staleness_updates=stale)
+            figures |= effective_sample_size(diverged)
+        notes.updated(figures, found.fit)
+        notes.ratio("clip_share", *found.cut)
 
 
 def _with_share(report: WorkerReport, column: str, phases: Sequence[str]) -> WorkerReport:

@@ -32,7 +32,7 @@ from a3c_bench.acting.actor import Actor
 from a3c_bench.acting.past import PastParameters, n_kept
 from a3c_bench.algos import Algorithm
 from a3c_bench.algos.settings import PAACConfig
-from a3c_bench.core.lag import Stamp
+from a3c_bench.core.lag import Stamp, effective_sample_size
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, GradientVariance
 from a3c_bench.core.rollout import Rollout, divergence
@@ -65,7 +65,9 @@ class PAAC:
         self.network: ActorCritic = build.make_network(config, self.envs, device)
         self.parameters = FlatParameters(self.network)
         self.gradient_variance = GradientVariance()
-        self.learner = build.make_actor_critic_learner(config, self.network, self.parameters)
+        self.learner = build.make_actor_critic_learner(
+            config, self.network, self.parameters, log_epsilon=options.log_epsilon, ratio_clip=options.ratio_clip
+        )
         self.learning_rate_at = build.make_schedule(config)
         self.generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS))
         self.lag_generator = np.random.default_rng(sequence(config.seed, Stream.LAG))
@@ -105,11 +107,14 @@ class PAAC:
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         gradient_norm = learner.clip()
         if self.measure_lag:  # just before the update
-            session.lag.add(**rollout.lag(self.now(), found.mask), **divergence(batch, found.log_probs, found.mask))
+            diverged = divergence(batch, found.log_probs, found.mask)
+            session.lag.add(**rollout.lag(self.now(), found.mask), **diverged)
+            figures |= effective_sample_size(diverged)
         learning_rate = self.learning_rate_at(session.counters.frames)
         learner.step(learning_rate)
         session.updated(figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
         session.ratio("unusable_share", *found.unusable)
+        session.ratio("clip_share", *found.cut)
         session.timer.lap("train")
 
     def now(self) -> Stamp:

@@ -24,6 +24,16 @@ from a3c_bench.schema import (
     section,
 )
 
+
+def check_correction(config: Config) -> None:
+    """Raises ConfigError for two corrections at once, and for what no actor-critic can do."""
+    check_actor_critic(config)
+    if config.algo.ratio_clip is not None and config.advantage.kind == "vtrace":
+        raise ConfigError(
+            f"algo.ratio_clip={config.algo.ratio_clip} and advantage=vtrace both correct for lag: say one of them."
+        )
+
+
 # --- PAAC -------------------------------------------------------------------------------------------------------------
 
 
@@ -54,6 +64,8 @@ class PAACConfig:
     entropy_weight: float = option(0.01, at_least=0.0)  # beta
     value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
     loss_reduction: str = option("mean_over_envs", choices=ACTOR_CRITIC_REDUCTIONS)
+    log_epsilon: float = option(0.0, at_least=0.0)  # log(pi + epsilon), as in GA3C
+    ratio_clip: float | None = option(None, above=0.0)  # epsilon of the clipped surrogate, as in PPO; null: none
     lag: ForcedLagConfig = section(ForcedLagConfig)
     overlap: bool = False  # the next rollout is gathered while the last one is learnt from: a lag of exactly 1
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=0.0224, initial_square=1.0, max_grad_norm=40.0))
@@ -61,7 +73,7 @@ class PAACConfig:
 
 def check_paac(config: Config) -> None:
     """Raises ConfigError for what PAAC cannot do."""
-    check_actor_critic(config)
+    check_correction(config)
     options: PAACConfig = config.algo
     if options.overlap and options.lag.updates > 0:
         raise ConfigError(
@@ -85,6 +97,8 @@ class A3CConfig:
     entropy_weight: float = option(0.01, at_least=0.0)  # beta
     value_weight: float = option(0.25, at_least=0.0)  # of (R - V)^2
     loss_reduction: str = option("sum", choices=ACTOR_CRITIC_REDUCTIONS)
+    log_epsilon: float = option(0.0, at_least=0.0)  # log(pi + epsilon), as in GA3C
+    ratio_clip: float | None = option(None, above=0.0)  # epsilon of the clipped surrogate, as in PPO; null: none
     shared_statistics: bool = True  # one RMSProp accumulator for all workers, or one each
     lock: bool = False  # for comparison: one worker at a time reads or changes theta
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=7e-4, max_grad_norm=40.0))
@@ -92,7 +106,7 @@ class A3CConfig:
 
 def check_a3c(config: Config) -> None:
     """Raises ConfigError for what A3C cannot do."""
-    check_actor_critic(config)
+    check_correction(config)
     if config.device != "cpu":
         raise ConfigError(f"algo=a3c runs its workers on CPU cores: device={config.device} is for algo=ga3c or paac.")
 
@@ -128,6 +142,7 @@ class GA3CConfig:
     value_weight: float = option(0.5, at_least=0.0)  # of (R - V)^2
     loss_reduction: str = option("sum", choices=ACTOR_CRITIC_REDUCTIONS)
     log_epsilon: float = option(1e-6, at_least=0.0)  # log(pi + epsilon)
+    ratio_clip: float | None = option(None, above=0.0)  # epsilon of the clipped surrogate, as in PPO; null: none
     max_lag_updates: int | None = option(None, at_least=0)  # older samples are discarded; null: none are
     synchronous: bool = False  # lock step, without lag: the control experiment
     adjust: AdjustConfig = section(AdjustConfig)
@@ -158,7 +173,7 @@ def largest_sizes(options: GA3CConfig) -> Sizes:
 
 def check_ga3c(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
-    check_actor_critic(config)
+    check_correction(config)
     options: GA3CConfig = config.algo
     most = options.n_agents * options.t_max
     if options.min_training_batch > most:

@@ -39,6 +39,7 @@ class Estimator:
     function: Callable[..., Estimate]
     needs_end: bool = False  # it cannot use a stretch of an episode that goes on elsewhere
     corrects: bool = False  # for the policy that acted being another: it takes log_ratios too
+    cuts_at: float | None = None  # the ratio above which it cuts one
 
     def __call__(self, *outcomes: Tensor) -> Estimate:
         """psi from rewards, values, terminated, truncated and, if it corrects, log_ratios."""
@@ -136,7 +137,7 @@ def estimator(kind: str, gamma: float, gae_lambda: float = 0.95, rho_bar: float 
     if kind == "gae":
         return Estimator(partial(gae, gamma=gamma, gae_lambda=gae_lambda))
     if kind == "vtrace":
-        return Estimator(VTrace(gamma, rho_bar, c_bar), corrects=True)
+        return Estimator(VTrace(gamma, rho_bar, c_bar), corrects=True, cuts_at=rho_bar)
     function = {"nstep": nstep, "td": td, "monte_carlo": monte_carlo, "baseline": baseline}[kind]
     return Estimator(partial(function, gamma=gamma), needs_end=kind in ("monte_carlo", "baseline"))
 

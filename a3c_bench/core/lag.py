@@ -4,6 +4,7 @@ Every algorithm hands `LagMeter.add` the lag of each valid sample that enters an
 docs/metrics.md defines the units; a "version" is the number of updates applied to the (shared) parameters so far.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,6 +169,18 @@ def policy_divergence(behaviour_log_probs: Tensor, current_log_probs: Tensor, ac
     kl = (behaviour_log_probs.exp() * difference).sum(-1).clamp(min=0.0)
     ratio = (-difference.gather(-1, actions.unsqueeze(-1)).squeeze(-1)).exp()
     return kl, ratio
+
+
+def effective_sample_size(diverged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(sum w)^2 / (n sum w^2), a scalar in (0, 1]: the share of n samples that they are worth, by their ratios w.
+
+    Args:
+        diverged: with their importance_ratio [n]; nothing is given without any.
+    """
+    ratios = diverged.get("importance_ratio")
+    if ratios is None or not len(ratios):
+        return {}
+    return {"effective_sample_size": ratios.sum().square() / (len(ratios) * ratios.square().sum())}
 
 
 def _to_numpy(values: Samples) -> NDArray[np.float64]:

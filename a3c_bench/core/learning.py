@@ -59,6 +59,7 @@ class Backward(NamedTuple):
     returns: Tensor  # [T, B]
     mask: Tensor  # [T, B] bool, the samples that were learnt from
     n_valid: Tensor  # scalar: the samples there were, learnt from or not; phantoms are none
+    n_cut: Tensor | None = None  # scalar: of those learnt from, the samples whose ratio a correction cut
 
     def figures(self) -> dict[str, Tensor]:
         """For the record of the update."""
@@ -73,6 +74,12 @@ class Backward(NamedTuple):
     def unusable(self) -> tuple[Tensor, Tensor]:
         """How many samples were not learnt from, and how many there were."""
         return self.n_valid - self.mask.sum(), self.n_valid
+
+    @property
+    def cut(self) -> tuple[Tensor, Tensor]:
+        """The samples whose ratio a correction cut, and how many were learnt from."""
+        n_learnt = self.mask.sum()
+        return torch.zeros_like(n_learnt) if self.n_cut is None else self.n_cut, n_learnt
 
     @property
     def fit(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,6 +99,7 @@ class ActorCriticLearner(_Learner):
         value_weight: c.
         reduction: see `actor_critic_loss`.
         log_epsilon: see there too.
+        ratio_clip: see there too.
         max_grad_norm: None: the gradient is not clipped.
     """
 
@@ -106,6 +114,7 @@ class ActorCriticLearner(_Learner):
         value_weight: float,
         reduction: str,
         log_epsilon: float = 0.0,
+        ratio_clip: float | None = None,
         max_grad_norm: float | None = None,
     ) -> None:
         super().__init__(parameters, optimizer, max_grad_norm)
@@ -115,6 +124,7 @@ class ActorCriticLearner(_Learner):
         self._value_weight = value_weight
         self._reduction = reduction
         self._log_epsilon = log_epsilon
+        self._ratio_clip = ratio_clip
 
     def differentiate(self, batch: Batch, keep: Tensor | None = None) -> Backward:
         """The gradient of the loss over a batch of T steps.
@@ -131,9 +141,12 @@ class ActorCriticLearner(_Learner):
         if batch.lengths is not None:
             values_to_last.scatter_(0, batch.lengths.unsqueeze(0), batch.bootstrap.unsqueeze(0))
         outcomes = [batch.rewards, values_to_last, batch.terminated, batch.truncated]
+        log_ratios = None
+        if self.estimate.corrects or self._ratio_clip is not None:
+            log_ratios = (log_probs - batch.log_probs).gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
         if self.estimate.corrects:
-            actions = batch.actions.unsqueeze(-1)
-            outcomes.append((log_probs.detach() - batch.log_probs).gather(-1, actions).squeeze(-1))
+            assert log_ratios is not None
+            outcomes.append(log_ratios.detach())
         psi = self.estimate(*outcomes)
         mask = batch.valid & psi.usable
         if keep is not None:
@@ -150,9 +163,21 @@ class ActorCriticLearner(_Learner):
             reduction=self._reduction,
             log_epsilon=self._log_epsilon,
             valid=batch.valid,
+            ratio_clip=self._ratio_clip,
+            log_ratios=log_ratios,
         )
         loss.total.backward()  # type: ignore[no-untyped-call]
-        return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum())
+        n_cut = None if log_ratios is None else self._n_cut(log_ratios.detach().exp(), psi.advantages, mask)
+        return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum(), n_cut)
+
+    def _n_cut(self, ratios: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Samples whose ratio the correction cuts, a scalar."""
+        if self._ratio_clip is not None:
+            beyond = (advantages > 0) & (ratios > 1.0 + self._ratio_clip)
+            beyond |= (advantages < 0) & (ratios < 1.0 - self._ratio_clip)
+        else:
+            beyond = ratios > (torch.inf if self.estimate.cuts_at is None else self.estimate.cuts_at)
+        return (beyond & mask).sum()
 
 
 class QBackward(NamedTuple):

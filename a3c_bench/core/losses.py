@@ -12,7 +12,7 @@ class ActorCriticLoss(NamedTuple):
     """`total` is what is differentiated; the rest are means over the valid samples, for the record."""
 
     total: Tensor
-    policy: Tensor  # mean of -log pi(a_t | s_t) psi_t
+    policy: Tensor  # mean of -log pi(a_t | s_t) psi_t, or of the clipped surrogate
     value: Tensor  # mean of (R_t - V(s_t))^2, without the weight
     entropy: Tensor  # mean of H(pi(. | s_t)), nats
 
@@ -30,6 +30,8 @@ def actor_critic_loss(
     reduction: str,
     log_epsilon: float = 0.0,
     valid: Tensor | None = None,
+    ratio_clip: float | None = None,
+    log_ratios: Tensor | None = None,
 ) -> ActorCriticLoss:
     """L = reduce[ -log pi(a_t | s_t) psi_t - beta H(pi(. | s_t)) + c (R_t - V(s_t))^2 ]  (Mnih et al. 2016, section 4).
 
@@ -56,6 +58,10 @@ def actor_critic_loss(
         log_epsilon: epsilon of log(pi + epsilon) in both policy terms (Babaeizadeh et al. 2017, section 3.3), which
             bounds what an action that has become improbable meanwhile can do.
         valid: [T, B], bool; False for phantoms and padding alone. None: so is the mask.
+        ratio_clip: epsilon of the clipped surrogate, which then takes the place of log pi psi: with w = pi / mu,
+            min(w psi, clip(w, 1 - epsilon, 1 + epsilon) psi) (Schulman et al. 2017, equation 7). Its gradient is that
+            of log pi psi where pi = mu, and 0 where the policy has moved further than that in the direction of psi.
+        log_ratios: [T, B], log w, with gradient; for ratio_clip.
     """
     if log_epsilon > 0.0:
         log_of_pi = (log_probs.exp() + log_epsilon).log()
@@ -64,7 +70,13 @@ def actor_critic_loss(
     weights = mask.to(values.dtype)
     n_valid = weights.sum().clamp(min=1.0)
     log_prob_actions = log_of_pi.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # [T, B]
-    policy = -(weights * log_prob_actions * advantages.detach()).sum()
+    objective = log_prob_actions * advantages.detach()
+    if ratio_clip is not None:
+        assert log_ratios is not None
+        ratios = log_ratios.masked_fill(~mask, 0.0).exp()
+        clipped = ratios.clamp(1.0 - ratio_clip, 1.0 + ratio_clip)
+        objective = torch.minimum(ratios * advantages.detach(), clipped * advantages.detach())
+    policy = -(weights * objective).sum()
     entropy = -(weights * (log_probs.exp() * log_of_pi).sum(-1)).sum()
     value = (weights * (returns.detach() - values).square()).sum()
     total = policy - entropy_weight * entropy + value_weight * value

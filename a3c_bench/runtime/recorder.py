@@ -35,6 +35,8 @@ METRIC_COLUMNS = (
     "learning_rate",
     "explained_variance",
     "unusable_share",
+    "clip_share",
+    "effective_sample_size",
     "discarded_share",
     "discarded_stale_share",
     "discarded_outlier_share",

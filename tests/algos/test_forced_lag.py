@@ -18,9 +18,10 @@ from a3c_bench.acting.past import PastParameters
 from a3c_bench.algos import paac as paac_module
 from a3c_bench.algos.paac import PAAC
 from a3c_bench.algos.settings import ForcedLagConfig, PAACConfig
+from a3c_bench.core.lag import effective_sample_size
 from a3c_bench.envs import VectorEnv
 from a3c_bench.errors import ConfigError
-from a3c_bench.schema import BudgetConfig, Config, OptimizerConfig
+from a3c_bench.schema import AdvantageConfig, BudgetConfig, Config, OptimizerConfig
 from a3c_bench.train import train
 
 SMALL = small(PAACConfig(n_envs=3, t_max=4, optimizer=OptimizerConfig(lr=0.05)), n_torch_threads=1)
@@ -209,3 +210,44 @@ def test_no_lag_needs_no_second_network() -> None:
     assert paac.choose_policy() is None
     assert paac_module.ALGORITHM.check(replace(SMALL, budget=BudgetConfig(frames=10))) is None
     paac.envs.close()
+
+
+CORRECTED = {
+    "ratio_clip": lambda config: replace(config, algo=replace(config.algo, ratio_clip=0.02)),
+    "vtrace": lambda config: replace(config, advantage=AdvantageConfig(kind="vtrace")),
+    "log_epsilon": lambda config: replace(config, algo=replace(config.algo, log_epsilon=0.05)),
+}
+
+
+@pytest.mark.parametrize("correction", CORRECTED)
+def test_a_correction_changes_what_lag_does_and_nothing_else(correction: str, tmp_path: Path) -> None:
+    """Of log(pi + epsilon) the epsilon is a bias without lag too, but for one that is next to none."""
+    correct = CORRECTED[correction]
+    for name, config in {"none": SMALL, "lag": forced(6)}.items():
+        for what, run in {"plain": config, "corrected": correct(config)}.items():
+            if name == "none" and correction == "log_epsilon":
+                run = replace(run, algo=replace(run.algo, log_epsilon=min(run.algo.log_epsilon, 1e-9)))
+            train(run, tmp_path / name / what)
+    torch.testing.assert_close(theta_of(tmp_path / "none" / "plain"), theta_of(tmp_path / "none" / "corrected"),
+                               rtol=1e-3, atol=1e-4)  # fmt: skip
+    plain, corrected = (theta_of(tmp_path / "lag" / what) for what in ("plain", "corrected"))
+    assert not torch.allclose(plain, corrected, rtol=1e-3, atol=1e-3)
+    metrics = {name: pd.read_csv(tmp_path / name / "corrected" / "metrics.csv") for name in ("none", "lag")}
+    assert metrics["none"].effective_sample_size.min() > 0.9999
+    assert metrics["lag"].effective_sample_size.min() < 0.9995
+    assert (metrics["none"].clip_share < 0.6).all()  # ratios of 1 but for rounding
+    assert (metrics["lag"].clip_share.max() > 0.1) == (correction != "log_epsilon")
+
+
+def test_two_corrections_at_once_are_refused(tmp_path: Path) -> None:
+    config = CORRECTED["ratio_clip"](CORRECTED["vtrace"](SMALL))
+    with pytest.raises(ConfigError, match=r"algo.ratio_clip=0.02 and advantage=vtrace both correct for lag"):
+        train(config, tmp_path)
+
+
+def test_the_effective_sample_size_by_hand() -> None:
+    ratios = torch.tensor([1.0, 2.0, 3.0])
+    assert float(effective_sample_size({"importance_ratio": torch.ones(7)})["effective_sample_size"]) == 1.0
+    found = effective_sample_size({"importance_ratio": ratios, "lag_kl_nats": ratios})
+    assert float(found["effective_sample_size"]) == pytest.approx(36 / (3 * 14))
+    assert effective_sample_size({}) == effective_sample_size({"importance_ratio": ratios[:0]}) == {}

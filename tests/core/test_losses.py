@@ -225,3 +225,43 @@ def test_explained_variance_of_constant_returns_is_nan(values: list[list[float]]
     mask = torch.ones(1, 3, dtype=torch.bool)
     assert explained_variance(torch.tensor(values), torch.ones(1, 3), mask).isnan()
     assert explained_variance(torch.tensor(values), torch.full((1, 3), 0.1), mask).isnan()  # whose mean is rounded
+
+
+# The same samples, chosen by mu: w = pi / mu of the three valid ones 1.25, 1.5, 0.4, clipped to 0.8 .. 1.2
+# objective: min(2.5, 2.4), min(-1.5, -1.2), min(0.2, 0.4)  =  2.4 - 1.5 + 0.2
+MU = torch.tensor([[0.4, 0.5], [1.0, 0.5]])
+
+
+def clipped_loss(tensors: dict[str, Tensor], ratio_clip: float, mu: Tensor = MU) -> ActorCriticLoss:
+    log_pi = tensors["log_probs"].gather(-1, tensors["actions"].unsqueeze(-1)).squeeze(-1)
+    weights: dict[str, Any] = {"entropy_weight": 0.0, "value_weight": 0.0, "reduction": "sum"}
+    return actor_critic_loss(**tensors, **weights, ratio_clip=ratio_clip, log_ratios=log_pi - mu.log())
+
+
+def test_the_clipped_surrogate_by_hand() -> None:
+    tensors = rollout()
+    loss = clipped_loss(tensors, 0.2)
+    assert loss.total.item() == pytest.approx(-(2.4 - 1.5 + 0.2), abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss.total, tensors["log_probs"])
+    expected = torch.zeros(2, 2, 2)
+    expected[0, 1, 1] = 1.5  # -w psi, of those alone that are not cut: the first is, and the phantom is none
+    expected[1, 1, 1] = -0.2
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_where_the_policy_has_not_moved_the_surrogate_has_the_gradient_of_log_pi() -> None:
+    gradients = []
+    for clip in (True, False):
+        tensors = rollout()
+        log_pi = tensors["log_probs"].gather(-1, tensors["actions"].unsqueeze(-1)).squeeze(-1)
+        loss = clipped_loss(tensors, 0.2, log_pi.detach().exp()) if clip else actor_critic_loss(
+            **tensors, entropy_weight=0.0, value_weight=0.0, reduction="sum"
+        )  # fmt: skip
+        gradients.append(torch.autograd.grad(loss.total, tensors["log_probs"])[0])
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() == 2.0
+
+
+def test_what_is_masked_may_have_any_ratio() -> None:
+    loss = clipped_loss(rollout(), 0.2, torch.tensor([[0.4, 0.5], [0.0, 0.5]]))
+    assert loss.total.item() == pytest.approx(-1.1, abs=1e-6)
