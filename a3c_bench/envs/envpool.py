@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,13 +78,10 @@ def describe(config: EnvConfig) -> EnvSpec:
     options = _atari_options(config) if atari else {}
     if told is not None:
         options["max_episode_steps"] = told
-    with warnings.catch_warnings():  # gymnasium minds that EnvPool gives float64 bounds for float32 observations
-        warnings.simplefilter("ignore")
-        try:
-            spec = envpool.make_spec(env_id, **options)
-            actions, observations = spec.gymnasium_action_space, spec.gymnasium_observation_space
-        except (RuntimeError, ImportError) as error:
-            raise _cannot_be_made(env_id, error) from error
+    try:
+        spec, actions, observations = _made(env_id, *options.items())
+    except (RuntimeError, ImportError) as error:
+        raise _cannot_be_made(env_id, error) from error
     n_players = int(spec.config.max_num_players)
     if n_players > 1:
         raise ConfigError(f"env.id={env_id} is for {n_players} players or agents; only tasks of one are supported.")
@@ -154,6 +152,15 @@ def is_atari(env_id: str) -> bool:
 def atari_games() -> list[str]:
     """The games there are, e.g. "Pong"."""
     return [env_id.removesuffix("-v5") for env_id in registry.specs if is_atari(env_id)]
+
+
+@lru_cache(maxsize=8)
+def _made(env_id: str, *options: tuple[str, Any]) -> tuple[Any, Any, Any]:
+    """EnvPool's specification, the actions and the observations. A start asks some five times, 0.2 s each for Atari."""
+    with warnings.catch_warnings():  # gymnasium minds that EnvPool gives float64 bounds for float32 observations
+        warnings.simplefilter("ignore")
+        spec = envpool.make_spec(env_id, **dict(options))
+        return spec, spec.gymnasium_action_space, spec.gymnasium_observation_space
 
 
 def _cannot_be_made(env_id: str, error: Exception) -> ConfigError:
