@@ -29,6 +29,7 @@ from a3c_bench.core.learning import Backward
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.core.rollout import Batch, Rollout, divergence
+from a3c_bench.core.staleness import compensate_delay, step_for
 from a3c_bench.envs import find_spec
 from a3c_bench.parallel.hogwild import SharedModel
 from a3c_bench.parallel.notes import Notes
@@ -95,13 +96,17 @@ class Worker:
         with shared.exclusively():
             diverged = self._divergence(batch, found)  # a forward pass, while which others go on: so before the stamp
             now = shared.tally.stamp()
-            learning_rate = self.learning_rate_at(now.frames)
+            assert notes.version is not None
+            staleness, stale = now.version - notes.version, self.options.stale
+            compensate_delay(
+                self.parameters.gradients, shared.theta, self.parameters.values.data, stale.delay_compensation
+            )
+            learning_rate = step_for(self.learning_rate_at(now.frames), staleness, stale.aware)
             learner.step(learning_rate)
             shared.tally.add(notes.writer, updates=1)
         if self.lag.enabled:
-            assert notes.version is not None
-            stale = np.array([now.version - notes.version])
-            notes.lag.add(**rollout.lag(now, found.mask), **diverged, gradient_staleness_updates=stale)
+            old = np.array([staleness])
+            notes.lag.add(**rollout.lag(now, found.mask), **diverged, gradient_staleness_updates=old)
         self.n_updates += 1
         figures = found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
         figures |= effective_sample_size(diverged)

@@ -25,11 +25,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from a3c_bench import build
@@ -41,13 +40,14 @@ from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learn
 from a3c_bench.core.outliers import LossWatch
 from a3c_bench.core.replay import Replay, lag_of
 from a3c_bench.core.schedules import linear
+from a3c_bench.core.staleness import compensate_delay, step_for
 from a3c_bench.envs import find_spec
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.arrays import SharedArrays
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.parallel.tokens import Tokens
-from a3c_bench.parallel.transport import Port, SharedMemoryTransport, SharedServer, Transport
+from a3c_bench.parallel.transport import Port, Push, SharedMemoryTransport, SharedServer, Transport
 from a3c_bench.parallel.workers import Link, Workers
 from a3c_bench.replays import ReplayNote, allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.machine import usable_cores, use_cores
@@ -245,7 +245,8 @@ class BundleLearner:
         outlier = self.watch.is_outlier(float(found.loss))
         notes.ratio("discarded_outlier_share", outlier, 1)
         if not outlier:
-            self.transport.push(self.parameters.gradients, versions, sample.origins())
+            theta = self.parameters.values.data if options.stale.delay_compensation else None
+            self.transport.push(self.parameters.gradients, versions, sample.origins(), theta)
         notes.timer.lap("train")
 
 
@@ -330,19 +331,23 @@ class Shard:
         too_stale = limit is not None and staleness > limit
         self.notes.ratio("discarded_stale_share", too_stale, 1)
         if not too_stale:
-            self._apply(push.gradient, staleness, push.samples)
+            self._apply(push, staleness)
         self.port.done(push)
         self.notes.timer.lap("train")
 
-    def _apply(self, gradient: Tensor, staleness: int, samples: NDArray[np.float64]) -> None:
+    def _apply(self, push: Push, staleness: int) -> None:
+        stale = self.options.stale
         self.notes.updated({}, n_updates=int(self.counts_updates))
-        self.theta.grad = gradient
+        self.theta.grad = push.gradient
         with self.port.publish(self.options.target_period_updates):
             now = self.shared.tally.stamp(self.port.version)  # when the lock is there: others go on meanwhile
-            set_learning_rate(self.optimizer, self.learning_rate_at(now.frames))
+            if push.theta is not None:
+                compensate_delay(push.gradient, self.theta, push.theta, stale.delay_compensation)
+            learning_rate = step_for(self.learning_rate_at(now.frames), staleness, stale.aware)
+            set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
         if self.measures_lag:
-            self.notes.lag.add(**lag_of(samples, now), gradient_staleness_updates=np.array([staleness]))
+            self.notes.lag.add(**lag_of(push.samples, now), gradient_staleness_updates=np.array([staleness]))
 
 
 def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
@@ -365,21 +370,14 @@ def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt:
 # --- the parent -------------------------------------------------------------------------------------------------------
 
 
-class Assembled(NamedTuple):
-    """All of a run but its processes."""
-
-    network: QNetwork  # shows theta
-    shared: Shared
-    replays: list[Replay]
-
-
-def assemble(config: Config, session: Session) -> Assembled:
-    """Theta becomes the memory of the network's parameters, for all processes to see."""
+def assemble(config: Config, session: Session) -> tuple[QNetwork, Shared, list[Replay]]:
+    """All of a run but its processes: the network that shows theta, what they share, and their replays."""
     options: GorilaConfig = config.algo
     roles, spec = make_roles(options), find_spec(config.env)
     network = build.make_q_network(config, spec, torch.device("cpu"))
     theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
-    server = SharedServer(theta, roles.n_shards, roles.n_learners, (options.replay.batch_size, 4))
+    keeps_theta = options.stale.delay_compensation > 0.0
+    server = SharedServer(theta, roles.n_shards, roles.n_learners, (options.replay.batch_size, 4), keeps_theta)
     optimizers = [build.make_optimizer(options.optimizer, nn.Parameter(theta[part])) for part in server.parts]
     shared = Shared(
         roles,
@@ -391,7 +389,7 @@ def assemble(config: Config, session: Session) -> Assembled:
         locks={i: Tokens(1) for i in range(roles.n_replays) if len(roles.users(i)) > 1},
         files=replay_files(config, spec, session.directory, tuple(map(roles.n_envs, range(roles.n_replays)))),
     )
-    return Assembled(network, shared, [open_replay(config, shared, i, spec) for i in range(roles.n_replays)])
+    return network, shared, [open_replay(config, shared, i, spec) for i in range(roles.n_replays)]
 
 
 def train(config: Config, session: Session) -> None:

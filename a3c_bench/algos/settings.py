@@ -82,6 +82,14 @@ def check_paac(config: Config) -> None:
         )
 
 
+@dataclass(frozen=True)
+class StaleConfig:
+    """What is done about gradients that others' updates have made stale."""
+
+    aware: bool = False  # steps of lr / (1 + staleness)
+    delay_compensation: float = option(0.0, at_least=0.0)  # lambda of g + lambda g^2 (theta_now - theta_then)
+
+
 # --- A3C --------------------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +109,7 @@ class A3CConfig:
     ratio_clip: float | None = option(None, above=0.0)  # epsilon of the clipped surrogate, as in PPO; null: none
     shared_statistics: bool = True  # one RMSProp accumulator for all workers, or one each
     lock: bool = False  # for comparison: one worker at a time reads or changes theta
+    stale: StaleConfig = section(StaleConfig)
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=7e-4, max_grad_norm=40.0))
 
 
@@ -268,6 +277,7 @@ class GorilaConfig:
     epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
     epsilon_horizon_updates: int = option(1_000_000, at_least=1)
     replay: GorilaReplayConfig = section(GorilaReplayConfig)
+    stale: StaleConfig = section(StaleConfig)
     optimizer: OptimizerConfig = section(
         lambda: OptimizerConfig(
             kind="adagrad", lr=1e-3, anneal=False, epsilon=1e-6, decay=0.95, centered=True, initial_square=0.1

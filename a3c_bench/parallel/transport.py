@@ -36,13 +36,20 @@ class Transport(Protocol):
     def room(self, timeout: float) -> bool:
         """Waits until the last gradient was taken by all shards, or `timeout` seconds; says which of the two it was."""
 
-    def push(self, gradient: Tensor, versions: NDArray[np.int64], samples: NDArray[np.float64]) -> None:
+    def push(
+        self,
+        gradient: Tensor,
+        versions: NDArray[np.int64],
+        samples: NDArray[np.float64],
+        theta: Tensor | None = None,
+    ) -> None:
         """Sends a gradient [P], and goes on at once; there has to be `room`.
 
         Args:
             gradient: is copied.
             versions: [S], that `fetch` gave with the parameters it was computed at.
             samples: [B, K], told of the samples it was computed from.
+            theta: [P], those parameters, for shards that ask how far they have moved since; is copied.
         """
 
 
@@ -53,6 +60,7 @@ class Push(NamedTuple):
     gradient: Tensor  # of this shard's parameters; valid until `Port.done`
     version: int  # of this shard, that it was computed at
     samples: NDArray[np.float64]  # [B, K]
+    theta: Tensor | None  # of this shard, that it was computed at, if the server keeps it
 
 
 class SharedServer:
@@ -63,9 +71,17 @@ class SharedServer:
         n_shards: S.
         n_learners: who may push.
         samples_shape: (B, K).
+        keeps_theta: gradients come with the parameters that they were computed at.
     """
 
-    def __init__(self, theta: Tensor, n_shards: int, n_learners: int, samples_shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        theta: Tensor,
+        n_shards: int,
+        n_learners: int,
+        samples_shape: tuple[int, int],
+        keeps_theta: bool = False,
+    ) -> None:
         bounds = np.linspace(0, len(theta), n_shards + 1).astype(int).tolist()
         self.parts = [slice(start, end) for start, end in itertools.pairwise(bounds)]
         self.theta = theta
@@ -73,6 +89,7 @@ class SharedServer:
         self.versions = _shared(torch.zeros(n_shards, dtype=torch.int64))  # gradients that each shard has applied
         self.target_versions = _shared(torch.zeros(n_shards, dtype=torch.int64))  # when each renewed its part of target
         self.gradients = _shared(torch.zeros(n_learners, len(theta)))
+        self.thetas = _shared(torch.zeros(n_learners, len(theta))) if keeps_theta else None
         self.fetched = _shared(torch.zeros((n_learners, n_shards), dtype=torch.int64))
         self.samples = _shared(torch.zeros((n_learners, *samples_shape), dtype=torch.float64))
         self.waiting = _shared(torch.zeros((n_learners, n_shards), dtype=torch.bool))
@@ -148,12 +165,20 @@ class SharedMemoryTransport:
         return True
 
     @torch.no_grad()
-    def push(self, gradient: Tensor, versions: NDArray[np.int64], samples: NDArray[np.float64]) -> None:
+    def push(
+        self,
+        gradient: Tensor,
+        versions: NDArray[np.int64],
+        samples: NDArray[np.float64],
+        theta: Tensor | None = None,
+    ) -> None:
         """See `Transport`."""
         assert self._learner is not None
         server, learner = self._server, self._learner
         self._n_taken = 0
         server.gradients[learner].copy_(gradient)
+        if server.thetas is not None and theta is not None:
+            server.thetas[learner].copy_(theta)
         server.fetched.numpy()[learner] = versions
         server.samples.numpy()[learner] = samples
         server.waiting[learner] = True
@@ -206,8 +231,12 @@ class Port:
             return None
         waiting = np.roll(server.waiting.numpy()[:, shard], -self._last - 1)
         learner = self._last = (int(waiting.argmax()) + self._last + 1) % len(waiting)
-        gradient = server.gradients[learner, server.parts[shard]]
-        return Push(learner, gradient, int(server.fetched[learner, shard]), server.samples.numpy()[learner])
+        part = server.parts[shard]
+        gradient, theta = (
+            server.gradients[learner, part],
+            None if server.thetas is None else server.thetas[learner, part],
+        )
+        return Push(learner, gradient, int(server.fetched[learner, shard]), server.samples.numpy()[learner], theta)
 
     def done(self, push: Push) -> None:
         """Lets the learner know that this shard needs its gradient no more."""

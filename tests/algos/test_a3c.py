@@ -16,6 +16,7 @@ from common import FakeSession, small
 from a3c_bench import build
 from a3c_bench.algos import a3c
 from a3c_bench.algos.a3c import A3CConfig, Worker
+from a3c_bench.algos.settings import StaleConfig
 from a3c_bench.config import compose
 from a3c_bench.core.advantages import gae
 from a3c_bench.errors import ConfigError
@@ -252,6 +253,31 @@ def test_the_divergence_is_taken_of_one_update_in_so_many() -> None:
     (silent,) = make_workers(replace(SMALL, lag=LagConfig(enabled=False)))
     silent.update()
     assert silent.notes.pending.lags == []
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_stale_gradient_takes_a_shorter_step_and_is_brought_up_to_date(k: int) -> None:
+    """By what is known of the others: with none of them neither changes anything."""
+    first, second = make_workers(with_algo(stale=StaleConfig(aware=True, delay_compensation=0.5)), n_workers=2)
+    first.synchronise()
+    rollout = first.actor.act()
+    for _ in range(k):
+        second.update()
+    first.learner.differentiate(rollout.batch())
+    first.learner.clip()
+    g, step = first.parameters.gradients.clone(), first.learner.step
+    moved, applied = first.shared.theta - first.parameters.values.detach(), []
+
+    def noting(lr: float) -> None:
+        applied.append(first.parameters.gradients.clone())
+        step(lr)
+
+    first.learner.step = noting  # type: ignore[method-assign]
+    first.learn(rollout)
+    assert bool(moved.any()) == (k > 0)
+    torch.testing.assert_close(applied[0], g + 0.5 * g * g * moved)
+    assert torch.equal(applied[0], g) == (k == 0)
+    assert first.notes.pending.figures[-1]["learning_rate"] == pytest.approx(CONSTANT.lr / (1 + k))
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from a3c_bench.algos.gorila import (
     Shared,
     make_roles,
 )
-from a3c_bench.algos.settings import GorilaReplayConfig
+from a3c_bench.algos.settings import GorilaReplayConfig, StaleConfig
 from a3c_bench.core.outliers import LossWatch
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import EARLIER
@@ -293,6 +293,28 @@ def test_epsilon_falls_with_the_updates_of_the_server() -> None:
 
 
 # --- staleness and outliers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_shards", [1, 2])
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_stale_gradient_takes_a_shorter_step_and_is_brought_up_to_date(k: int, n_shards: int) -> None:
+    config = with_algo(n_learners=1, n_shards=n_shards, stale=StaleConfig(aware=True, delay_compensation=0.5))
+    parts = make_parts(config)
+    parts.run(15)
+    server, learner = parts.shared.server, parts.bundles[0].learner
+    assert learner is not None
+    square = torch.cat([shard.optimizer.state[shard.theta]["sum"] for shard in parts.shards]).clone()
+    assert learner.transport.room(0.0)
+    learner.learn()
+    g, then = learner.parameters.gradients.clone(), server.theta.clone()
+    server.theta += 0.1 * k  # somebody else's updates
+    server.versions += k
+    now = server.theta.clone()
+    parts.serve()
+    compensated = g + 0.5 * g * g * (now - then)
+    step = 0.05 / (1 + k) * compensated / ((square + compensated**2).sqrt() + 1e-3)
+    torch.testing.assert_close(server.theta, now - step, rtol=1e-4, atol=1e-6)
+    assert g.norm() > 0.0
 
 
 @pytest.mark.parametrize(
