@@ -28,6 +28,7 @@ KNOWN = ",".join(algorithm_names())
 # How many runs the issue of each sweep is, with the algorithms that are known here.
 N_RUNS = {
     "headline": 9,
+    "forced_lag": 80,
     "lag_vs_agents": 15,
     "speedup_vs_workers": 15,
     "n_envs": 15,
@@ -84,6 +85,7 @@ def test_the_learning_rate_grows_with_the_environments() -> None:
 
 N_TINY_RUNS = {  # of a tiny variant
     "headline": 3,
+    "forced_lag": 2,
     "lag_vs_agents": 4,
     "speedup_vs_workers": 2,
     "n_envs": 2,
