@@ -48,7 +48,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def count(config: Config, session: Session) -> None:
         numbers.append(config.algo.n_workers)
-        session.begin(network=a3c.make_network(config))
+        session.begin(network=a3c.assemble(config, session)[0])
         while session.running():
             session.count(10)
 
