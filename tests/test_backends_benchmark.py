@@ -35,6 +35,7 @@ def test_ratios_are_within_rounds_and_of_as_many_environments() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_tiny_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     simulated: list[Any] = []
     make_envs = measure_backends.make_envs

@@ -219,20 +219,29 @@ CORRECTED = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs without a correction: without lag, and with a lag of 6 updates."""
+    runs = {"none": SMALL, "lag": forced(6)}
+    directories = {name: tmp_path_factory.mktemp("plain") / name for name in runs}
+    for name, config in runs.items():
+        train(config, directories[name])
+    return directories
+
+
 @pytest.mark.parametrize("correction", CORRECTED)
-def test_a_correction_changes_what_lag_does_and_nothing_else(correction: str, tmp_path: Path) -> None:
+def test_a_correction_changes_what_lag_does_and_nothing_else(
+    correction: str, plain: dict[str, Path], tmp_path: Path
+) -> None:
     """Of log(pi + epsilon) the epsilon is a bias without lag too, but for one that is next to none."""
-    correct = CORRECTED[correction]
-    for name, config in {"none": SMALL, "lag": forced(6)}.items():
-        for what, run in {"plain": config, "corrected": correct(config)}.items():
-            if name == "none" and correction == "log_epsilon":
-                run = replace(run, algo=replace(run.algo, log_epsilon=min(run.algo.log_epsilon, 1e-9)))
-            train(run, tmp_path / name / what)
-    torch.testing.assert_close(theta_of(tmp_path / "none" / "plain"), theta_of(tmp_path / "none" / "corrected"),
-                               rtol=1e-3, atol=1e-4)  # fmt: skip
-    plain, corrected = (theta_of(tmp_path / "lag" / what) for what in ("plain", "corrected"))
-    assert not torch.allclose(plain, corrected, rtol=1e-3, atol=1e-3)
-    metrics = {name: pd.read_csv(tmp_path / name / "corrected" / "metrics.csv") for name in ("none", "lag")}
+    without, with_lag = CORRECTED[correction](SMALL), CORRECTED[correction](forced(6))
+    if correction == "log_epsilon":
+        without = replace(without, algo=replace(without.algo, log_epsilon=1e-9))
+    train(without, tmp_path / "none")
+    train(with_lag, tmp_path / "lag")
+    torch.testing.assert_close(theta_of(plain["none"]), theta_of(tmp_path / "none"), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(theta_of(plain["lag"]), theta_of(tmp_path / "lag"), rtol=1e-3, atol=1e-3)
+    metrics = {name: pd.read_csv(tmp_path / name / "metrics.csv") for name in ("none", "lag")}
     assert metrics["none"].effective_sample_size.min() > 0.9999
     assert metrics["lag"].effective_sample_size.min() < 0.9995
     assert (metrics["none"].clip_share < 0.6).all()  # ratios of 1 but for rounding

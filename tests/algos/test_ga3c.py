@@ -416,7 +416,8 @@ def test_an_evaluation_is_no_lag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return real(*arguments)
 
     monkeypatch.setattr(train_module, "evaluate", slow)
-    status = train(SMALL, tmp_path)
+    status = train(replace(SMALL, evaluation=EvaluationConfig(n_games=2, n_envs=2, interval_frames=700)), tmp_path)
+    assert len(pd.read_csv(tmp_path / "eval.csv").frames.unique()) == 2
     lag = pd.read_csv(tmp_path / "lag.csv")
     assert lag.lag_seconds_max.min() >= 0.0
     assert lag.lag_seconds_max.max() < min(1.5, status["wall_seconds"])
