@@ -13,6 +13,13 @@ INSTEAD = {
     "algo.c_bar": "advantage.c_bar with advantage=vtrace",
     "algo.dueling": "network.dueling, or network=mlp_dueling or network=nature_dueling",
 }
+# Keys of algorithms that came later, with the values under which a run goes on as before there were any.
+LATER: dict[str, Any] = {
+    "log_epsilon": 0.0,
+    "lag": {"updates": 0, "distribution": "fixed"},
+    "overlap": False,
+    "stale": {"aware": False, "delay_compensation": 0.0},
+}
 _VTRACE, _DUELING = ("ga3c",), ("dqn", "gorila")  # algorithms that had these keys; another package's are its own
 _PARTS_OF_PATHS = {
     "advantage=vtrace": "algo.correction=vtrace",
@@ -48,7 +55,7 @@ def upgraded(there: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -
     if isinstance(algo, dict) and isinstance(network, dict) and algo.get("name") in _DUELING:
         dueling = algo.pop("dueling", None)
         network.update({} if dueling is None else {"dueling": dueling})
-    return config if asked is None else _with_new_keys(config, asked, asdict(Config(algo={})))
+    return config if asked is None else _with_new_keys(config, asked, asdict(Config(algo=LATER)))
 
 
 def _with_new_keys(there: dict[str, Any], asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

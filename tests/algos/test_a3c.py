@@ -309,6 +309,7 @@ def trained(config: Config) -> torch.Tensor:
         with_algo(entropy_weight=0.5),
         with_algo(value_weight=0.01),
         with_algo(loss_reduction="mean"),
+        with_algo(log_epsilon=0.1),
         with_algo(shared_statistics=False),
         with_algo(optimizer=replace(CONSTANT, kind="adam")),
         with_algo(optimizer=replace(CONSTANT, max_grad_norm=0.01)),

@@ -465,6 +465,7 @@ def learnt(config: Config) -> torch.Tensor:
         (with_algo(log_epsilon=0.1), SMALL),
         (with_algo(max_lag_updates=0), SMALL),
         (VTRACE, FAR),
+        (replace(FAR, algo=replace(FAR.algo, ratio_clip=0.05)), FAR),
         (replace(VTRACE, advantage=replace(VTRACE.advantage, rho_bar=0.5)), VTRACE),
         (replace(VTRACE, advantage=replace(VTRACE.advantage, c_bar=0.5)), VTRACE),
         (with_algo(optimizer=replace(CONSTANT, kind="adam")), SMALL),

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.config import compose, load_config, run_directory
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import RunDirectory, plain, read_yaml
+from a3c_bench.runtime.older import LATER
 from a3c_bench.schema import Config
 
 
@@ -26,6 +28,37 @@ def older_run(place: Path, content: dict[str, Any]) -> Path:
     place.mkdir(parents=True)
     (place / "config.yaml").write_text(yaml.safe_dump(content))
     return place
+
+
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [
+        ("paac", "algo.lag.updates=1"),
+        ("paac", "algo.overlap=true"),
+        ("a3c", "algo.stale.aware=true"),
+        ("gorila", "algo.stale.aware=true"),
+    ],
+)
+def test_a_run_without_the_keys_that_came_later_goes_on_with_their_defaults_alone(
+    algo: str, more: str, tmp_path: Path
+) -> None:
+    content: dict[str, Any] = plain(asdict(compose([f"algo={algo}"])))
+    for key in LATER:
+        content["algo"].pop(key, None)
+    place = older_run(tmp_path / "run", content)
+    with pytest.raises(RunDirectoryError, match="holds a run with another configuration"):
+        RunDirectory(place, asdict(compose([f"algo={algo}", more])))
+    RunDirectory(place, asdict(compose([f"algo={algo}"]))).close()
+
+
+def test_what_came_later_has_its_default() -> None:
+    """GA3C has had its epsilon from the start."""
+    found = set()
+    for name in set(algorithm_names()) - {"ga3c"}:
+        defaults = asdict(find_settings(name).config_class())
+        found |= defaults.keys() & LATER.keys()
+        assert {key: LATER[key] for key in defaults.keys() & LATER.keys()}.items() <= defaults.items()
+    assert found == LATER.keys()
 
 
 CORRECTED = ["algo=ga3c", "advantage=vtrace", "advantage.rho_bar=0.5"]
