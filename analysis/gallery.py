@@ -110,7 +110,8 @@ OTHERS = (
         for name in PARALLEL
     ),
     FigureKind("lag_units", "Policy lag in its other units",
-         partial(lag.figure_and_table, units=[unit for unit in lag.UNITS if unit != "lag_updates"])),
+         partial(lag.figure_and_table, units=[unit for unit in lag.UNITS if unit not in ("lag_updates", *lag.PARTS)])),
+    FigureKind("lag_parts", "Where policy lag arises", partial(lag.figure_and_table, units=lag.PARTS)),
     FigureKind("speed_up", "Speed-up by workers", speed.speed_up),
     FigureKind("adjustments", "GA3C's adjustments of its own sizes", speed.adjustments),
     FigureKind("learning_rates", "Sensitivity to the learning rate", _learning_rates),

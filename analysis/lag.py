@@ -47,6 +47,19 @@ UNITS = {
         "lag_updates: how many updates the parameters got between choosing an action and the update that learns from "
         "it; 0 if that update starts from the very policy that acted. Algorithms differ in samples per update.",
     ),
+    "lag_rollout_updates": Unit(
+        "lag until the rollout was complete, in updates",
+        "lag_rollout_updates: the part of lag_updates from the version that chose the action until its rollout was "
+        "complete.",
+    ),
+    "lag_queue_updates": Unit(
+        "lag until a learner took it, in updates",
+        "lag_queue_updates: the part from then until a learner took the rollout, or drew the sample from the replay.",
+    ),
+    "lag_gradient_updates": Unit(
+        "lag until it was applied, in updates",
+        "lag_gradient_updates: the part from then until the update that learns from it.",
+    ),
     "lag_frames": Unit(
         "lag in frames",
         "lag_frames: frames simulated by the whole run between choosing an action and the update that learns from it.",
@@ -78,6 +91,7 @@ UNITS = {
         "replay_age_frames: frames simulated since a sample was put into the replay.",
     ),
 }
+PARTS = ("lag_rollout_updates", "lag_queue_updates", "lag_gradient_updates")  # of lag_updates
 CSV_COLUMNS = ("env", "algo", "label", "n_seeds", "unit", "curve", "x_axis", "x", "value", "low", "high")
 _DECADES_OF_SHARES = (3, 5)  # shown at least and at most, below 100%
 _FAINT = 0.45  # opacity

@@ -38,16 +38,24 @@ LABELS = {  # of columns, for axes: with unit
     "gradient_variance": "variance of the gradient",
     "lag_updates": "mean lag in updates",
     "lag_updates_p95": "95th percentile of lag in updates",
+    "lag_rollout_updates": "mean lag until the rollout was complete, in updates",
+    "lag_queue_updates": "mean lag until a learner took it, in updates",
+    "lag_gradient_updates": "mean lag until it was applied, in updates",
     "lag_frames": "mean lag in frames",
     "lag_seconds": "mean lag in seconds",
     "lag_kl_nats": "mean KL in nats",
     "importance_ratio": "mean importance ratio",
     "gradient_staleness_updates": "mean gradient staleness in updates",
     "replay_age_frames": "mean replay age in frames",
+    "effective_sample_size": "effective share of the samples",
+    "clip_share": "share of the samples whose ratio is cut",
 }
 LAG_UNITS = {  # quantities that may be 0 and span decades, and up to where their axis is linear
     "lag_updates": 1.0,
     "lag_updates_p95": 1.0,
+    "lag_rollout_updates": 1.0,
+    "lag_queue_updates": 1.0,
+    "lag_gradient_updates": 1.0,
     "lag_frames": 1.0,
     "lag_seconds": 1e-2,
     "lag_kl_nats": 1e-5,
@@ -55,7 +63,10 @@ LAG_UNITS = {  # quantities that may be 0 and span decades, and up to where thei
     "replay_age_frames": 1.0,
 }
 _OF_LAG = (*LAG_UNITS, "importance_ratio")
-_OF_METRICS = ("gradient_norm", "gradient_variance", "share_predictors_wait", "share_trainers_wait", *SHARES)
+_OF_METRICS = (
+    *("gradient_norm", "gradient_variance", "effective_sample_size", "clip_share"),
+    *("share_predictors_wait", "share_trainers_wait", *SHARES),
+)
 
 
 def summarise(runs: Iterable[Run]) -> pd.DataFrame:

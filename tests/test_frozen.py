@@ -49,6 +49,8 @@ LEFT_OUT = {
     *("clip_share", "effective_sample_size"),  # came later
     "gradient_variance",  # of the first interval was left out; it is of all updates but the first now
 }
+LATER_UNITS = {"lag_rollout_updates", "lag_queue_updates", "lag_gradient_updates", "value_lag"}
+LEFT_OUT |= {f"{unit}_{figure}" for unit in LATER_UNITS for figure in ("mean", "p50", "p95", "max")}
 
 RMSPROP = OptimizerConfig(
     kind="rmsprop",
@@ -277,7 +279,7 @@ def hashes(directory: Path) -> dict[str, str]:
     parts = torch.load(directory / "checkpoint" / "latest.pt", weights_only=True)["parts"]
     theta = torch.cat([tensor.flatten() for tensor in parts["network"].values()])
     histogram = pd.read_csv(directory / "lag_histogram.csv", dtype=str)
-    of_counts = histogram[histogram.unit != "lag_seconds"].to_csv(index=False).encode()
+    of_counts = histogram[~histogram.unit.isin(LATER_UNITS | {"lag_seconds"})].to_csv(index=False).encode()
     tables = {name: table(directory / f"{name}.csv") for name in ("metrics", "lag", "episodes", "eval")}
     return {"theta": digest(theta.numpy().tobytes()), "histogram": digest(of_counts), **tables}
 

@@ -82,5 +82,6 @@ class Actor:
                 break
         self._observations = rollout.observations[rollout.length]
         rollout.bootstrap = self._network(self._observations, self._state)[1]  # leaves the state as it is
+        rollout.complete_at = ledger.theta_version
         timer.lap("predict")
         return rollout

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from a3c_bench.acting.policy import Choice, to_device
-from a3c_bench.core.lag import Stamp
+from a3c_bench.core.lag import Stamp, age, split
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.rollout import Batch
 from a3c_bench.envs import EnvSpec, Step, VectorEnv
@@ -38,6 +38,7 @@ class Experience:
         self.truncated = np.zeros(n_slots, dtype=bool)  # by the last step
         self.bootstrap = np.zeros(n_slots, dtype=np.float32)  # V of the state after the last step, when it was seen
         self.stamps = np.zeros((t_max, n_slots, 3))  # version, frames and seconds when each action was chosen
+        self.complete_at = np.zeros(n_slots)  # theta's version then
         self._free = deque(range(n_slots))
 
     def slot(self) -> int:
@@ -73,6 +74,19 @@ class Experience:
             lengths,
         )
         return Batch(*(to_device(part, device) for part in parts))
+
+    def lag(self, slots: Sequence[int], keep: NDArray[np.bool_], taken: int, now: Stamp) -> dict[str, NDArray[Any]]:
+        """lag_updates and its parts, lag_frames and lag_seconds of some samples, if they were learnt from now.
+
+        Args:
+            slots: [B], the rollouts'.
+            keep: [T, B], the samples.
+            taken: theta's version when a trainer took them.
+            now: just before the update.
+        """
+        stamps = self.stamps[: len(keep), slots][keep]
+        complete_at = np.broadcast_to(self.complete_at[slots], keep.shape)[keep]
+        return age(stamps, now) | split(stamps[:, 0], complete_at, taken, now.version)
 
 
 class Prediction(NamedTuple):
@@ -123,13 +137,19 @@ class Agents:
         self.experience.lengths[slots] += 1
         self.state[step.env_ids[~step.valid]] = 0.0  # new games
 
-    def complete(self, step: Step, values: NDArray[np.float32], complete: NDArray[np.bool_]) -> list[int]:
-        """The slots of agents whose rollouts are complete [B], with the values of where they lead; they begin anew."""
+    def complete(
+        self, step: Step, values: NDArray[np.float32], complete: NDArray[np.bool_], version: int = 0
+    ) -> list[int]:
+        """The slots of agents whose rollouts are complete [B], with the values of where they lead; they begin anew.
+
+        Theta is of this version now.
+        """
         agents, experience = step.env_ids[complete], self.experience
         slots = self.slots[agents]
         experience.terminated[slots] = (step.terminated & step.valid)[complete]
         experience.truncated[slots] = (step.truncated & step.valid)[complete]
         experience.bootstrap[slots] = values[complete]
+        experience.complete_at[slots] = version
         self.slots[agents] = [experience.slot() for _ in slots]
         return slots.tolist()
 

@@ -106,7 +106,8 @@ class Worker:
             shared.tally.add(notes.writer, updates=1)
         if self.lag.enabled:
             old = np.array([staleness])
-            notes.lag.add(**rollout.lag(now, found.mask), **diverged, gradient_staleness_updates=old)
+            ages = rollout.lag(now, found.mask, taken=rollout.complete_at)  # at once
+            notes.lag.add(**ages, **diverged, gradient_staleness_updates=old)
         self.n_updates += 1
         figures = found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
         figures |= effective_sample_size(diverged)

@@ -36,7 +36,7 @@ from a3c_bench.acting.slots import Agents, Experience, Prediction
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes
 from a3c_bench.core.adjustment import Adjuster, Sizes
-from a3c_bench.core.lag import age, effective_sample_size
+from a3c_bench.core.lag import effective_sample_size
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.core.rollout import divergence
@@ -164,7 +164,7 @@ class Predictor:
 
     def complete(self, step: Step, prediction: Prediction, complete: NDArray[np.bool_]) -> list[int]:
         """The slots of the rollouts [B] that are complete."""
-        return self.agents.complete(step, prediction.values, complete) if complete.any() else []
+        return self.agents.complete(step, prediction.values, complete, self.tally.version) if complete.any() else []
 
     def act(self, step: Step, prediction: Prediction) -> None:
         """Sends the agents on their way, but for those that are parked."""
@@ -282,7 +282,8 @@ class Trainer:
         if self.measure_lag:
             stale = np.array([now.version - version])
             diverged = divergence(batch, found.log_probs, found.mask)
-            notes.lag.add(**age(stamps[keep], now), **diverged, gradient_staleness_updates=stale)
+            ages = self.experience.lag(slots, keep, version, now)
+            notes.lag.add(**ages, **diverged, gradient_staleness_updates=stale)
             figures |= effective_sample_size(diverged)
         notes.updated(figures, found.fit)
         notes.ratio("clip_share", *found.cut)

@@ -347,7 +347,9 @@ class Shard:
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
         if self.measures_lag:
-            self.notes.lag.add(**lag_of(push.samples, now), gradient_staleness_updates=np.array([staleness]))
+            self.notes.lag.add(
+                **lag_of(push.samples, now, push.version), gradient_staleness_updates=np.array([staleness])
+            )
 
 
 def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:

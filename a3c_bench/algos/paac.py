@@ -112,6 +112,8 @@ class PAAC:
             figures |= effective_sample_size(diverged)
         learning_rate = self.learning_rate_at(session.counters.frames)
         learner.step(learning_rate)
+        if self.ahead:
+            self.ahead.notes.tally.add(self.ahead.notes.writer, updates=1)  # for who acts meanwhile
         session.updated(figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
         session.ratio("unusable_share", *found.unusable)
         session.ratio("clip_share", *found.cut)
@@ -142,7 +144,7 @@ class Ahead:
     def exchange(self, choose_policy: Callable[[], int | None], act: Callable[[], Rollout]) -> Rollout:
         """The rollout that was gathered meanwhile; the one after it is begun."""
         if self.next is None:
-            self.notes.tally.begin(self.session.counters.agent_steps, 0)
+            self.notes.tally.begin(self.session.counters.agent_steps, self.session.counters.updates)
             self.begin(choose_policy, act)
         assert self.next is not None
         rollout, report = self.next.result()

@@ -29,8 +29,30 @@ def age(stamps: NDArray[np.float64], now: Stamp) -> dict[str, NDArray[np.float64
     return {"lag_updates": ages[:, 0], "lag_frames": ages[:, 1], "lag_seconds": ages[:, 2]}
 
 
+def split(
+    chosen: NDArray[np.float64], complete: NDArray[np.float64] | int, taken: NDArray[np.float64] | int, now: int
+) -> dict[str, NDArray[np.float64]]:
+    """Where lag_updates arose, in three parts that add up to it for each sample [N].
+
+    Args:
+        chosen: [N], the versions that chose the actions.
+        complete: theta's version when a sample's rollout was complete, of all or [N].
+        taken: likewise, when a learner took it.
+        now: theta's version just before the update.
+    """
+    parts = {
+        "lag_rollout_updates": complete - chosen,
+        "lag_queue_updates": np.subtract(taken, complete),
+        "lag_gradient_updates": np.subtract(now, taken),
+    }
+    return {unit: np.broadcast_to(np.asarray(part, np.float64), chosen.shape) for unit, part in parts.items()}
+
+
 UNITS = (
     "lag_updates",
+    "lag_rollout_updates",
+    "lag_queue_updates",
+    "lag_gradient_updates",
     "lag_frames",
     "lag_seconds",
     "lag_kl_nats",
@@ -145,7 +167,7 @@ class LagMeter:
         Raises:
             ValueError: it was saved by a version with other bins.
         """
-        for unit in UNITS:
+        for unit in self.counts.keys() & state.keys():  # older versions had fewer units
             if len(state[unit]) != len(self.counts[unit]):
                 raise ValueError(
                     f"The checkpoint counts {unit} in {len(state[unit])} bins, this version in "

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from a3c_bench.core.arrays import Allocate, in_memory
-from a3c_bench.core.lag import Stamp, age
+from a3c_bench.core.lag import Stamp, age, split
 from a3c_bench.core.sum_tree import SumTree
 
 _ACTED, _TERMINATED, _TRUNCATED = 1, 2, 4  # flags of a row; without _ACTED nothing was chosen there
@@ -69,9 +69,22 @@ class Sample(NamedTuple):
         return lag_of(self.origins(), now)
 
 
-def lag_of(origins: NDArray[np.float64], now: Stamp) -> dict[str, NDArray[np.float64]]:
-    """The lag by unit of samples with these origins [B, 4], if they are learnt from now."""
-    return age(origins[:, :3], now) | {"replay_age_frames": now.frames - origins[:, 3]}
+def lag_of(origins: NDArray[np.float64], now: Stamp, drawn: int | None = None) -> dict[str, NDArray[np.float64]]:
+    """The lag by unit of samples with these origins [B, 4], if they are learnt from now.
+
+    The split of lag_updates has no part of a rollout, which is one step here: the time in the replay is the queue's,
+    and so is the age that the copy of theta had which chose the action.
+
+    Args:
+        origins: as `Sample.origins` gives them.
+        now: just before the update.
+        drawn: version of the parameters when they were drawn; None: that of now. Steps that were stored by others
+            between the two readings count as drawn when they were chosen.
+    """
+    chosen = origins[:, 0]
+    taken = np.maximum(chosen, now.version if drawn is None else drawn)
+    parts = split(chosen, chosen, taken, now.version)
+    return age(origins[:, :3], now) | parts | {"replay_age_frames": now.frames - origins[:, 3]}
 
 
 class Replay:

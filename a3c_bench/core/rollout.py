@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.core.lag import Stamp, age, policy_divergence
+from a3c_bench.core.lag import Stamp, age, policy_divergence, split
 
 
 class Rollout:
@@ -35,6 +35,7 @@ class Rollout:
         pin = device.type == "cuda"
         self.t_max = t_max
         self.length = 0  # T now
+        self.complete_at = 0  # theta's version when it was complete
         self.observations = torch.zeros((t_max + 1, n_envs, *observation_shape), dtype=frame_dtype, device=device)
         self.state = torch.zeros((n_envs, 0), device=device)  # [B, S], of an LSTM, before the first step
         self.bootstrap = torch.zeros(n_envs, device=device)  # V of the states after the last step
@@ -89,10 +90,17 @@ class Rollout:
             self.bootstrap,
         )
 
-    def lag(self, now: Stamp, mask: Tensor) -> dict[str, NDArray[Any]]:
-        """lag_updates, lag_frames and lag_seconds of the samples in the mask [T, B], if they were learnt from now."""
-        per_row = mask.sum(-1).cpu().numpy()
-        return age(np.repeat(np.array(self._stamps), per_row, axis=0), now)
+    def lag(self, now: Stamp, mask: Tensor, taken: int | None = None) -> dict[str, NDArray[Any]]:
+        """lag_updates and its parts, lag_frames and lag_seconds of some samples, if they were learnt from now.
+
+        Args:
+            now: just before the update.
+            mask: [T, B] bool, the samples.
+            taken: theta's version when a learner took the rollout; None: that of now, as nobody else changes theta.
+        """
+        stamps = np.repeat(np.array(self._stamps), mask.sum(-1).cpu().numpy(), axis=0)
+        taken = now.version if taken is None else taken
+        return age(stamps, now) | split(stamps[:, 0], self.complete_at, taken, now.version)
 
 
 class Batch(NamedTuple):

@@ -37,6 +37,11 @@ class Notes:
         """The lags of the samples of one update, by unit."""
         self.pending.lags.append(samples)
 
+    @property
+    def theta_version(self) -> int:
+        """Updates applied to theta so far, whoever acts."""
+        return self.tally.version
+
     def stamp(self) -> Stamp:
         """Now; the version is that of the policy that acts."""
         return self.tally.stamp(self.version)

@@ -39,6 +39,10 @@ class Ledger(Protocol):
     def lag(self) -> LagLedger:
         """Gets the lag of every valid sample that enters an update."""
 
+    @property
+    def theta_version(self) -> int:
+        """Updates applied to theta so far, whoever acts."""
+
     def stamp(self) -> Stamp:
         """Where the run stands; the version is that of the policy that acts."""
 

@@ -210,6 +210,11 @@ class Session:
         """Writes what a window of the dynamic adjustment showed."""
         self._recorder.add_adjustment(self._now(), window)
 
+    @property
+    def theta_version(self) -> int:
+        """Updates applied to theta so far, whoever acts."""
+        return self.counters.updates
+
     def stamp(self) -> Stamp:
         """Where the run stands; the version is that of the policy that acts, while `version` says so."""
         version = self.counters.updates if self.version is None else self.version

@@ -52,6 +52,10 @@ class FakeSession:
         self.counters.agent_steps += n_agent_steps
         self.counters.frames += n_agent_steps * self.config.env.frame_skip
 
+    @property
+    def theta_version(self) -> int:
+        return self.counters.updates
+
     def stamp(self) -> Stamp:
         version = self.counters.updates if self.version is None else self.version
         return Stamp(version, self.counters.frames, self.wall_seconds)

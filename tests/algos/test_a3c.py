@@ -182,6 +182,8 @@ def test_staleness_is_what_others_applied_meanwhile(k: int) -> None:
         second.update()
     first.learn(rollout)
     lag = first.notes.pending.lags[-1]
+    assert lag["lag_gradient_updates"].tolist() == [k] * rollout.length
+    assert set(lag["lag_rollout_updates"]) == set(lag["lag_queue_updates"]) == {0}
     assert lag["gradient_staleness_updates"].tolist() == [k]
     assert lag["lag_updates"].tolist() == [k] * rollout.length
     others = first.shared.tally.agent_steps - frames

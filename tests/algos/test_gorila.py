@@ -476,7 +476,8 @@ def test_a_run_counts_every_step_and_update(config: Config, tmp_path: Path) -> N
     assert 200 <= status["updates"] <= status["frames"] // 4
     lag = pd.read_csv(tmp_path / "lag_histogram.csv").groupby("unit").samples.sum()
     assert set(lag.index) == {
-        *("lag_updates", "lag_frames", "lag_seconds"), "replay_age_frames", "gradient_staleness_updates"
+        *("lag_updates", "lag_frames", "lag_seconds"), "replay_age_frames", "gradient_staleness_updates",
+        *("lag_rollout_updates", "lag_queue_updates", "lag_gradient_updates"),
     }  # fmt: skip
     assert lag["lag_updates"] == lag["replay_age_frames"] == status["updates"] * 8
     assert lag["gradient_staleness_updates"] == status["updates"]

@@ -476,6 +476,9 @@ def test_lag() -> None:
     lag = replay.sample(3, np.random.default_rng(0)).lag(Stamp(10, 100, 2.0))
     assert {unit: values.tolist() for unit, values in lag.items()} == {
         "lag_updates": [4] * 3,
+        "lag_rollout_updates": [0] * 3,
+        "lag_queue_updates": [4] * 3,
+        "lag_gradient_updates": [0] * 3,
         "lag_frames": [92] * 3,
         "lag_seconds": [1.5] * 3,
         "replay_age_frames": [91] * 3,
