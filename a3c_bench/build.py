@@ -15,7 +15,10 @@ from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, Layers, QNetwork, 
 from a3c_bench.core.optim import FlatParameters, RMSProp
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import EnvSpec, VectorEnv
+from a3c_bench.envs.backends import simulate
+from a3c_bench.envs.simulation import Simulate
 from a3c_bench.envs.spec import uses_gymnasium
+from a3c_bench.envs.step_time import slowed
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -43,19 +46,27 @@ def make_envs(
     """Environments of the run's task, simulated on n_threads threads; by default on those that the run may use.
 
     Gymnasium's, with env.simulate=processes, in so many processes; one environment alone, one to be drawn and those of
-    a worker in place.
+    a worker in place. With env.step_time they take longer than they do.
     """
     env, n_threads = config.env, n_threads or config.env.n_threads or usable_cores()
     in_processes = env.simulate == "processes" and uses_gymnasium(env) and n_envs > 1 and not render
-    if not in_processes or multiprocessing.current_process().daemon:  # a worker may start no processes
-        return VectorEnv(env, n_envs, seed, n_threads, render, batch_size)
+    if multiprocessing.current_process().daemon:  # a worker may start no processes
+        in_processes = False
+    simulation = _in_processes(config) if in_processes else simulate
+    if env.step_time.distribution != "none":
+        key = (int(Stream.STEP_TIME), *seed.spawn_key)
+        simulation = slowed(simulation, env.step_time, np.random.SeedSequence(seed.entropy, spawn_key=key))
+    return VectorEnv(env, n_envs, seed, n_threads, render, batch_size, simulation)
+
+
+def _in_processes(config: Config) -> Simulate:
     from a3c_bench.parallel.simulators import Simulators  # imports Gymnasium
 
     def simulation(spec: EnvSpec, seeds: Sequence[int], n_threads: int, render: bool, batch_size: int) -> Simulators:
-        del render  # see above
+        del render  # who draws simulates in place
         return Simulators(spec, seeds, n_threads, batch_size, config.worker_silence_seconds)
 
-    return VectorEnv(env, n_envs, seed, n_threads, batch_size=batch_size, simulation=simulation)
+    return simulation
 
 
 def torch_threads(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 from a3c_bench import plugins
 from a3c_bench.algos import find_settings
+from a3c_bench.envs.step_time import check_step_time
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import check_device
 from a3c_bench.schema import ADVANTAGE_KINDS, NETWORK_KINDS, Config, check
@@ -36,4 +37,5 @@ def check_settings(config: Config) -> None:
         own = None if kind in kinds else plugins.load(group, kind).config_class
         if own is not None and not isinstance(getattr(config, part), own):
             raise ConfigError(f"{part}.kind={kind} has keys of its own: say {part}={kind}.")
+    check_step_time(config.env)
     find_settings(config.algo.name).check(config)

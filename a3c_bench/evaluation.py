@@ -22,7 +22,7 @@ from a3c_bench.envs.backends import episode_limit_frames
 from a3c_bench.envs.reference import human_normalised_percent
 from a3c_bench.runtime import checkpoint
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
-from a3c_bench.schema import Config
+from a3c_bench.schema import Config, StepTimeConfig
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,12 @@ def play(
 
 
 def evaluation_config(config: Config) -> Config:
-    """The same task without clipped rewards or terminal life losses, and with the protocol's cap."""
+    """The same task without clipped rewards, terminal life losses or added time, and with the protocol's cap."""
     limits = [episode_limit_frames(config.env), config.evaluation.max_episode_frames]
     cap = min((limit for limit in limits if limit is not None), default=None)
-    env = dataclasses.replace(config.env, reward_clip=None, life_loss_terminal=False, max_episode_frames=cap)
+    env = dataclasses.replace(
+        config.env, reward_clip=None, life_loss_terminal=False, max_episode_frames=cap, step_time=StepTimeConfig()
+    )
     return dataclasses.replace(config, env=env)
 
 

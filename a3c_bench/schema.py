@@ -99,6 +99,15 @@ def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
 
 
 @dataclass(frozen=True)
+class StepTimeConfig:
+    """Time that is added to each agent step of training, as if an environment took so long; `envs.step_time`."""
+
+    distribution: str = option("none", choices=("none", "constant", "exponential", "lognormal"))
+    mean_seconds: float | None = option(None, above=0.0)  # per agent step and environment
+    deviation_seconds: float | None = option(None, above=0.0)  # lognormal: standard deviation
+
+
+@dataclass(frozen=True)
 class EnvConfig:
     """One task and everything that changes what is simulated, learnt from or counted."""
 
@@ -121,6 +130,7 @@ class EnvConfig:
     observed: tuple[int, ...] | None = option(None, at_least=0)  # entries of a vector that the agent sees; null: all
     observed_key: str | None = None  # the one array that the agent sees, where several are shown
     n_threads: int | None = option(None, at_least=1)  # to simulate (or processes); null: usable cores; workers have 1
+    step_time: StepTimeConfig = section(StepTimeConfig)  # not of evaluation games
 
     @property
     def name(self) -> str:

@@ -83,12 +83,18 @@ def kind_of(config: Config) -> Kind:
 
 
 def task_of(env: Mapping[str, Any]) -> str:
-    """What is simulated, and by what if not by EnvPool, as `env` of a run's configuration says."""
+    """What is simulated, by what if not by EnvPool, and slowed by what, as `env` of a run's configuration says."""
     if env.get("game"):
-        return "Atari"
-    if not uses_gymnasium(EnvConfig(id=env["id"], backend=env.get("backend"))):
-        return str(env["id"])
-    return f"{env['id']} (gymnasium{', processes' if env.get('simulate') == 'processes' else ''})"
+        task = "Atari"
+    elif not uses_gymnasium(EnvConfig(id=env["id"], backend=env.get("backend"))):
+        task = str(env["id"])
+    else:
+        task = f"{env['id']} (gymnasium{', processes' if env.get('simulate') == 'processes' else ''})"
+    added = env.get("step_time") or {}
+    if added.get("distribution", "none") == "none":
+        return task
+    deviation = added.get("deviation_seconds")
+    return f"{task} + {added['mean_seconds']:g}{f' ± {deviation:g}' if deviation else ''} s, {added['distribution']}"
 
 
 def measured_speeds(root: Path) -> dict[tuple[str, str, str, str], list[tuple[float, int]]]:

@@ -30,6 +30,7 @@ N_RUNS = {
     "headline": 9,
     "forced_lag": 80,
     "lag_vs_agents": 15,
+    "stragglers": 36,
     "speedup_vs_workers": 15,
     "n_envs": 15,
     "advantages": 25,
@@ -83,10 +84,22 @@ def test_the_learning_rate_grows_with_the_environments() -> None:
     assert rates == {n: pytest.approx(0.0007 * n) for n in (16, 32, 64, 128, 256)}
 
 
+def test_step_times_differ_in_their_spread_alone() -> None:
+    _, points = compose_sweep(["+sweeps=stragglers", "algo=paac,ga3c", "seed=0"])
+    times = {(t := config.env.step_time).distribution: (t.mean_seconds, t.deviation_seconds) for _, config in points}
+    assert times == {
+        "none": (None, None),
+        "constant": (0.005, None),
+        "exponential": (0.005, None),
+        "lognormal": (0.005, 0.015),
+    }
+
+
 N_TINY_RUNS = {  # of a tiny variant
     "headline": 3,
     "forced_lag": 2,
     "lag_vs_agents": 4,
+    "stragglers": 2,
     "speedup_vs_workers": 2,
     "n_envs": 2,
     "advantages": 5,
@@ -290,6 +303,9 @@ def test_plan_tells_what_simulates(tmp_path: Path, capsys: pytest.CaptureFixture
     ]
     assert plan.task_of({"id": "my_module:MyEnv", "backend": None}) == "my_module:MyEnv (gymnasium)"
     assert plan.task_of({"id": "my_module:MyEnv", "backend": "envpool"}) == "my_module:MyEnv"
+    slow = {"distribution": "lognormal", "mean_seconds": 0.005, "deviation_seconds": 0.02}
+    assert plan.task_of({"id": "CartPole-v1", "step_time": slow}) == "CartPole-v1 + 0.005 ± 0.02 s, lognormal"
+    assert plan.task_of({"id": "CartPole-v1", "step_time": {"distribution": "none"}}) == "CartPole-v1"
     assert bound == []
 
 

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     ADJUSTMENT = 7
     REPLAY = 8
     LAG = 9
+    STEP_TIME = 10
 
 
 def sequence(seed: int, stream: Stream, *path: int) -> np.random.SeedSequence:
