@@ -29,6 +29,9 @@ KNOWN = ",".join(algorithm_names())
 N_RUNS = {
     "headline": 9,
     "forced_lag": 80,
+    "forced_lag_pong": 10,
+    "lag_vs_lr": 175,
+    "wirings": 30,
     "lag_vs_agents": 15,
     "stragglers": 36,
     "speedup_vs_workers": 15,
@@ -98,6 +101,9 @@ def test_step_times_differ_in_their_spread_alone() -> None:
 N_TINY_RUNS = {  # of a tiny variant
     "headline": 3,
     "forced_lag": 2,
+    "forced_lag_pong": 1,
+    "lag_vs_lr": 2,
+    "wirings": 3,
     "lag_vs_agents": 4,
     "stragglers": 2,
     "speedup_vs_workers": 2,
