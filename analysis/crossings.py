@@ -15,7 +15,7 @@ from analysis.run import Run
 from analysis.statistics import Crossing
 from analysis.writing import Table, number
 
-_NEVER = Crossing(float("inf"), False)
+NEVER = Crossing(float("inf"), False)
 
 
 def threshold_table(runs: Sequence[Run], threshold: float | None = None, window: int = TRAINING_GAMES) -> Table | None:
@@ -64,10 +64,16 @@ def goal_of(runs: Sequence[Run], window: int) -> tuple[float, str]:
     `budget.target_return`, where all runs have the same; else 90% of the way from the lowest start to the best end. NaN
     if no run has finished a game.
     """
-    targets = {(run.config.get("budget") or {}).get("target_return") for run in runs}
-    if len(targets) == 1 and (target := targets.pop()) is not None:
-        return float(target), "budget.target_return of the runs"
-    traces = [trace for run in runs if (trace := make_trace(run, window)) is not None and not trace.evaluated]
+    if (target := _common_target(runs)) is not None:
+        return target
+    return goal_of_traces([trace for run in runs if (trace := make_trace(run, window)) is not None], window)
+
+
+def goal_of_traces(traces: Sequence[ReturnTrace], window: int) -> tuple[float, str]:
+    """The same from curves that have been read already."""
+    if (target := _common_target([trace.run for trace in traces])) is not None:
+        return target
+    traces = [trace for trace in traces if not trace.evaluated]
     if not traces:
         return float("nan"), "no run has finished a game"
     curves = [_past_start(*trace.curve("frames"), window)[1] for trace in traces]
@@ -78,16 +84,22 @@ def goal_of(runs: Sequence[Run], window: int) -> tuple[float, str]:
     return float(low + 0.9 * (high - low)), reason
 
 
+def _common_target(runs: Sequence[Run]) -> tuple[float, str] | None:
+    targets = {(run.config.get("budget") or {}).get("target_return") for run in runs}
+    target = targets.pop() if len(targets) == 1 else None
+    return None if target is None else (float(target), "budget.target_return of the runs")
+
+
 def crossing(run: Run, column: str, goal: float, window: int) -> Crossing | None:
     """When a run's mean return over `window` games first reached the goal; None if it has not finished a game."""
     trace = make_trace(run, window)
-    return None if trace is None or trace.evaluated else _crossing(trace, column, window, goal)
+    return None if trace is None or trace.evaluated else crossing_of(trace, column, window, goal)
 
 
 def _crossings(group: SeedGroup[ReturnTrace], column: str, window: int, goal: float) -> list[Crossing]:
     """One per seed that has finished a game or failed."""
-    known = [_crossing(trace, column, window, goal) for trace in group.traces]
-    return known + [_NEVER for run in group.missing if run.ending in FAILED]
+    known = [crossing_of(trace, column, window, goal) for trace in group.traces]
+    return known + [NEVER for run in group.missing if run.ending in FAILED]
 
 
 def _named(group: SeedGroup[ReturnTrace]) -> str:
@@ -102,10 +114,10 @@ def _by_value(reasons: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def _crossing(trace: ReturnTrace, column: str, window: int, goal: float) -> Crossing:
+def crossing_of(trace: ReturnTrace, column: str, window: int, goal: float) -> Crossing:
     """A run that failed below the goal was not cut short on its way: it never gets there."""
     found = statistics.first_crossing(*_past_start(*trace.curve(column), window), goal)
-    return _NEVER if not found.reached and trace.run.ending in FAILED else found
+    return NEVER if not found.reached and trace.run.ending in FAILED else found
 
 
 def _past_start(x: Floats, y: Floats, window: int) -> tuple[Floats, Floats]:

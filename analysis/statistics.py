@@ -10,6 +10,7 @@ Mean, median, interquartile mean, performance profiles and probability of improv
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from analysis.aggregate import CONFIDENCE, N_RESAMPLES, SEEDS_FOR_BAND, Floats
 
 Tasks = Sequence[Floats]  # scores, [..., S] each, with an S of its own
+Places = NDArray[np.intp]  # of seeds in a sample, [..., S]
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,24 @@ def bootstrap(
     random = np.random.default_rng(seed)
     drawn = [[_redrawn(scores, random, n_resamples) for scores in sample] for sample in samples]
     tail = (1.0 - CONFIDENCE) / 2.0
-    low, high = np.quantile(statistic(*drawn), [tail, 1.0 - tail], axis=0)
+    numbers = statistic(*drawn)
+    method: Literal["linear", "inverted_cdf"] = "linear" if np.isfinite(numbers).all() else "inverted_cdf"
+    low, high = np.quantile(numbers, [tail, 1.0 - tail], axis=0, method=method)  # nothing lies halfway to infinity
     return Estimate(value, low, high)
+
+
+def bootstrap_seeds(statistic: Callable[..., Floats], *counts: int) -> Estimate:
+    """`bootstrap` of what takes more than one number of each seed.
+
+    Args:
+        statistic: takes for each sample which of its seeds were drawn, integers [..., S], and gives [...].
+        counts: how many seeds each sample has, at least one.
+    """
+
+    def of_places(*drawn: Tasks) -> Floats:
+        return statistic(*(sample[0].astype(np.intp) for sample in drawn))
+
+    return bootstrap(of_places, *([np.arange(count, dtype=np.float64)] for count in counts))
 
 
 def human_normalised(score: Floats, random: Floats, human: Floats) -> Floats:
@@ -164,13 +182,24 @@ def median_crossing(crossings: Sequence[Crossing]) -> float:
         the smallest x by which at least half of the runs are there; infinite if that was not seen, and where fewer than
         half of them arrived, as the estimate would then rest on who happened to train longest.
     """
-    from scipy import stats
+    x, reached = as_arrays(crossings)
+    return float(median_crossings(x, reached))
 
-    reached = [crossing.x for crossing in crossings if crossing.reached]
-    if 2 * len(reached) < len(crossings):
-        return float("inf")
-    beyond = max(reached, default=0.0) + 1.0  # any later place does: those that never arrive are censored there
-    censored = [min(crossing.x, beyond) for crossing in crossings if not crossing.reached]
-    missing = stats.ecdf(stats.CensoredData(uncensored=reached, right=censored)).sf
-    there = missing.quantiles[missing.probabilities <= 0.5 + 1e-12]
-    return float(there[0]) if len(there) else float("inf")
+
+def as_arrays(crossings: Sequence[Crossing]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Where each was or ended, and whether it was; [S] each."""
+    return np.array([one.x for one in crossings], np.float64), np.array([one.reached for one in crossings], np.bool_)
+
+
+def median_crossings(x: Floats, reached: NDArray[np.bool_]) -> Floats:
+    """The same of many samples at once: [..., S] each -> [...]"""
+    n = x.shape[-1]
+    if not n:
+        return np.full(x.shape[:-1], np.inf)
+    order = np.argsort(~reached, axis=-1, kind="stable")  # of what happens at one place, arrivals come first
+    order = np.take_along_axis(order, np.argsort(np.take_along_axis(x, order, -1), axis=-1, kind="stable"), -1)
+    x, arrives = np.take_along_axis(x, order, -1), np.take_along_axis(reached, order, -1)
+    missing = np.cumprod(np.where(arrives, 1.0 - 1.0 / np.arange(n, 0, -1), 1.0), axis=-1)  # share not there yet
+    there = missing <= 0.5 + 1e-12
+    median = np.take_along_axis(x, np.argmax(there, axis=-1)[..., None], -1)[..., 0]
+    return np.where(there.any(axis=-1) & (2 * arrives.sum(axis=-1) >= n), median, np.inf)

@@ -1,0 +1,216 @@
+"""Tables and figures of a study of lag, from runs written by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis import load_runs
+from analysis.cli import NothingToDrawError
+from analysis.prices import factor, price_list
+from analysis.run import Run
+from analysis.statistics import Estimate, median_crossings
+from analysis.studied import correction_of, mean_of, median_of, n_reached, short_label, study
+from analysis.study import main, score, time
+
+GOAL = 50.0
+
+
+@pytest.fixture(scope="module")
+def write(run_writer):
+    """Writes runs of which all that a study reads is set by hand."""
+
+    def run(root, name, algo="paac", seed=0, *, score=1.0, arrives=10, frames=60, speed=1.0, lag=0.0, settings=None):
+        """The mean of the training games is 0 until frame `arrives`, when it becomes 100."""
+        path = run_writer(root, algo=algo, seed=seed, overrides=name, settings=settings, n_games=0)
+        games = [(i / 10, 0.0) for i in range(10)] + [(arrives, 1100.0), (frames, 100.0)]
+        at, returns = np.array(games if arrives < frames else [(0, 0.0), (frames, 0.0)]).T
+        table = pd.DataFrame({"frames": at, "agent_steps": at, "wall_seconds": at / speed, "episode_return": returns})
+        table.assign(episode_length=1).to_csv(path / "episodes.csv", index=False)
+        status = json.loads((path / "status.json").read_text())
+        status |= {"frames": frames, "agent_steps": frames, "wall_seconds": frames / speed, "updates": 5}
+        (path / "status.json").write_text(json.dumps(status))
+        evaluation = pd.read_csv(path / "eval.csv").assign(episode_return=score, frames=frames)
+        evaluation.to_csv(path / "eval.csv", index=False)
+        counters = {"frames": [frames], "agent_steps": 0, "updates": 0, "wall_seconds": 1.0}
+        table = pd.DataFrame(counters).assign(lag_updates_mean=lag, lag_kl_nats_mean=lag / 10)
+        table.to_csv(path / "lag.csv", index=False)
+
+    return run
+
+
+def paac(lag, distribution="fixed", **changes):
+    settings = {"optimizer": {"lr": 0.01}, "overlap": False, "ratio_clip": None, "log_epsilon": 0.0}
+    return settings | {"lag": {"updates": lag, "distribution": distribution}} | changes
+
+
+@pytest.fixture(scope="module")
+def ways(write, tmp_path_factory):
+    """Forced lags 0, 2 and 8, three seeds each: the score falls by the lag, and frames to the score grow by it.
+
+    Beside them A3C with two workers, which simulates three times as fast and needs twice the frames, and others.
+    """
+    root = tmp_path_factory.mktemp("ways")
+    for seed in range(3):
+        for k in (0, 2, 8):
+            write(root, f"lag{k}", seed=seed, score=10.0 - k + seed, arrives=10 + 10 * k + seed, speed=2.0,
+                  lag=float(k), settings=paac(k))  # fmt: skip
+        write(root, "a3c", "a3c", seed, arrives=22, speed=6.0, lag=1.0, settings={"n_workers": 2})
+        write(root, "ga3c", "ga3c", seed, arrives=99, speed=8.0, lag=4.0, settings={"synchronous": False})
+        write(root, "overlap", seed=seed, arrives=11, speed=2.0 + seed, lag=1.0, settings=paac(0, overlap=True))
+        write(root, "clip", seed=seed, settings=paac(0, ratio_clip=0.2))
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(ways):
+    return study(load_runs(ways), GOAL)
+
+
+def numbers_of(estimate):
+    return float(estimate.value), float(estimate.low), float(estimate.high)
+
+
+# --- numbers
+
+
+def test_the_median_of_many_samples_is_that_of_kaplan_and_meier():
+    random = np.random.default_rng(0)
+    x, reached = random.integers(1, 9, size=(200, 7)).astype(float), random.random((200, 7)) < 0.8
+    expected = []
+    for places, arrives in zip(x, reached, strict=True):
+        curve = stats.ecdf(stats.CensoredData(uncensored=places[arrives], right=places[~arrives])).sf
+        there = curve.quantiles[(curve.probabilities <= 0.5 + 1e-12) & (np.diff(curve.probabilities, prepend=1.0) < 0)]
+        expected.append(there[0] if len(there) and arrives.sum() >= 4 else np.inf)
+    assert median_crossings(x, reached).tolist() == expected
+    assert 0 < np.isinf(expected).sum() < 200
+
+
+def test_cells_of_a_forced_lag_by_hand(found):
+    line, _ = found.compared()
+    assert (line.name, line.rate, line.lags.tolist()) == ("no correction", 0.01, [0.0, 2.0, 8.0])
+    cells = line.cells
+    assert [numbers_of(mean_of(cells[k], "score")) for k in (0, 2, 8)] == [(11, 10, 12), (9, 8, 10), (3, 2, 4)]
+    assert [numbers_of(median_of(cells[k], "frames")) for k in (0, 2)] == [(11, 10, 12), (31, 30, 32)]
+    assert numbers_of(median_of(cells[2], "wall_seconds")) == (15.5, 15.0, 16.0)
+    assert numbers_of(median_of(cells[8], "frames")) == (np.inf, np.inf, np.inf)  # they end at 60
+    assert [n_reached(cells[k]) for k in (0, 2, 8)] == [(3, 3), (3, 3), (0, 3)]
+
+
+def test_a_seed_that_ends_below_the_score_is_censored(write, tmp_path):
+    for seed, arrives in enumerate((30, 31, 32, 99, 99)):
+        write(tmp_path, "lag2", seed=seed, arrives=arrives, frames=40, settings=paac(2))
+    (line,) = study(load_runs(tmp_path), GOAL).lines
+    assert n_reached(line.cells[2.0]) == (3, 5)
+    value, low, high = numbers_of(median_of(line.cells[2.0], "frames"))
+    assert (value, low, high) == (32.0, 30.0, np.inf)  # the third of five; resamples may hold too few that arrive
+
+
+def test_lines_are_told_apart_by_correction_distribution_and_what_else_differs(write, tmp_path):
+    for k in (2, 8):
+        write(tmp_path, f"fixed{k}", settings=paac(k, t_max=5))
+        write(tmp_path, f"uniform{k}", settings=paac(k, "uniform", t_max=5))
+        write(tmp_path, f"clip{k}", settings=paac(k, ratio_clip=0.2, t_max=5))
+        write(tmp_path, f"rate{k}", settings=paac(k, optimizer={"lr": 0.001}, t_max=5))
+        write(tmp_path, f"steps{k}", settings=paac(k, t_max=20))
+    found = study(load_runs(tmp_path), GOAL)
+    fives = ["no correction", "no correction, uniform lag", "ratio clipped by 0.2"]
+    names = [*(f"{name}, t_max=5" for name in fives), "no correction, t_max=20"]
+    assert sorted(line.name for line in found.compared()) == sorted(names)
+    assert {line.rate for line in found.compared()} == {0.01}  # that of most runs
+    assert {line.rate for line in found.lines} == {0.01, 0.001}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"algo": {"ratio_clip": None, "log_epsilon": 0.0}, "advantage": {"kind": "nstep"}}, "no correction"),
+        ({"algo": {"ratio_clip": 0.2}}, "ratio clipped by 0.2"),
+        ({"algo": {"log_epsilon": 1e-3}, "advantage": {"kind": "vtrace"}}, "V-trace + log epsilon 0.001"),
+        ({"algo": {"stale": {"aware": True, "delay_compensation": 0.04}}},
+         "delay compensation 0.04 + steps lr / (1 + staleness)"),
+    ],
+)  # fmt: skip
+def test_corrections_have_names(config, words):
+    assert correction_of(Run(Path("run"), config, {}, "paac", "Catch", 0)) == words
+
+
+# --- the price list
+
+
+def test_the_price_list_by_hand(found):
+    table = price_list(found)
+    rows = table.numbers.set_index("way")
+    assert set(rows.index) == {"PAAC", "PAAC overlap", "A3C", "GA3C"}  # no forced lag, no correction of lag 0
+    assert rows["base"].to_dict() == {"PAAC": True, "PAAC overlap": False, "A3C": False, "GA3C": False}
+
+    def interval(way, name):
+        return pytest.approx(tuple(rows.loc[way, [name, f"{name}_low", f"{name}_high"]]))
+
+    assert interval("A3C", "throughput") == (3.0, 3.0, 3.0)
+    assert interval("A3C", "frames_needed") == (2.0, 22 / 12, 22 / 10)
+    assert interval("A3C", "net_speed_up") == (5.5 * 6 / 22, 5 * 6 / 22, 6 * 6 / 22)
+    assert interval("PAAC overlap", "throughput") == (1.5, 1.0, 2.0)
+    assert interval("PAAC overlap", "frames_needed") == (1.0, 11 / 12, 11 / 10)
+    assert interval("GA3C", "frames_needed") == (np.inf, np.inf, np.inf)
+    assert interval("GA3C", "net_speed_up") == (0.0, 0.0, 0.0)
+    assert rows["lag_updates"].to_dict() == {"PAAC": 0.0, "PAAC overlap": 1.0, "A3C": 1.0, "GA3C": 4.0}
+    assert rows["reproducible"].to_dict() == {"PAAC": True, "PAAC overlap": True, "A3C": False, "GA3C": False}
+    text = table.text.set_index("method")
+    assert text.loc["A3C", "frames needed (x)"] == "2.00 [1.83, 2.20]"
+    assert text.loc["GA3C", "frames needed (x)"] == "never [never, never]"
+    assert text.loc["GA3C", "reached"] == "0 of 3"
+    assert text.loc["PAAC (base)", "throughput gained (x)"] == "1.00"
+
+
+def test_another_base(found):
+    rows = price_list(found, "A3C").numbers.set_index("way")
+    assert rows.loc["PAAC", ["throughput", "frames_needed"]].tolist() == pytest.approx([1 / 3, 0.5])
+    with pytest.raises(NothingToDrawError, match="No environment has runs of Gorila and of another way"):
+        price_list(found, "Gorila")
+
+
+def test_what_is_switched_off_is_no_part_of_a_name():
+    assert short_label("n_agents=16, overlap=True, synchronous=False, max_lag=null") == "n_agents=16, overlap"
+    assert short_label("hidden_sizes=[64, 64]") == "hidden_sizes=[64, 64]"
+    assert factor(Estimate(*map(np.asarray, (1.5, 1.25, np.inf)))) == "1.50 [1.25, never]"
+
+
+# --- figures
+
+
+def test_every_lag_has_a_place_and_what_never_arrives_the_edge(found):
+    figure, table = time(found)
+    assert table["quantity"].unique().tolist() == ["frames", "wall_seconds"]
+    panel = figure.subfigs[0].axes[0]
+    assert panel.get_xscale() == "linear"  # 8 is not far
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0", "2", "8"]
+    (edge,) = [line for line in panel.lines if line.get_markerfacecolor() == "none"]
+    assert (edge.get_xdata().tolist(), edge.get_ydata().tolist()) == ([8.0], [1.0])
+
+
+@pytest.mark.usefixtures("inkless")
+def test_the_command_writes_what_the_runs_allow(ways, tmp_path):
+    out = tmp_path / "out"
+    assert main([str(ways), "--out", str(out), "--threshold", "50"]) == 0
+    for name in ("study_score", "study_time", "study_divergence"):
+        assert {file.suffix for file in out.glob(f"{name}.*")} == {".png", ".pdf", ".csv"}
+    assert {file.suffix for file in out.glob("price_list.*")} == {".csv", ".md", ".tex"}
+    table = pd.read_csv(out / "study_score.csv")
+    rows = table[(table["quantity"] == "score") & (table["line"] == "no correction")]
+    assert rows[["lag_updates", "value", "low", "high", "n_seeds"]].to_numpy().tolist() == [
+        [0, 11, 10, 12, 3], [2, 9, 8, 10, 3], [8, 3, 2, 4, 3]
+    ]  # fmt: skip
+
+
+def test_what_the_runs_do_not_allow_is_a_sentence(write, tmp_path, capsys):
+    write(tmp_path, "a3c", "a3c", settings={"n_workers": 2})
+    assert main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "study_score is left out: No environment has runs with two or more values of algo.lag.updates." in said
+    assert "price_list is left out: No environment has runs of PAAC without a forced lag" in said
+    with pytest.raises(NothingToDrawError):
+        score(study(load_runs(tmp_path)))
