@@ -1,5 +1,6 @@
 """Rollouts that finish in any order: agents who each act for themselves, and the slots that they fill (GA3C)."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from a3c_bench.acting.policy import Choice, to_device
 from a3c_bench.core.lag import Stamp, age, split
 from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.pacing import Unpaced
 from a3c_bench.core.rollout import Batch
 from a3c_bench.envs import EnvSpec, Step, VectorEnv
 
@@ -24,10 +26,14 @@ class Experience:
         t_max: T, steps of a rollout at most.
         envs: for the shape of an observation and the number of actions.
         network: for the size of its state.
+        pacing: is told when slots are free.
     """
 
-    def __init__(self, n_slots: int, t_max: int, envs: EnvSpec | VectorEnv, network: ActorCritic) -> None:
+    def __init__(
+        self, n_slots: int, t_max: int, envs: EnvSpec | VectorEnv, network: ActorCritic, pacing: Unpaced
+    ) -> None:
         self.t_max = t_max
+        self.pacing = pacing
         self.lengths = np.zeros(n_slots, dtype=np.int64)  # steps so far
         self.observations = np.zeros((t_max, n_slots, *envs.observation_shape), dtype=envs.observation_dtype)
         self.state = np.zeros((n_slots, network.state_size), dtype=np.float32)  # of an LSTM, before the first step
@@ -48,7 +54,8 @@ class Experience:
         return slot
 
     def set_free(self, slots: Sequence[int]) -> None:
-        """Nobody reads these any more."""
+        """Nobody reads these any more; the update from them, if there was any, is counted."""
+        self.pacing.learnt(slots)
         self._free.extend(slots)
 
     def batch(self, slots: Sequence[int], device: torch.device) -> Batch:
@@ -114,21 +121,50 @@ class Agents:
     """Where each agent is. One belongs to whichever thread has received it, so that nothing of it is locked.
 
     Args:
-        envs: an agent each.
+        envs: an agent each; they are received one by one if the pacing of their experience holds agents back.
         network: for the size of its state.
         experience: they fill.
         n_agents: N_A, so many work; the others are parked.
+        batch_size: B, so many are received at once; fewer while agents are held back.
     """
 
-    def __init__(self, envs: VectorEnv, network: ActorCritic, experience: Experience, n_agents: int) -> None:
+    def __init__(
+        self, envs: VectorEnv, network: ActorCritic, experience: Experience, n_agents: int, batch_size: int
+    ) -> None:
         self.envs = envs
         self.experience = experience
+        self.pacing = experience.pacing
         self.n_wanted = n_agents
         self.n_working = envs.n_envs
+        self.batch_size = batch_size
+        self._n_sent = envs.n_envs  # and not received: they all start
         self.slots = np.array([experience.slot() for _ in range(envs.n_envs)])  # of their present rollouts
         self.state = np.zeros((envs.n_envs, network.state_size), dtype=np.float32)  # of the network, now
         self._parked: list[tuple[int, NDArray[Any]]] = []  # with what they saw last
         self._parking = threading.Lock()
+        self._nobody = _nobody(envs)
+
+    def receive(self) -> Step:
+        """The first B agents to have finished a step; if agents are held back, the same share of the others, or nobody."""
+        if not self.pacing.held_back:
+            return self.envs.receive()
+        share = math.ceil(self.batch_size * self.n_working / self.n_wanted)
+        n = min(share, self.batch_size, self._n_sent)
+        if n == 0:
+            return self._nobody
+        step = self.envs.receive(n)
+        self._sent(-n)
+        return step
+
+    def send(self, actions: NDArray[np.int32], ids: NDArray[np.int32]) -> None:
+        """Lets agents step."""
+        self.envs.send(actions, ids)
+        if self.pacing.held_back:
+            self._sent(len(ids))
+
+    def _sent(self, n: int) -> None:
+        with self._parking:
+            self._n_sent += n
 
     def answer(self, step: Step) -> None:
         """Keeps what the environments answered to the last actions."""
@@ -166,24 +202,32 @@ class Agents:
         experience.log_probs[rows, slots] = prediction.log_probs
         experience.stamps[rows, slots] = prediction.stamp
 
-    def park(self, step: Step) -> NDArray[np.bool_]:
-        """Which agents [B] of a step go on; while too many work, those at the start of a rollout do not."""
+    def park(self, step: Step, version: int) -> NDArray[np.bool_]:
+        """Which agents [B] of a step go on, with actions that theta of this version chose.
+
+        While too many work, or those on their way suffice, those at the start of a rollout do not.
+        """
         going = np.ones(len(step.env_ids), dtype=bool)
-        if self.n_working > self.n_wanted:
+        if self.n_working > self.n_wanted or self.pacing.held_back:
             with self._parking:
-                for i in np.flatnonzero(self.experience.lengths[self.slots[step.env_ids]] == 0):
-                    if self.n_working > self.n_wanted:
+                slots = self.slots[step.env_ids]
+                for i in np.flatnonzero(self.experience.lengths[slots] == 0):
+                    if self.n_working > self.n_wanted or not self.pacing.begin(slots[i], version):
+                        self.pacing.withdraw(slots[i])
                         going[i] = False
                         self.n_working -= 1
                         self._parked.append((int(step.env_ids[i]), step.observations[i].copy()))
         return going
 
     def wake(self, step: Step) -> Step:
-        """The step, and with it parked agents that are to work again, as if they had just been received."""
-        if self.n_working >= self.n_wanted:
+        """The step, and before it parked agents that may work again, as if they had just been received.
+
+        They come first, so that `park` lets nobody overtake who has waited for longer.
+        """
+        if self.n_working >= self.n_wanted or not self._parked:
             return step
         with self._parking:
-            n = min(self.n_wanted - self.n_working, len(self._parked))
+            n = int(min(self.n_wanted - self.n_working, len(self._parked), self.pacing.room()))
             woken, self._parked = self._parked[:n], self._parked[n:]
             self.n_working += n
         if not woken:
@@ -191,11 +235,18 @@ class Agents:
         ids, observations = zip(*woken, strict=True)
         nothing = np.zeros(n, dtype=bool)
         return Step(
-            np.append(step.env_ids, np.array(ids, dtype=np.int32)),
-            np.concatenate([step.observations, np.stack(observations)]),
-            np.append(step.rewards, np.zeros(n, dtype=np.float32)),
-            np.append(step.terminated, nothing),
-            np.append(step.truncated, nothing),
-            np.append(step.valid, nothing),
+            np.append(np.array(ids, dtype=np.int32), step.env_ids),
+            np.concatenate([np.stack(observations), step.observations]),
+            np.append(np.zeros(n, dtype=np.float32), step.rewards),
+            np.append(nothing, step.terminated),
+            np.append(nothing, step.truncated),
+            np.append(nothing, step.valid),
             step.episodes,
         )
+
+
+def _nobody(envs: VectorEnv) -> Step:
+    """A step of no agent."""
+    none = np.zeros(0, dtype=bool)
+    observations = np.zeros((0, *envs.observation_shape), dtype=envs.observation_dtype)
+    return Step(np.zeros(0, dtype=np.int32), observations, np.zeros(0, dtype=np.float32), none, none, none, [])

@@ -14,12 +14,12 @@
 
 Between an action and the update that learns from it theta changes: that is the lag, made of the rollout's own length,
 the wait in the queue and the trainers' work. The paper meets it with an epsilon in the logarithm. Beyond the paper
-there are a bound (max_lag_updates), V-trace (advantage=vtrace) and a lock-step mode without any lag (synchronous).
+there are a bound (max_lag_updates), kept by discarding or by holding agents back (lag_control; core.pacing), V-trace
+(advantage=vtrace) and a lock-step mode without any lag (synchronous).
 
 N_A, N_P and N_T are fixed, or adjusted while it runs (`core.adjustment`).
 """
 
-import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -34,16 +34,18 @@ from a3c_bench import build
 from a3c_bench.acting.policy import Policy, to_device
 from a3c_bench.acting.slots import Agents, Experience, Prediction
 from a3c_bench.algos import Algorithm, Workload
-from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes
+from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes, slots_needed
 from a3c_bench.core.adjustment import Adjuster, Sizes
 from a3c_bench.core.lag import effective_sample_size
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
+from a3c_bench.core.pacing import Pacing, Unpaced
 from a3c_bench.core.rollout import divergence
 from a3c_bench.envs import Step, find_spec
 from a3c_bench.parallel.crew import Crew, Member, own_stream, wait_for_own_stream
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
+from a3c_bench.parallel.training_queue import TrainingQueue
 from a3c_bench.runtime.ledger import WorkerReport
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
@@ -51,9 +53,6 @@ from a3c_bench.runtime.session import Session
 from a3c_bench.schema import Config
 
 SECONDS_BETWEEN_POLLS = 0.02
-
-
-TrainingQueue = queue.Queue[list[int]]  # of slots
 
 
 class Predictor:
@@ -93,12 +92,12 @@ class Predictor:
             self.timer.start()
             while member.going() and not self.spent:
                 with receiving:
-                    step = self.agents.envs.receive()
+                    step = self.agents.receive()
                 self.timer.lap("simulate")
                 rollouts = self.turn(step)
                 self.timer.lap("predict")
                 for slot in rollouts:
-                    member.put(training, [slot])
+                    training.put(member, [slot])
                 self.timer.lap("wait")
                 self.report(member)
 
@@ -110,7 +109,7 @@ class Predictor:
         with own_stream(self.device):
             self.timer.start()
             while member.going() and not self.spent:
-                step = self.agents.envs.receive()
+                step = self.agents.receive()
                 self.timer.lap("simulate")
                 self.answer(step)
                 prediction = self.predict(step)
@@ -119,9 +118,9 @@ class Predictor:
                 rollouts += self.complete(step, prediction, _ended(step) | (round_is_over & begun))
                 self.timer.lap("predict")
                 if round_is_over and rollouts:  # there are none if nothing but phantoms went on
-                    member.put(training, rollouts)
+                    training.put(member, rollouts)
                     rollouts = []
-                    while training.unfinished_tasks and member.going():
+                    while training.unfinished and member.going():
                         time.sleep(0.0002)
                     self.timer.lap("wait")
                     prediction = self.predict(step)  # theta is another now
@@ -134,6 +133,10 @@ class Predictor:
         """Sends the agents of a step on their way; gives the slots of the rollouts that it completed."""
         self.answer(step)
         step = self.agents.wake(step)
+        if not len(step.env_ids):  # all are held back
+            self.agents.pacing.wait(SECONDS_BETWEEN_POLLS)
+            self.timer.lap("wait")
+            return []
         prediction = self.predict(step)
         full = self.lengths(step) == self.agents.experience.t_max
         rollouts = self.complete(step, prediction, _ended(step) | full)
@@ -169,13 +172,13 @@ class Predictor:
     def act(self, step: Step, prediction: Prediction) -> None:
         """Sends the agents on their way, but for those that are parked."""
         self.notes.ratio("prediction_batch", len(step.env_ids), 1)
-        going = self.agents.park(step)
+        going = self.agents.park(step, prediction.stamp.version)
         if not going.all():
             prediction = prediction.only(going)
         env_ids = step.env_ids[going]
         if len(env_ids):
             self.agents.choose(env_ids, step.observations[going], prediction)
-            self.agents.envs.send(prediction.actions.astype(np.int32), env_ids)
+            self.agents.send(prediction.actions.astype(np.int32), env_ids)
 
     def report(self, member: Member) -> None:
         """Tells what a turn brought."""
@@ -227,19 +230,14 @@ class Trainer:
         with own_stream(self.device):
             self.timer.start()
             while member.going():
-                slots: list[int] = []
-                n_items = 0
-                while self.experience.lengths[slots].sum() < min_samples:
-                    item = member.get(training)
-                    if item is None:
-                        return
-                    slots += item
-                    n_items += 1
+                items = training.gather(member, self.experience.lengths, min_samples)
+                if not items:
+                    return
                 self.timer.lap("wait")
-                self.learn(slots, training.qsize())
+                slots = [slot for item in items for slot in item]
+                self.learn(slots, training.depth)
                 self.experience.set_free(slots)
-                for _ in range(n_items):
-                    training.task_done()
+                training.done(items)
                 self.timer.lap("train")
                 member.report(_with_share(self.notes.take(), "share_trainers_wait", ("wait",)))
 
@@ -251,7 +249,7 @@ class Trainer:
         stamps = self.experience.stamps[: len(batch.valid), slots]  # [T, B, 3]
         valid = np.arange(len(stamps))[:, None] < self.experience.lengths[slots]  # [T, B]
         young = valid
-        if options.max_lag_updates is not None:
+        if options.max_lag_updates is not None and options.lag_control == "discard":
             young = valid & (version - stamps[..., 0] <= options.max_lag_updates)
         keep = young
         if learner.estimate.needs_end:
@@ -317,12 +315,14 @@ class Staff:
         self.theta = FlatParameters(self.network).values.detach()
         self.statistics = SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
         self.tally = Tally(_rows_needed(options), config.env.frame_skip, session.clock)
-        self.experience = Experience(slots_needed(options), options.t_max, self.spec, self.network)
+        self.pacing = make_pacing(options, self.tally)
+        self.experience = Experience(slots_needed(options), options.t_max, self.spec, self.network, self.pacing)
         seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
         n_agents, batch_size = largest_sizes(options).n_agents, acting_batch(options)
-        self.envs = build.make_envs(config, n_agents, seed, batch_size=batch_size)
-        self.agents = Agents(self.envs, self.network, self.experience, options.n_agents)
-        self.training: TrainingQueue = queue.Queue(options.training_queue_size)
+        # Who are held back may be too few for a batch: the others come one by one then.
+        self.envs = build.make_envs(config, n_agents, seed, batch_size=1 if self.pacing.held_back else batch_size)
+        self.agents = Agents(self.envs, self.network, self.experience, options.n_agents, batch_size)
+        self.training = TrainingQueue(options.training_queue_size, self.pacing)
         self.receiving = threading.Lock()
         self.predictors: list[Member] = []
         self.trainers: list[Member] = []
@@ -366,17 +366,13 @@ class Staff:
         return self._n_hired % _rows_needed(self.config.algo)
 
 
-def slots_needed(options: GA3CConfig) -> int:
-    """Rollouts in the making, in predictors' hands, in the queue and in trainers' hands, at most."""
-    most = largest_sizes(options)
-    if options.synchronous:
-        return most.n_agents * (options.t_max + 2)  # a round in which every step ends an episode
-    # Agents are sent on before their rollouts are queued, so that a predictor may hold an agent's last one while
-    # another takes the next. Who is dismissed may still hold some when another is hired.
-    members = 2 if options.adjust.enabled else 1
-    in_predictors = members * most.n_predictors * acting_batch(options)
-    in_trainers = members * most.n_trainers * options.min_training_batch  # each of one step
-    return most.n_agents + in_predictors + options.training_queue_size + in_trainers
+def make_pacing(options: GA3CConfig, tally: Tally) -> Unpaced:
+    """Who says when agents may begin rollouts."""
+    if options.lag_control == "discard":
+        return Unpaced()
+    assert options.max_lag_updates is not None  # check_ga3c
+    n_slots, bound = slots_needed(options), options.max_lag_updates
+    return Pacing(n_slots, options.t_max, options.min_training_batch, bound, lambda: tally.version)
 
 
 def _rows_needed(options: GA3CConfig) -> int:

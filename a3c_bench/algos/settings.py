@@ -152,7 +152,8 @@ class GA3CConfig:
     loss_reduction: str = option("sum", choices=ACTOR_CRITIC_REDUCTIONS)
     log_epsilon: float = option(1e-6, at_least=0.0)  # log(pi + epsilon)
     ratio_clip: float | None = option(None, above=0.0)  # epsilon of the clipped surrogate, as in PPO; null: none
-    max_lag_updates: int | None = option(None, at_least=0)  # older samples are discarded; null: none are
+    max_lag_updates: int | None = option(None, at_least=0)  # when a trainer takes a sample; null: no bound
+    lag_control: str = option("discard", choices=("discard", "pace"))  # of older samples, or of who would make them
     synchronous: bool = False  # lock step, without lag: the control experiment
     adjust: AdjustConfig = section(AdjustConfig)
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=3e-4, anneal=False, initial_square=1.0))
@@ -180,6 +181,19 @@ def largest_sizes(options: GA3CConfig) -> Sizes:
     return Sizes(adjust.max_agents or 2 * first.n_agents, adjust.max_predictors, adjust.max_trainers)
 
 
+def slots_needed(options: GA3CConfig) -> int:
+    """Rollouts in the making, in predictors' hands, in the queue and in trainers' hands, at most."""
+    most = largest_sizes(options)
+    if options.synchronous:
+        return most.n_agents * (options.t_max + 2)  # a round in which every step ends an episode
+    # Agents are sent on before their rollouts are queued, so that a predictor may hold an agent's last one while
+    # another takes the next. Who is dismissed may still hold some when another is hired.
+    members = 2 if options.adjust.enabled else 1
+    in_predictors = members * most.n_predictors * acting_batch(options)
+    in_trainers = members * most.n_trainers * options.min_training_batch  # each of one step
+    return most.n_agents + in_predictors + options.training_queue_size + in_trainers
+
+
 def check_ga3c(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
     check_correction(config)
@@ -194,6 +208,10 @@ def check_ga3c(config: Config) -> None:
         raise ConfigError(
             f"algo.prediction_batch={options.prediction_batch} is more than there are agents ({options.n_agents})."
         )
+    if options.lag_control == "pace" and options.synchronous:
+        raise ConfigError("algo.synchronous=true has no lag to pace: say algo.lag_control=discard with it.")
+    if options.lag_control == "pace" and options.max_lag_updates is None:
+        raise ConfigError("algo.lag_control=pace needs a bound: say algo.max_lag_updates=4, or another number.")
     if options.adjust.enabled and options.synchronous:
         raise ConfigError("algo.synchronous=true has one thread of each kind: say algo.adjust.enabled=false with it.")
     most_there_are = largest_sizes(options)

@@ -21,6 +21,12 @@ class Arrival(NamedTuple):
     lives: NDArray[Any] | None = None  # Atari's
 
 
+def joined(arrivals: Sequence[Arrival]) -> Arrival:
+    """Several as one, in their order."""
+    parts: list[Any] = [None if part[0] is None else np.concatenate(part) for part in zip(*arrivals, strict=True)]
+    return Arrival(*parts)
+
+
 class Simulation(Protocol):
     """N environments. After the end of a game, the next action that an environment gets resets it and is ignored."""
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from a3c_bench.envs.backends import find_spec, simulate
 from a3c_bench.envs.episodes import Episode, EpisodeTracker
-from a3c_bench.envs.simulation import Arrival, Simulate
+from a3c_bench.envs.simulation import Arrival, Simulate, joined
 from a3c_bench.schema import EnvConfig
 
 
@@ -92,9 +92,15 @@ class VectorEnv:
         if len(env_ids):
             self._simulation.send(actions, env_ids)
 
-    def receive(self) -> Step:
-        """Waits for the next B environments to finish their step; one thread at a time, while others run on."""
+    def receive(self, n_batches: int = 1) -> Step:
+        """Waits for the next B environments to finish their step; one thread at a time, while others run on.
+
+        Args:
+            n_batches: so many times B, if they do not step all at once.
+        """
         arrival = self._simulation.receive() if len(self._to_reset) < self.n_envs else None
+        if arrival is not None and n_batches > 1:
+            arrival = joined([arrival, *(self._simulation.receive() for _ in range(n_batches - 1))])
         if len(self._to_reset):
             arrival = self._with_resets(arrival)
         assert arrival is not None

@@ -66,6 +66,13 @@ class Member:
                 continue
         return False
 
+    def acquire(self, lock: threading.Lock) -> bool:
+        """Takes a lock as soon as it is free; False if this one is to end first."""
+        while self.going():
+            if lock.acquire(timeout=_SECONDS_TO_WAIT):
+                return True
+        return False
+
     def get(self, items: "queue.Queue[Any]") -> Any:
         """Takes an item as soon as there is one; None if the crew is to end first."""
         while self._awake():
