@@ -145,7 +145,7 @@ class Agents:
         self._nobody = _nobody(envs)
 
     def receive(self) -> Step:
-        """The first B agents to have finished a step; if agents are held back, the same share of the others, or nobody."""
+        """The first B agents to have finished a step; while some are held back, that share of the others, or nobody."""
         if not self.pacing.held_back:
             return self.envs.receive()
         share = math.ceil(self.batch_size * self.n_working / self.n_wanted)
