@@ -154,7 +154,8 @@ def test_what_is_tuned_for_an_environment_belongs_to_it_alone(env: str, algo: st
     assert differences(paper.algo, said(CONF / "algo" / f"{algo}.yaml")) == []
     assert paper.tuned_for is None
     assert settings_in_words(paper).startswith(f"the paper's (conf/algo/{algo}.yaml)")
-    with pytest.raises(ConfigError, match=f"tuned for {config.env.name}, and this is MountainCar-v0: say settings=paper"):
+    refused = f"tuned for {config.env.name}, and this is MountainCar-v0: say settings=paper"
+    with pytest.raises(ConfigError, match=refused):
         check_settings(replace(config, env=EnvConfig(id="MountainCar-v0")))
 
 
