@@ -231,7 +231,7 @@ class LagConfig:
     """Measuring the policy lag of every sample that enters an update."""
 
     enabled: bool = True
-    divergence_every_updates: int = option(16, at_least=1)  # a3c: lag_kl and ratio of one update in so many, see docs
+    divergence_every_updates: int = option(16, at_least=1)  # a3c: KL, ratio and value_lag of one in so many; paac: that
 
 
 @dataclass(frozen=True)

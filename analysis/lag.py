@@ -81,6 +81,13 @@ UNITS = {
         "importance_ratio: pi(a) / mu(a) of the action taken; mu chose it, pi is about to be updated. 1 without lag.",
         whole=False,
     ),
+    "value_lag": Unit(
+        "change of the value",
+        "value_lag: how far V of a sample's state has moved since the action was chosen, in discounted reward as it is "
+        "learnt from, whatever the sign.",
+        linear_below=1e-3,
+        whole=False,
+    ),
     "gradient_staleness_updates": Unit(
         "gradient staleness in updates",
         "gradient_staleness_updates: how many updates the parameters got between computing a gradient and applying it; "

@@ -45,6 +45,7 @@ LABELS = {  # of columns, for axes: with unit
     "lag_seconds": "mean lag in seconds",
     "lag_kl_nats": "mean KL in nats",
     "importance_ratio": "mean importance ratio",
+    "value_lag": "mean change of the value",
     "gradient_staleness_updates": "mean gradient staleness in updates",
     "replay_age_frames": "mean replay age in frames",
     "effective_sample_size": "effective share of the samples",
@@ -59,6 +60,7 @@ LAG_UNITS = {  # quantities that may be 0 and span decades, and up to where thei
     "lag_frames": 1.0,
     "lag_seconds": 1e-2,
     "lag_kl_nats": 1e-5,
+    "value_lag": 1e-3,
     "gradient_staleness_updates": 1.0,
     "replay_age_frames": 1.0,
 }

@@ -23,6 +23,7 @@ class Actor:
         ledger: gets counts and times.
         end_with_episode: a rollout ends early when an episode ends, as in A3C; only for one environment.
         n_rollouts: that are filled by turns: the last one stays as it is until so many more have been begun.
+        values_every: V of what it sees is kept in one rollout in so many; 0: in none.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Actor:
         ledger: Ledger,
         end_with_episode: bool = False,
         n_rollouts: int = 1,
+        values_every: int = 0,
     ) -> None:
         self._envs = envs
         self._network = network
@@ -43,6 +45,8 @@ class Actor:
         self._end_with_episode = end_with_episode and envs.n_envs == 1
         shapes = (envs.observation_shape, envs.observation_dtype, envs.n_actions)
         self._rollouts = deque(Rollout(t_max, envs.n_envs, *shapes, device) for _ in range(n_rollouts))
+        self._values_every = values_every
+        self._n_begun = 0  # rollouts
         self._observations = torch.from_numpy(envs.reset()).to(device)
         self._state = network.initial_state(envs.n_envs)
 
@@ -60,9 +64,13 @@ class Actor:
         self._rollouts.rotate()
         rollout, ledger, timer = self.rollout, self._ledger, self._ledger.timer
         rollout.start(self._observations, self._state)
+        rollout.has_values = self._values_every > 0 and self._n_begun % self._values_every == 0
+        self._n_begun += 1
         while rollout.length < rollout.t_max:
             t = rollout.length
-            choice = self._policy(rollout.observations[t], self._state, values=False)
+            choice = self._policy(rollout.observations[t], self._state, rollout.has_values)
+            if rollout.has_values:
+                rollout.values[t] = choice.values
             rollout.log_probs[t], rollout.actions[t], self._state = choice.log_probs, choice.actions, choice.state
             stamp = ledger.stamp()
             actions = choice.actions.cpu().numpy()

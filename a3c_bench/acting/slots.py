@@ -39,6 +39,7 @@ class Experience:
         self.state = np.zeros((n_slots, network.state_size), dtype=np.float32)  # of an LSTM, before the first step
         self.actions = np.zeros((t_max, n_slots), dtype=np.int64)
         self.log_probs = np.zeros((t_max, n_slots, envs.n_actions), dtype=np.float32)  # of the policy that acted
+        self.values = np.zeros((t_max, n_slots), dtype=np.float32)  # likewise
         self.rewards = np.zeros((t_max, n_slots), dtype=np.float32)
         self.terminated = np.zeros(n_slots, dtype=bool)  # by the last step
         self.truncated = np.zeros(n_slots, dtype=bool)  # by the last step
@@ -79,6 +80,7 @@ class Experience:
             np.arange(len(terminated))[:, None] < lengths,
             self.bootstrap[slots],
             lengths,
+            self.values[steps, slots],
         )
         return Batch(*(to_device(part, device) for part in parts))
 
@@ -200,6 +202,7 @@ class Agents:
         experience.observations[rows, slots] = observations
         experience.actions[rows, slots] = prediction.actions
         experience.log_probs[rows, slots] = prediction.log_probs
+        experience.values[rows, slots] = prediction.values
         experience.stamps[rows, slots] = prediction.stamp
 
     def park(self, step: Step, version: int) -> NDArray[np.bool_]:

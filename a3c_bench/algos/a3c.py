@@ -121,8 +121,8 @@ class Worker:
         """Of the policy that acted from theta's, per sample of this gradient; of one update in so many."""
         if not self.lag.enabled or self.n_updates % self.lag.divergence_every_updates:
             return {}
-        log_probs, _ = self.shared_network.unroll(batch.observations, batch.state, ~batch.valid)
-        return divergence(batch, log_probs, found.mask)
+        log_probs, values = self.shared_network.unroll(batch.observations, batch.state, ~batch.valid)
+        return divergence(batch._replace(values=found.values), log_probs, found.mask, values)  # theta' acted
 
 
 def worker_main(link: Link, config: Config, shared: SharedModel, index: int, attempt: int) -> None:

@@ -279,7 +279,7 @@ class Trainer:
         }
         if self.measure_lag:
             stale = np.array([now.version - version])
-            diverged = divergence(batch, found.log_probs, found.mask)
+            diverged = divergence(batch, found.log_probs, found.mask, found.values)
             ages = self.experience.lag(slots, keep, version, now)
             notes.lag.add(**ages, **diverged, gradient_staleness_updates=stale)
             figures |= effective_sample_size(diverged)

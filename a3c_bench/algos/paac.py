@@ -80,8 +80,16 @@ class PAAC:
             self.past = PastParameters(theta, acting, lag.updates, lag.distribution, self.lag_generator)
         self.ahead = Ahead(config, session, device) if options.overlap else None
         ledger = self.ahead.notes if self.ahead else session
+        n_rollouts, values_every = 2 if options.overlap else 1, config.lag.divergence_every_updates
         self.actor = Actor(
-            self.envs, acts, self.generator, options.t_max, device, ledger, n_rollouts=2 if options.overlap else 1
+            self.envs,
+            acts,
+            self.generator,
+            options.t_max,
+            device,
+            ledger,
+            n_rollouts=n_rollouts,
+            values_every=values_every if self.measure_lag else 0,
         )
 
     def update(self) -> None:
@@ -107,7 +115,7 @@ class PAAC:
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         gradient_norm = learner.clip()
         if self.measure_lag:  # just before the update
-            diverged = divergence(batch, found.log_probs, found.mask)
+            diverged = divergence(batch, found.log_probs, found.mask, found.values)
             session.lag.add(**rollout.lag(self.now(), found.mask), **diverged)
             figures |= effective_sample_size(diverged)
         learning_rate = self.learning_rate_at(session.counters.frames)

@@ -57,13 +57,14 @@ UNITS = (
     "lag_seconds",
     "lag_kl_nats",
     "importance_ratio",
+    "value_lag",
     "gradient_staleness_updates",
     "replay_age_frames",
 )
 
 
 # Units that are not counts: a ratio or a time has no whole numbers to stop at.
-REAL_UNITS = frozenset({"lag_seconds", "lag_kl_nats", "importance_ratio"})
+REAL_UNITS = frozenset({"lag_seconds", "lag_kl_nats", "importance_ratio", "value_lag"})
 _ZERO = 1e-9  # what is smaller counts as 0
 
 

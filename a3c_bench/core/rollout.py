@@ -41,6 +41,8 @@ class Rollout:
         self.bootstrap = torch.zeros(n_envs, device=device)  # V of the states after the last step
         self.log_probs = torch.zeros((t_max, n_envs, n_actions), device=device)  # of the policy that acted
         self.actions = torch.zeros((t_max, n_envs), dtype=torch.int64, device=device)
+        self.values = torch.zeros((t_max, n_envs), device=device)  # of who acted
+        self.has_values = False
         # What the environments say arrives in main memory, and moves to the device once per rollout.
         self._rewards = torch.zeros((t_max, n_envs), pin_memory=pin)
         self._flags = torch.zeros((3, t_max, n_envs), dtype=torch.bool, pin_memory=pin)
@@ -88,6 +90,7 @@ class Rollout:
             truncated,
             valid,
             self.bootstrap,
+            values=self.values[:n] if self.has_values else None,
         )
 
     def lag(self, now: Stamp, mask: Tensor, taken: int | None = None) -> dict[str, NDArray[Any]]:
@@ -116,9 +119,20 @@ class Batch(NamedTuple):
     valid: Tensor  # [T, B] bool; False for phantoms and padding
     bootstrap: Tensor  # [B], V of the state after the last step
     lengths: Tensor | None = None  # [B] int64, of the stretches; None: all are T
+    values: Tensor | None = None  # [T, B], V of who acted when it acted; None: it was not asked
 
 
-def divergence(batch: Batch, current_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """lag_kl_nats and importance_ratio of the samples in the mask [T, B], under log-probabilities [T, B, A] of now."""
-    kl, ratio = policy_divergence(batch.log_probs[mask], current_log_probs[mask], batch.actions[mask])
-    return {"lag_kl_nats": kl, "importance_ratio": ratio}
+def divergence(batch: Batch, log_probs: Tensor, mask: Tensor, values: Tensor | None = None) -> dict[str, Tensor]:
+    """lag_kl_nats and importance_ratio of some samples, and value_lag if V of then and of now are known.
+
+    Args:
+        batch: with what acted.
+        log_probs: [T, B, A], of now.
+        mask: [T, B] bool, the samples.
+        values: [T, B], V of now.
+    """
+    kl, ratio = policy_divergence(batch.log_probs[mask], log_probs[mask], batch.actions[mask])
+    diverged = {"lag_kl_nats": kl, "importance_ratio": ratio}
+    if batch.values is not None and values is not None:
+        diverged["value_lag"] = (values - batch.values)[mask].abs()
+    return diverged

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 _LONGEST_GROUP = 128  # characters of a group that wandb takes
 # TensorBoard's groups, by what the column begins with; the first that fits.
 _TAG_GROUPS = {
-    "lag": ("lag_", "importance_ratio", "gradient_staleness_", "replay_age_"),
+    "lag": ("lag_", "importance_ratio", "value_lag", "gradient_staleness_", "replay_age_"),
     "returns": ("mean_return_", "discounted_return"),
     "evaluation": ("evaluation_",),
     "losses": ("loss", "entropy_", "gradient_", "explained_variance", "td_error", "max_q"),

@@ -232,7 +232,9 @@ def test_the_divergence_is_from_theta_just_before_the_update() -> None:
         second.update()
     second.synchronise()
     with torch.no_grad():
-        now = second.network(rollout.observations[: rollout.length, 0], second.network.initial_state(rollout.length))[0]
+        seen = rollout.observations[: rollout.length, 0], second.network.initial_state(rollout.length)
+        now, values, _ = second.network(*seen)
+        _, values_then, _ = first.network(*seen)
     then = rollout.log_probs[: rollout.length, 0].clone()
     first.learn(rollout)
     lag = first.notes.pending.lags[-1]
@@ -240,6 +242,8 @@ def test_the_divergence_is_from_theta_just_before_the_update() -> None:
     torch.testing.assert_close(lag["lag_kl_nats"], expected.clamp(min=0.0), rtol=1e-3, atol=1e-6)
     actions = rollout.actions[: rollout.length]
     torch.testing.assert_close(lag["importance_ratio"], (now - then).gather(1, actions).exp()[:, 0])
+    torch.testing.assert_close(lag["value_lag"], (values - values_then).abs())
+    assert lag["value_lag"].max() > 1e-3
 
 
 def test_the_divergence_is_taken_of_one_update_in_so_many() -> None:

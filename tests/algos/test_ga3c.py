@@ -21,6 +21,7 @@ from a3c_bench.algos.ga3c import (
     Trainer,
 )
 from a3c_bench.algos.settings import AdjustConfig
+from a3c_bench.core.networks import ActorCritic
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import EARLIER
 from a3c_bench.runtime.directory import read_status
@@ -261,14 +262,28 @@ def test_one_long_rollout_is_no_end_for_estimators_that_need_one() -> None:
 # --- lag --------------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+def values_of(network: ActorCritic, observations: list[torch.Tensor]) -> torch.Tensor:
+    """V of all of them."""
+    seen = torch.cat(observations)
+    return network(seen, network.initial_state(len(seen)))[1]
+
+
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_a_delay_of_k_updates_is_measured_as_k(k: int) -> None:
     parts = Parts(SMALL)
     held = parts.collect(4)
+    seen = [rollout.observations for rollout in parts.rollouts(held)]
+    then = values_of(parts.trainer.network, seen)
     for _ in range(k):
         parts.trainer.learn(held)
     n_samples = int(parts.experience.lengths[held].sum())
+    now = values_of(parts.trainer.network, seen)
     lag = learn(parts.trainer, held).lag
+    assert lag["lag_queue_updates"].tolist() == [k] * n_samples
+    assert set(lag["lag_rollout_updates"]) == set(lag["lag_gradient_updates"]) == {0}
+    torch.testing.assert_close(lag["value_lag"].sort()[0], (now - then).abs().sort()[0], rtol=1e-4, atol=1e-6)
+    assert (lag["value_lag"].max() > 1e-4) == (k > 0)
     assert lag["lag_updates"].tolist() == [k] * n_samples
     assert lag["gradient_staleness_updates"].tolist() == [0]
     assert len(lag["lag_kl_nats"]) == len(lag["importance_ratio"]) == n_samples
@@ -293,7 +308,7 @@ def test_a_gradient_is_as_stale_as_what_others_applied_meanwhile(monkeypatch: py
     monkeypatch.setattr(parts.trainer.learner, "differentiate", meanwhile)
     lag = learn(parts.trainer, first).lag
     assert lag["gradient_staleness_updates"].tolist() == [1]
-    assert set(lag["lag_updates"]) == {1}
+    assert set(lag["lag_updates"]) == set(lag["lag_gradient_updates"]) == {1}
 
 
 def test_games_keep_the_counters_of_their_end() -> None:

@@ -25,9 +25,10 @@ from a3c_bench.algos.settings import (
 )
 from a3c_bench.core.lag import LagMeter, Stamp, split
 from a3c_bench.core.replay import lag_of
+from a3c_bench.core.rollout import Batch
 from a3c_bench.envs import VectorEnv
 from a3c_bench.parallel.tally import EARLIER, Tally
-from a3c_bench.schema import BudgetConfig, ReplayConfig
+from a3c_bench.schema import BudgetConfig, LagConfig, OptimizerConfig, ReplayConfig
 from a3c_bench.train import train
 
 PARTS = ROLLOUT, QUEUE, GRADIENT = "lag_rollout_updates", "lag_queue_updates", "lag_gradient_updates"
@@ -140,3 +141,37 @@ def test_a_histogram_of_an_older_version_goes_on_without_the_parts() -> None:
     meter.add(lag_updates=np.array([2]), lag_queue_updates=np.array([2]))
     assert [row for row in meter.histogram() if row[0] != "lag_updates"] == [(QUEUE, 2.0, 3.0, 1)]
     assert sum(n for unit, *_, n in meter.histogram() if unit == "lag_updates") == 3
+
+
+@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_value_lag_is_how_far_the_value_moved(k: int, overlap: bool) -> None:
+    torch.set_num_threads(1)
+    algo = replace(SMALL_PAAC, optimizer=OptimizerConfig(lr=0.05), lag=ForcedLagConfig(0 if overlap else k))
+    config = small(replace(algo, overlap=overlap and k > 0), lag=LagConfig(divergence_every_updates=2))
+    session = FakeSession(config)
+    paac = PAAC(config, session)  # type: ignore[arg-type]
+    k, thetas = min(k, 1) if overlap else k, []
+    for version in range(8):
+        thetas.append(paac.parameters.values.detach().clone())
+        rollout = paac.ahead.exchange(paac.choose_policy, paac.actor.act) if paac.ahead else paac.act()
+        batch = rollout.batch()
+        paac.learn(rollout)
+        assert ("value_lag" in session.lags[-1]) == (version % 2 == 0)
+        if version % 2 == 0:
+            then, now = (values_at(paac, theta, batch) for theta in (thetas[max(version - k, 0)], thetas[version]))
+            torch.testing.assert_close(session.lags[-1]["value_lag"], (now - then).abs(), rtol=1e-4, atol=1e-6)
+            assert (session.lags[-1]["value_lag"].max() > 1e-4) == (k > 0 and version > 0)
+    if paac.ahead:
+        paac.ahead.close()
+    paac.envs.close()
+
+
+def values_at(paac: PAAC, theta: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """V of the samples that are valid, at theta."""
+    present = paac.parameters.values.detach().clone()
+    with torch.no_grad():
+        paac.parameters.values.copy_(theta)
+        _, values = paac.network.unroll(batch.observations, batch.state, ~batch.valid)
+        paac.parameters.values.copy_(present)
+    return values[batch.valid]
