@@ -42,10 +42,13 @@ def split(
     """
     parts = {
         "lag_rollout_updates": complete - chosen,
-        "lag_queue_updates": np.subtract(taken, complete),
-        "lag_gradient_updates": np.subtract(now, taken),
+        "lag_queue_updates": taken - complete,
+        "lag_gradient_updates": now - taken,
     }
-    return {unit: np.broadcast_to(np.asarray(part, np.float64), chosen.shape) for unit, part in parts.items()}
+    return {
+        unit: part if isinstance(part, np.ndarray) else np.full(len(chosen), part, dtype=np.float64)
+        for unit, part in parts.items()
+    }
 
 
 UNITS = (
@@ -125,7 +128,11 @@ class LagMeter:
         self._fold()
         summary: dict[str, float] = {}
         for unit, folded in self._folded.items():
-            p50, p95 = np.quantile(folded.newest, (0.5, 0.95))
+            newest = folded.newest
+            if newest.min() == newest.max():  # where there is no lag, or always the same, this costs next to nothing
+                p50 = p95 = newest[0]
+            else:
+                p50, p95 = np.quantile(newest, (0.5, 0.95))
             figures = (folded.total / folded.n, p50, p95, folded.largest)
             summary |= {f"{unit}_{name}": float(figure) for name, figure in zip(SUMMARY, figures, strict=True)}
         self._folded = {}
@@ -139,8 +146,12 @@ class LagMeter:
             if not len(values):
                 continue
             edges = BIN_EDGES[unit]
-            bins = np.searchsorted(edges, values, side="right").clip(min=1) - 1
-            self.counts[unit] += np.bincount(bins, minlength=len(edges))
+            alike = values.min() == values.max()
+            bins = np.searchsorted(edges, values[:1] if alike else values, side="right").clip(min=1) - 1
+            if alike:
+                self.counts[unit][bins] += len(values)
+            else:
+                self.counts[unit] += np.bincount(bins, minlength=len(edges))
             n, total, largest, newest = self._folded.get(unit, _Folded(0, 0.0, -np.inf, values[:0]))
             newest = np.concatenate([newest, values])[-_FOLD_AT:]
             self._folded[unit] = _Folded(
@@ -208,4 +219,4 @@ def effective_sample_size(diverged: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _to_numpy(values: Samples) -> NDArray[np.float64]:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
-    return array.astype(np.float64)
+    return array.astype(np.float64, copy=False)
