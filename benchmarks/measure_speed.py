@@ -4,6 +4,7 @@
     python benchmarks/measure_speed.py workers    A3C with 2 workers against 1
     python benchmarks/measure_speed.py ga3c       GA3C against PAAC
     python benchmarks/measure_speed.py lag        what it costs to measure lag: PAAC, A3C and GA3C with it and without
+    python benchmarks/measure_speed.py overlap    PAAC and DQN that learn while environments step, against others
     python benchmarks/measure_speed.py bundles    Gorila's updates per second with 2 bundles against 1
 
 Pong and the nips network, if not said otherwise. The sides of a comparison take turns, `--rounds` times, so that a
@@ -161,6 +162,20 @@ def in_turns(work: Callable[..., Any]) -> tuple[Callable[..., Any], list[float]]
     return timed, seconds
 
 
+def overlap(rounds: int) -> None:
+    """With the simulation as it is, and with 10 ms added to each step: there is more to hide then."""
+    added = ("env.step_time.distribution=constant", "env.step_time.mean_seconds=0.01")
+    for name, words in {
+        "paac": (*PRESET, "algo=paac", "budget.frames=120_000"),
+        "dqn, 1 environment": (*DQN, "budget.frames=20_000"),
+        "dqn, 8 environments": (*DQN, "algo.n_envs=8", "budget.frames=20_000"),
+    }.items():
+        for longer, more in {"": (), ", 10 ms more": added}.items():
+            sides = {f"{name}{longer}{', overlap' * (value == 'true')}": (*words, *more, f"algo.overlap={value}")
+                     for value in ("false", "true")}  # fmt: skip
+            compare(rounds, sides)
+
+
 def bundles(rounds: int) -> None:
     """With one torch thread each, until the two cores are full."""
     sides = {f"{n} bundle{'s' * (n > 1)}": (*GORILA, f"algo.n_learners={n}", "budget.frames=40_000") for n in (1, 2)}
@@ -169,7 +184,7 @@ def bundles(rounds: int) -> None:
 
 def main() -> None:
     """The command line."""
-    whats = {"bound": bound, "workers": workers, "ga3c": ga3c, "lag": lag, "bundles": bundles}
+    whats = {"bound": bound, "workers": workers, "ga3c": ga3c, "lag": lag, "overlap": overlap, "bundles": bundles}
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=list(whats))
     parser.add_argument("--rounds", type=int, default=3)

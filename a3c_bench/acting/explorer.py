@@ -1,17 +1,27 @@
 """Exploring: an environment batch under an epsilon-greedy policy, into a replay."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from a3c_bench.acting.policy import Exploration
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.q_learning import ValueCheck
 from a3c_bench.core.replay import Replay
 from a3c_bench.envs import VectorEnv
 from a3c_bench.runtime.ledger import Ledger
+
+
+class Chosen(NamedTuple):
+    """Actions that are on their way."""
+
+    actions: NDArray[np.int64]  # [B]
+    max_q: NDArray[np.float32]  # [B], of the states in which they were chosen
+    stamp: Stamp  # of the network that chose them
 
 
 class Explorer:
@@ -46,6 +56,7 @@ class Explorer:
         self._replay = replay
         self._ledger = ledger
         self._env_ids = np.arange(first_env_id, first_env_id + envs.n_envs)
+        self._own_ids = np.arange(envs.n_envs, dtype=np.int32)
         self._exclusively = exclusively or nullcontext()
         self._observations = envs.reset()
         self._started = False
@@ -53,15 +64,25 @@ class Explorer:
 
     def step(self, epsilon: float) -> int:
         """One step of every environment; gives the agent steps that it was (phantoms left out)."""
-        ledger, timer = self._ledger, self._ledger.timer
+        return self.receive(self.send(epsilon))
+
+    def send(self, epsilon: float) -> Chosen:
+        """Chooses an action for every environment. Where they simulate by themselves, they do so from now on."""
         if not self._started:  # here and not before: a checkpoint may have been loaded into the replay meanwhile
             self._started = True
             with self._exclusively:
                 self._replay.start(self._observations, self._env_ids)
-        stamp = ledger.stamp()
+        stamp = self._ledger.stamp()
         actions, max_q = self._policy(self._observations, epsilon)
-        timer.lap("predict")
-        step = self._envs.step(actions)
+        self._ledger.timer.lap("predict")
+        self._envs.send(actions, self._own_ids)
+        return Chosen(actions, max_q, stamp)
+
+    def receive(self, chosen: Chosen) -> int:
+        """Waits for what came of it and stores it; gives the agent steps that it was (phantoms left out)."""
+        ledger, timer = self._ledger, self._ledger.timer
+        actions, max_q, stamp = chosen
+        step = self._envs.receive()
         timer.lap("simulate")
         n_valid = int(step.valid.sum())
         ledger.count(n_valid, step.episodes)

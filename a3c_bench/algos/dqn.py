@@ -19,6 +19,12 @@ Switches: double (van Hasselt et al. 2016), prioritized (Schaul et al. 2016), n_
 network's.
 
 A sample was chosen by a policy that is long gone: the lag is the time it has lain in the replay.
+
+Beyond the paper, algo.overlap=true: the updates that fell due are made while the environments take their next step,
+whose actions theta chose just before. Each update learns from what it would learn from otherwise; who acts is older by
+what fell due with one step.
+
+    send a_t -> updates that fell due with step t - 1 -> receive s_{t+1}, store it
 """
 
 import logging
@@ -27,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from a3c_bench import build
-from a3c_bench.acting.explorer import Explorer
+from a3c_bench.acting.explorer import Chosen, Explorer
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import DQNConfig
 from a3c_bench.core.optim import FlatParameters
@@ -73,19 +79,35 @@ class DQN:
         self.explorer = Explorer(self.envs, self.network, self.replay, self.exploring, options.gamma, device, session)
         self.n_stored = 0  # agent steps that the replay has taken, or had when this attempt began
         self.n_unused = 0  # agent steps since the last update
+        self.target_is_due = False
 
     def step(self) -> None:
-        """One step of every environment, and the updates that fall due with it."""
-        options, counters = self.options, self.session.counters
-        period, before = options.target_period_agent_steps, counters.agent_steps
-        n_steps = self.explorer.step(self.epsilon)
+        """One step of every environment, and the updates that fall due with it, or with the step before."""
+        chosen = self.explorer.send(self.epsilon)
+        if self.options.overlap:
+            self.catch_up()
+        self.receive(chosen)
+        if not self.options.overlap:
+            self.catch_up()
+
+    def receive(self, chosen: Chosen) -> None:
+        """Stores what came of a step, and finds what falls due with it."""
+        counters, period = self.session.counters, self.options.target_period_agent_steps
+        before = counters.agent_steps
+        n_steps = self.explorer.receive(chosen)
         self.n_stored += n_steps
         if self.learns:
             self.n_unused += n_steps
-            while self.n_unused >= options.update_period_agent_steps:
-                self.n_unused -= options.update_period_agent_steps
-                self.update()
-        if counters.agent_steps // period > before // period:
+        self.target_is_due = counters.agent_steps // period > before // period
+
+    def catch_up(self) -> None:
+        """The updates that are due, and then the target network."""
+        period = self.options.update_period_agent_steps
+        while self.learns and self.n_unused >= period:
+            self.n_unused -= period
+            self.update()
+        if self.target_is_due:
+            self.target_is_due = False
             self.target_parameters.values.data.copy_(self.parameters.values.data)
 
     @property
@@ -129,11 +151,12 @@ class DQN:
     def state_dict(self) -> dict[str, Any]:
         """What the other parts of a checkpoint do not say."""
         kept = f"{len(self.replay)} agent steps in replay/" if self.replay.persistent else "none: it was in memory"
-        return {"replay_kept": kept, "n_unused": self.n_unused}
+        return {"replay_kept": kept, "n_unused": self.n_unused, "target_is_due": self.target_is_due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there; the replay has been loaded, if it outlived the stop."""
         self.n_unused = int(state["n_unused"])
+        self.target_is_due = bool(state.get("target_is_due", False))  # older checkpoints know of no overlap
         self.n_stored = len(self.replay)
         if not self.learns:
             missing = self.options.replay.learning_starts_agent_steps - self.n_stored
@@ -156,6 +179,7 @@ def train(config: Config, session: Session) -> None:
         )
         while session.running():
             dqn.step()
+        dqn.catch_up()  # what fell due with the last step, if it has not been done
     finally:
         dqn.envs.close()
 

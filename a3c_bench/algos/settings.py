@@ -12,6 +12,7 @@ from typing import Any
 
 from a3c_bench.core.adjustment import Sizes
 from a3c_bench.core.names import ACTOR_CRITIC_REDUCTIONS, Q_REDUCTIONS
+from a3c_bench.envs.spec import uses_gymnasium
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import (
     Config,
@@ -243,6 +244,7 @@ class DQNConfig:
     importance_exponent: float = option(0.4, at_least=0.0, at_most=1.0)  # beta, to 1 over the budget; prioritized
     update_period_agent_steps: int = option(4, at_least=1)
     target_period_agent_steps: int = option(10_000, at_least=1)
+    overlap: bool = False  # updates are made while the environments take their next step
     td_error_clip: float | None = option(1.0, above=0.0)  # null: the squared error everywhere
     loss_reduction: str = option("sum", choices=Q_REDUCTIONS)
     epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
@@ -258,6 +260,12 @@ def check_dqn(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
     if config.algo.prioritized and config.budget.frames is None:
         raise ConfigError("algo.prioritized=true needs budget.frames, over which its importance weights become exact.")
+    in_place = config.env.simulate != "processes" or config.algo.n_envs == 1  # see build.make_envs
+    if config.algo.overlap and uses_gymnasium(config.env) and in_place:
+        raise ConfigError(
+            "algo.overlap=true needs environments that simulate by themselves: EnvPool's, or Gymnasium's with "
+            "env.simulate=processes and algo.n_envs=2 or more."
+        )
     check_q_network(config)
     check_replay(config)
 

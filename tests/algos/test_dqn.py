@@ -154,8 +154,8 @@ def test_it_explores_as_often_as_epsilon_says() -> None:
     for epsilon, low, high in ((0.0, 0.0, 0.0), (1.0, 0.45, 0.55), (0.4, 0.16, 0.24)):
         dqn, _ = make_dqn(with_algo(n_envs=50, epsilon_start=epsilon, epsilon_end=epsilon))
         differs, actions = [], []
-        real = dqn.envs.step
-        dqn.envs.step = lambda a, real=real, actions=actions: actions.append(a) or real(a)  # type: ignore[assignment]
+        real = dqn.envs.send
+        dqn.envs.send = lambda a, ids, real=real, actions=actions: actions.append(a) or real(a, ids)  # type: ignore[method-assign,misc]
         for _ in range(40):
             q = dqn.network(torch.from_numpy(dqn.explorer._observations)).argmax(1).numpy()
             dqn.explorer.step(epsilon)

@@ -35,6 +35,8 @@ def older_run(place: Path, content: dict[str, Any]) -> Path:
     [
         ("paac", "algo.lag.updates=1"),
         ("paac", "algo.overlap=true"),
+        ("dqn", "algo.overlap=true"),
+        ("a3c", "env.step_time.distribution=exponential"),
         ("a3c", "algo.stale.aware=true"),
         ("ga3c", "algo.lag_control=pace"),
         ("gorila", "algo.stale.aware=true"),
@@ -46,6 +48,7 @@ def test_a_run_without_the_keys_that_came_later_goes_on_with_their_defaults_alon
     content: dict[str, Any] = plain(asdict(compose([f"algo={algo}"])))
     for key in LATER.keys() - ({"log_epsilon"} if algo == "ga3c" else set()):
         content["algo"].pop(key, None)
+    del content["env"]["step_time"]
     place = older_run(tmp_path / "run", content)
     with pytest.raises(RunDirectoryError, match="holds a run with another configuration"):
         RunDirectory(place, asdict(compose([f"algo={algo}", more])))
