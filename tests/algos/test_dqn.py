@@ -209,7 +209,8 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     assert metrics.replay_agent_steps.tolist() == [100, 200, 300, 400]
     assert metrics[["entropy_nats", "loss_policy", "discarded_stale_share"]].isna().all(axis=None)
     lag = pd.read_csv(tmp_path / "lag_histogram.csv").groupby("unit").samples.sum()
-    assert set(lag.index) == {"lag_updates", "lag_frames", "lag_seconds", "replay_age_frames"}
+    parts = {f"lag_{part}_updates" for part in ("rollout", "queue", "gradient")}
+    assert set(lag.index) == {"lag_updates", "lag_frames", "lag_seconds", "replay_age_frames", *parts}
     assert (lag == 90 * 8).all()
     assert set(pd.read_csv(tmp_path / "eval.csv").policy) == {"epsilon_greedy"}
     train(replace(SMALL, lag=LagConfig(enabled=False)), tmp_path / "silent")
