@@ -24,6 +24,7 @@ class Actor:
         end_with_episode: a rollout ends early when an episode ends, as in A3C; only for one environment.
         n_rollouts: that are filled by turns: the last one stays as it is until so many more have been begun.
         values_every: V of what it sees is kept in one rollout in so many; 0: in none.
+        values_end: the bootstrap is the network's; else it is left to who learns.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Actor:
         end_with_episode: bool = False,
         n_rollouts: int = 1,
         values_every: int = 0,
+        values_end: bool = True,
     ) -> None:
         self._envs = envs
         self._network = network
@@ -46,6 +48,7 @@ class Actor:
         shapes = (envs.observation_shape, envs.observation_dtype, envs.n_actions)
         self._rollouts = deque(Rollout(t_max, envs.n_envs, *shapes, device) for _ in range(n_rollouts))
         self._values_every = values_every
+        self._values_end = values_end
         self._n_begun = 0  # rollouts
         self._observations = torch.from_numpy(envs.reset()).to(device)
         self._state = network.initial_state(envs.n_envs)
@@ -89,7 +92,9 @@ class Actor:
             if self._end_with_episode and (step.terminated[0] or step.truncated[0]):
                 break
         self._observations = rollout.observations[rollout.length]
-        rollout.bootstrap = self._network(self._observations, self._state)[1]  # leaves the state as it is
+        rollout.end_state = self._state
+        if self._values_end:
+            rollout.bootstrap = self._network(self._observations, self._state)[1]  # leaves the state as it is
         rollout.complete_at = ledger.theta_version
         timer.lap("predict")
         return rollout

@@ -18,6 +18,9 @@ and recorded like everybody's. Beyond the paper the lag can be set, so that two 
     algo.overlap=true       act:    |  r_1, theta_0  |  r_2, theta_1  |  r_3, theta_2  |
                             learn:  |  r_0           |  r_1           |  r_2           |   the next rollout is gathered
                             while the last one is learnt from: the same numbers as with k = 1, in less time
+
+Only the policy is old then. The value with which returns end is theta's, as all others are; with
+algo.stale_bootstrap=true it is that of who acted, as in GA3C.
 """
 
 from collections.abc import Callable, Iterator
@@ -78,6 +81,7 @@ class PAAC:
             theta, acting = self.parameters.values.data, FlatParameters(acts).values.data
             lag = options.lag
             self.past = PastParameters(theta, acting, lag.updates, lag.distribution, self.lag_generator)
+        self.values_end = self.past is not None and not options.stale_bootstrap
         self.ahead = Ahead(config, session, device) if options.overlap else None
         ledger = self.ahead.notes if self.ahead else session
         n_rollouts, values_every = 2 if options.overlap else 1, config.lag.divergence_every_updates
@@ -90,6 +94,7 @@ class PAAC:
             ledger,
             n_rollouts=n_rollouts,
             values_every=values_every if self.measure_lag else 0,
+            values_end=not self.values_end,
         )
 
     def update(self) -> None:
@@ -110,6 +115,8 @@ class PAAC:
     def learn(self, rollout: Rollout) -> None:
         """One update of theta."""
         session, learner = self.session, self.learner
+        if self.values_end:
+            rollout.bootstrap = learner.values(rollout.observations[rollout.length], rollout.end_state)
         batch = rollout.batch()
         found = learner.differentiate(batch)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)

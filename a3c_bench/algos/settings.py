@@ -69,6 +69,7 @@ class PAACConfig:
     ratio_clip: float | None = option(None, above=0.0)  # epsilon of the clipped surrogate, as in PPO; null: none
     lag: ForcedLagConfig = section(ForcedLagConfig)
     overlap: bool = False  # the next rollout is gathered while the last one is learnt from: a lag of exactly 1
+    stale_bootstrap: bool = False  # with lag, returns end with V of who acted; false: of theta as it learns
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=0.0224, initial_square=1.0, max_grad_norm=40.0))
 
 

@@ -126,6 +126,12 @@ class ActorCriticLearner(_Learner):
         self._log_epsilon = log_epsilon
         self._ratio_clip = ratio_clip
 
+    @torch.no_grad()
+    def values(self, observations: Tensor, state: Tensor) -> Tensor:
+        """V [B] of observations [B, ...], seen in a state [B, S] of the network."""
+        value: Tensor = self.network(observations, state)[1]
+        return value
+
     def differentiate(self, batch: Batch, keep: Tensor | None = None) -> Backward:
         """The gradient of the loss over a batch of T steps.
 

@@ -38,7 +38,8 @@ class Rollout:
         self.complete_at = 0  # theta's version when it was complete
         self.observations = torch.zeros((t_max + 1, n_envs, *observation_shape), dtype=frame_dtype, device=device)
         self.state = torch.zeros((n_envs, 0), device=device)  # [B, S], of an LSTM, before the first step
-        self.bootstrap = torch.zeros(n_envs, device=device)  # V of the states after the last step
+        self.end_state = self.state  # [B, S], after the last step
+        self.bootstrap = torch.zeros(n_envs, device=device)  # V of the observations after the last step
         self.log_probs = torch.zeros((t_max, n_envs, n_actions), device=device)  # of the policy that acted
         self.actions = torch.zeros((t_max, n_envs), dtype=torch.int64, device=device)
         self.values = torch.zeros((t_max, n_envs), device=device)  # of who acted

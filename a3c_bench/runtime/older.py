@@ -18,6 +18,7 @@ LATER: dict[str, Any] = {
     "log_epsilon": 0.0,
     "lag": {"updates": 0, "distribution": "fixed"},
     "overlap": False,
+    "stale_bootstrap": False,
     "lag_control": "discard",
     "stale": {"aware": False, "delay_compensation": 0.0},
 }

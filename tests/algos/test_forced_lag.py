@@ -260,3 +260,30 @@ def test_the_effective_sample_size_by_hand() -> None:
     found = effective_sample_size({"importance_ratio": ratios, "lag_kl_nats": ratios})
     assert float(found["effective_sample_size"]) == pytest.approx(36 / (3 * 14))
     assert effective_sample_size({}) == effective_sample_size({"importance_ratio": ratios[:0]}) == {}
+
+
+@pytest.mark.parametrize("lstm_size", [None, 5])
+def test_the_value_with_which_returns_end_is_that_of_theta_as_it_learns(lstm_size: int | None) -> None:
+    """With algo.stale_bootstrap=true it is that of who acted."""
+    lagged = forced(2, config=replace(SMALL, network=replace(SMALL.network, lstm_size=lstm_size)))
+    for stale in (False, True):
+        paac, _ = make_paac(replace(lagged, algo=replace(lagged.algo, stale_bootstrap=stale)))
+        for _ in range(4):
+            paac.update()
+        acts = paac.actor._network
+        rollout = paac.act()
+        end = rollout.observations[rollout.length], rollout.end_state
+        with torch.no_grad():
+            of_theta, of_who_acted = paac.network(*end)[1], acts(*end)[1]
+        assert not torch.allclose(of_theta, of_who_acted)
+        paac.learn(rollout)
+        torch.testing.assert_close(rollout.bootstrap, of_who_acted if stale else of_theta)
+        paac.envs.close()
+
+
+@pytest.mark.parametrize("config", [SMALL, forced(1), OVERLAP])
+def test_a_stale_bootstrap_changes_what_is_learnt_from_old_samples_alone(config: Config, tmp_path: Path) -> None:
+    for stale in (False, True):
+        train(replace(config, algo=replace(config.algo, stale_bootstrap=stale)), tmp_path / str(stale))
+    same = torch.equal(theta_of(tmp_path / "False"), theta_of(tmp_path / "True"))
+    assert same == (config is SMALL)
