@@ -388,7 +388,8 @@ def make_adjuster(config: Config, attempt: int) -> Adjuster | None:
         return None
     low = Sizes(acting_batch(options), 1, 1)
     generator = np.random.default_rng(sequence(config.seed, Stream.ADJUSTMENT, attempt))
-    return Adjuster(first_sizes(options), low, largest_sizes(options), options.adjust.window_seconds, generator)
+    seconds, bound = options.adjust.window_seconds, options.adjust.max_mean_lag_updates
+    return Adjuster(first_sizes(options), low, largest_sizes(options), seconds, generator, bound)
 
 
 def assemble(config: Config, session: Session) -> Staff:
@@ -402,8 +403,15 @@ def train(config: Config, session: Session) -> None:
     staff = assemble(config, session)
     adjuster = make_adjuster(config, session.attempt)
     session.gauges = lambda: staff.sizes._asdict()
+
+    def take(report: WorkerReport) -> None:
+        session.take(report)
+        if adjuster:
+            for samples in report.lags:
+                adjuster.learnt(samples["lag_updates"])
+
     try:
-        with Crew(session.take, config.worker_silence_seconds) as crew:
+        with Crew(take, config.worker_silence_seconds) as crew:
             with crew.standstill():
                 adjusting = {"adjuster": adjuster} if adjuster else {}
                 session.begin(network=staff.network, statistics=staff.statistics, **adjusting)

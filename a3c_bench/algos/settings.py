@@ -134,6 +134,7 @@ class AdjustConfig:
     max_agents: int | None = option(None, at_least=1)  # null: twice n_agents
     max_predictors: int = option(8, at_least=1)
     max_trainers: int = option(8, at_least=1)
+    max_mean_lag_updates: float | None = option(None, at_least=0.0)  # of sizes that are kept; null: only tps count
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,10 @@ def check_ga3c(config: Config) -> None:
         raise ConfigError("algo.lag_control=pace needs a bound: say algo.max_lag_updates=4, or another number.")
     if options.adjust.enabled and options.synchronous:
         raise ConfigError("algo.synchronous=true has one thread of each kind: say algo.adjust.enabled=false with it.")
+    bound = options.adjust.max_mean_lag_updates
+    if bound is not None and not (options.adjust.enabled and config.lag.enabled):
+        missing = "lag" if options.adjust.enabled else "algo.adjust"
+        raise ConfigError(f"algo.adjust.max_mean_lag_updates={bound:g} has no effect without {missing}.enabled=true.")
     most_there_are = largest_sizes(options)
     if acting_batch(options) == most_there_are.n_agents and most_there_are.n_predictors > 1:
         # EnvPool takes it for lock step then, and counts wrongly when one thread receives before another has sent.

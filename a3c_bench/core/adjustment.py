@@ -6,9 +6,12 @@ with whatever window came before, also with one that was just rejected; here a t
 it would be taken back, measured anew after each rejection.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from a3c_bench.core.lag import Samples
 
 
 class Sizes(NamedTuple):
@@ -26,6 +29,7 @@ class Window(NamedTuple):
     tps: float  # trainings per second
     tps_before: float | None  # of the sizes on trial against; None: these were only measured
     kept: bool
+    mean_lag_updates: float | None = None  # of the samples learnt from in it; None: it was not measured
 
 
 class Adjuster:
@@ -37,19 +41,33 @@ class Adjuster:
         high: no more than these.
         window_seconds: how long sizes are watched.
         generator: draws the steps.
+        max_mean_lag_updates: of a window, to which sizes are to be kept; null: any.
     """
 
     def __init__(
-        self, sizes: Sizes, low: Sizes, high: Sizes, window_seconds: float, generator: np.random.Generator
+        self,
+        sizes: Sizes,
+        low: Sizes,
+        high: Sizes,
+        window_seconds: float,
+        generator: np.random.Generator,
+        max_mean_lag_updates: float | None = None,
     ) -> None:
         self.sizes = sizes
         self._low = low
         self._high = high
         self._window_seconds = window_seconds
         self._generator = generator
+        self._bound = max_mean_lag_updates
         self._home = sizes  # to which a trial is taken back
-        self._home_tps: float | None = None  # of the window before; None: to be measured
+        self._home_window: Window | None = None  # the newest of those; None: to be measured
         self._begun: tuple[float, int] | None = None
+        self._lag, self._n_samples = 0.0, 0  # sum and number, of this window
+
+    def learnt(self, lag_updates: Samples) -> None:
+        """Takes the lag of each sample of an update, a flat array or tensor."""
+        self._lag += float(lag_updates.sum())
+        self._n_samples += len(lag_updates)
 
     def look(self, seconds: float, n_trainings: int) -> Window | None:
         """At the end of a window decides, and changes `sizes`; None before that.
@@ -65,13 +83,26 @@ class Adjuster:
             return None
         self._begun = (seconds, n_trainings)
         tps = (n_trainings - before) / (seconds - since)
-        window = Window(self.sizes, tps, self._home_tps, self._home_tps is None or tps > self._home_tps)
+        lag = self._lag / self._n_samples if self._n_samples else None
+        self._lag, self._n_samples = 0.0, 0
+        home = self._home_window
+        window = Window(self.sizes, tps, home.tps if home else None, True, lag)
+        window = window._replace(kept=home is None or self._is_better(window, home))
         if window.kept:
-            self._home, self._home_tps = self.sizes, tps
+            self._home, self._home_window = self.sizes, window
             self.sizes = self._step(self.sizes)
         else:
-            self.sizes, self._home_tps = self._home, None
+            self.sizes, self._home_window = self._home, None
         return window
+
+    def _is_better(self, trial: Window, home: Window) -> bool:
+        """See the table above. Where nothing was learnt from, no lag is known to be within the bound."""
+        if self._bound is None:
+            return trial.tps > home.tps
+        lag, before = (math.inf if one.mean_lag_updates is None else one.mean_lag_updates for one in (trial, home))
+        if before > self._bound:
+            return lag < before
+        return lag <= self._bound and trial.tps > home.tps
 
     def _step(self, sizes: Sizes) -> Sizes:
         """A neighbour, if there is any."""
@@ -91,4 +122,4 @@ class Adjuster:
         """Goes on from there, with a new window."""
         kept = np.clip(np.array(state["sizes"]), self._low, self._high)
         self.sizes = self._home = Sizes(*(int(n) for n in kept))
-        self._home_tps = self._begun = None
+        self._home_window = self._begun = None

@@ -20,6 +20,7 @@ LATER: dict[str, Any] = {
     "overlap": False,
     "stale_bootstrap": False,
     "lag_control": "discard",
+    "adjust": {"max_mean_lag_updates": None},
     "stale": {"aware": False, "delay_compensation": 0.0},
 }
 _VTRACE, _DUELING = ("ga3c",), ("dqn", "gorila")  # algorithms that had these keys; another package's are its own

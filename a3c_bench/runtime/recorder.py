@@ -75,7 +75,7 @@ EVALUATION_COLUMNS = (
     "max_episode_frames",
 )
 
-ADJUSTMENT_COLUMNS = (*COUNTERS, *Sizes._fields, "tps", "tps_before", "kept")
+ADJUSTMENT_COLUMNS = (*COUNTERS, *Sizes._fields, "tps", "tps_before", "kept", "lag_updates_mean")
 
 
 class Recorder:
@@ -183,6 +183,7 @@ class Recorder:
         if "adjustments" not in self._tables:  # few runs have any
             self._tables["adjustments"] = CsvFile(self._directory.path / "adjustments.csv", ADJUSTMENT_COLUMNS)
         more = {"tps": window.tps, "tps_before": window.tps_before, "kept": window.kept}
+        more["lag_updates_mean"] = window.mean_lag_updates
         self._tables["adjustments"].append([dict(counters) | window.sizes._asdict() | more])
 
     def write_histogram(self) -> None:

@@ -571,6 +571,16 @@ def test_without_lag_nothing_that_is_done_about_it_changes_anything(tmp_path: Pa
         (with_algo(synchronous=True, adjust=AdjustConfig(enabled=True)), "one thread of each kind"),
         (with_algo(n_trainers=9, adjust=AdjustConfig(enabled=True)), "more than algo.adjust.max_trainers=8"),
         (with_algo(adjust=AdjustConfig(enabled=True, max_agents=5)), "more than algo.adjust.max_agents=5"),
+        (
+            with_algo(adjust=AdjustConfig(max_mean_lag_updates=2.5)),
+            "no effect without algo.adjust.enabled=true",
+        ),
+        (
+            replace(
+                with_algo(adjust=AdjustConfig(enabled=True, max_mean_lag_updates=2.0)), lag=LagConfig(enabled=False)
+            ),
+            "algo.adjust.max_mean_lag_updates=2 has no effect without lag.enabled=true",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(config: Config, words: str, tmp_path: Path) -> None:
@@ -679,6 +689,31 @@ def test_sizes_are_adjusted_while_it_runs(tmp_path: Path) -> None:
     assert lag["gradient_staleness_updates"] == status["updates"]
     assert 4000 - 400 < lag["lag_updates"] <= status["agent_steps"]
     assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
+
+
+def test_sizes_are_adjusted_within_a_bound_on_lag(tmp_path: Path) -> None:
+    """The table tells what each decision rests on."""
+    bound = 1.0
+    adjust = AdjustConfig(
+        enabled=True, window_seconds=0.05, max_predictors=3, max_trainers=3, max_mean_lag_updates=bound
+    )
+    config = with_algo(adjust=adjust, training_queue_size=4, min_training_batch=10)
+    train(replace(config, budget=BudgetConfig(frames=1500)), tmp_path)
+    windows = pd.read_csv(tmp_path / "adjustments.csv")
+    lag = pd.read_csv(tmp_path / "lag.csv")
+    assert windows.lag_updates_mean.between(0.0, lag.lag_updates_max.max()).any()
+    lags = windows.lag_updates_mean.fillna(np.inf)
+    assert (lags > bound).any()
+    home, n_judged = 0, 0
+    for i in windows.index:
+        if not np.isnan(windows.tps_before[i]):
+            slow = windows.tps[i] <= windows.tps[home]
+            better = lags[i] < lags[home] if lags[home] > bound else lags[i] <= bound and not slow
+            assert windows.kept[i] == better
+            n_judged += 1
+        if windows.kept[i]:
+            home = i
+    assert n_judged > 3
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
