@@ -76,7 +76,7 @@ def goal_of_traces(traces: Sequence[ReturnTrace], window: int) -> tuple[float, s
     traces = [trace for trace in traces if not trace.evaluated]
     if not traces:
         return float("nan"), "no run has finished a game"
-    curves = [_past_start(*trace.curve("frames"), window)[1] for trace in traces]
+    curves = [past_start(*trace.curve("frames"), window)[1] for trace in traces]
     low, high = min(curve[0] for curve in curves), max(curve[-1] for curve in curves)
     reason = (
         f"90% of the way from the lowest first mean of these runs, {low:,.4g}, to their highest last one, {high:,.4g}"
@@ -116,11 +116,11 @@ def _by_value(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 def crossing_of(trace: ReturnTrace, column: str, window: int, goal: float) -> Crossing:
     """A run that failed below the goal was not cut short on its way: it never gets there."""
-    found = statistics.first_crossing(*_past_start(*trace.curve(column), window), goal)
+    found = statistics.first_crossing(*past_start(*trace.curve(column), window), goal)
     return NEVER if not found.reached and trace.run.ending in FAILED else found
 
 
-def _past_start(x: Floats, y: Floats, window: int) -> tuple[Floats, Floats]:
+def past_start(x: Floats, y: Floats, window: int) -> tuple[Floats, Floats]:
     """Without the first tenth of a window, whose means are of few games; the last point always stays."""
     start = min(window // 10, len(x) - 1)
     return x[start:], y[start:]

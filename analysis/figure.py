@@ -23,6 +23,7 @@ THIN = 0.7  # points, of the line of a single run
 SHADE = 0.18  # opacity of a band
 FEWER = 0.4  # opacity of a mean where some of its seeds have ended
 _SPAN_OF_A_LINEAR_AXIS = 20.0  # times `linear_below`
+_TICKS_APART = 0.13  # of lags, at least, as a share of the axis
 _CAPTION_POINTS = 6.5
 _LEGEND_POINTS = 7.0
 _LEGEND_HANDLE = 0.65  # inches, with the gaps around it
@@ -163,6 +164,27 @@ def scale_with_zero(panel: Axes, which: Literal["x", "y"], largest: float, linea
     axis.set_major_formatter(FuncFormatter(lambda value, _: _decade(value)))
     panel.set(**{f"{which}lim": (-0.2 * linear_below, 1.5 * largest)})
     return f"log above {_decade(linear_below)}"
+
+
+def set_lags(panel: Axes, lags: Sequence[float], label: str, largest: float = 0.0) -> None:
+    """The horizontal axis of forced lags: logarithmic above 1, 0 shown, ticks at the lags that were set.
+
+    Args:
+        panel: to draw in.
+        lags: in updates, increasing.
+        label: of the axis.
+        largest: what else has to be in the panel.
+    """
+    scale_with_zero(panel, "x", max([largest, *lags]), 1.0)
+    places = np.array([lag if lag <= 1.0 else 1.0 + np.log10(lag) for lag in lags])
+    labelled: list[int] = []
+    for i, place in enumerate(places):
+        if not labelled or place - places[labelled[-1]] >= _TICKS_APART * (places[-1] - places[0]):
+            labelled.append(i)
+    panel.set_xticks([lags[i] for i in labelled], [f"{lags[i]:g}" for i in labelled])
+    panel.set_xticks(lags, minor=True)
+    panel.tick_params(which="minor", labelbottom=False)
+    panel.set_xlabel(label)
 
 
 def _decade(value: float) -> str:

@@ -104,6 +104,7 @@ def _reproducible(way: Cell) -> bool:
 
 def _cells(env: str, way: Cell, is_base: bool, factors: dict[str, Estimate]) -> dict[str, str]:
     reached, of = n_reached(way)
+    score = mean_of(way, "score")
     return {
         "environment": env,
         "method": way.name + (" (base)" if is_base else ""),
@@ -112,19 +113,24 @@ def _cells(env: str, way: Cell, is_base: bool, factors: dict[str, Estimate]) -> 
         "net speed-up (x)": factor(factors["net_speed_up"]),
         "reached": f"{reached} of {of}",
         "lag in updates": factor(mean_of(way, "lag_updates")),
-        "final score": factor(mean_of(way, "score"), digits=1),
+        "final score": factor(score, _fitting(score)),
         "reproducible": "yes" if _reproducible(way) else "no",
     }
 
 
 def factor(estimate: Estimate, digits: int = 2) -> str:
-    """A value with its interval, either of which may have no end: "never"."""
+    """A value, and its interval where that is more than the value; what has no end is "never"."""
     value, low, high = (_word(float(getattr(estimate, part)), digits) for part in ("value", "low", "high"))
-    return value if np.isnan(estimate.low) else f"{value} [{low}, {high}]"
+    return value if np.isnan(estimate.low) or low == value == high else f"{value} [{low}, {high}]"
 
 
 def _word(value: float, digits: int) -> str:
     return "never" if np.isposinf(value) else number(value, digits)
+
+
+def _fitting(estimate: Estimate) -> int:
+    """Digits for a score, which may be of any size."""
+    return 1 if abs(estimate.value) >= 10.0 else 2
 
 
 def _notes(lines: Sequence[tuple[str, Cell, bool, object]], found: Study, numbers: pd.DataFrame) -> list[str]:

@@ -108,7 +108,7 @@ class Study:
 # --- from runs to a study ---------------------------------------------------------------------------------------------
 
 
-def study(runs: Sequence[Run], goals: Mapping[str, float] | float | None = None) -> Study:
+def make_study(runs: Sequence[Run], goals: Mapping[str, float] | float | None = None) -> Study:
     """Sorts runs.
 
     Args:

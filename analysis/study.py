@@ -23,20 +23,21 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from analysis import caption, cli, figure, prices, style
+from analysis import caption, cli, figure, prediction, prices, rates, style
 from analysis.aggregate import SEEDS_FOR_BAND
 from analysis.groups import Band
-from analysis.outcome import RULE, TRAINING_GAMES
+from analysis.outcome import FAILED, RULE, TRAINING_GAMES
 from analysis.run import Run
 from analysis.statistics import Estimate
-from analysis.studied import Cell, Line, Study, mean_of, median_of, n_reached, study
+from analysis.studied import Cell, Line, Study, make_study, mean_of, median_of, n_reached
 from analysis.summary import LABELS, LAG_UNITS, about_areas
+from analysis.writing import NOT_OVER, Table
 
 log = logging.getLogger(__name__)
 
 Drawn = tuple[Figure, pd.DataFrame]
 _PANELS_IN_A_ROW = 4
-_TICKS_APART = 0.09  # at least, as a share of the axis
+_LAG = "forced lag, updates"
 _STYLES: Mapping[str, style.Look] = {  # by the first word of a correction; colours of Okabe and Ito
     "no": style.Look(style.COLOURS["paac"], "-", "o"),
     "V-trace": style.Look("#000000", (0, (5.0, 1.5)), "s"),
@@ -75,7 +76,7 @@ def score(found: Study) -> Drawn:
     """Score and area under the training curve against lag."""
     quantities = [Quantity.mean("score", LABELS["score"]), Quantity.mean("area", LABELS["area"])]
     runs = [run for line in found.compared() for cell in line.cells.values() for run in cell.all_runs]
-    return over_lag(found, quantities, [RULE, about_areas(runs)])
+    return over_lag(found, quantities, [RULE if any(run.ending in FAILED for run in runs) else "", about_areas(runs)])
 
 
 def time(found: Study) -> Drawn:
@@ -138,8 +139,9 @@ def over_lag(
         fill = partial(_fill, lines=lines, quantity=one, table=table, looks=looks, with_legend=one is known[-1])
         texts = list(looks) if one is known[-1] else []
         sections.append(figure.Section("", 1.05 * -(-len(envs) // _PANELS_IN_A_ROW), texts, fill))
-    how = " ".join(filter(None, [middle, *_about(lines), *sentences]))
     cells = [cell for line in lines for cell in line.cells.values()]
+    waiting = [NOT_OVER] if any(cell.others for cell in cells) else []
+    how = " ".join(filter(None, [middle, *_about(lines), *sentences, *waiting]))
     return figure.compose(sections, caption.complete(how, cells, "point"), figure.width_of(len(envs))), table
 
 
@@ -175,9 +177,9 @@ def _looks(lines: Sequence[Line]) -> dict[str, style.Look]:
 def _about(lines: Sequence[Line]) -> list[str]:
     """Sentences on intervals and learning rates."""
     counts = {len(cell.counted) for line in lines for cell in line.cells.values()}
-    rates: dict[str, float] = {line.env: line.rate for line in lines}
-    words = ", ".join(f"{rate:g} in {env}" for env, rate in rates.items())
-    known = f"{next(iter(rates.values())):g}" if len({*rates.values()}) == 1 else words
+    usual = {line.env: line.rate for line in lines}
+    words = ", ".join(f"{rate:g} in {env}" for env, rate in usual.items())
+    known = f"{next(iter(usual.values())):g}" if len({*usual.values()}) == 1 else words
     return [
         "Band: 95% percentile bootstrap over seeds." if max(counts) >= SEEDS_FOR_BAND else "",
         f"No band where there are fewer than {SEEDS_FOR_BAND} seeds." if min(counts) < SEEDS_FOR_BAND else "",
@@ -201,7 +203,7 @@ def _fill(
         for name, rows in here.groupby("line", sort=False):
             _draw_line(panel, rows, looks[str(name)])
         panel.set_title(env)
-        set_lags(panel, sorted({lag for line in lines if line.env == env for lag in line.cells}))
+        figure.set_lags(panel, sorted({lag for line in lines if line.env == env for lag in line.cells}), _LAG)
         _set_heights(panel, quantity, here)
         if i % _PANELS_IN_A_ROW == 0:
             panel.set_ylabel(figure.two_lines(quantity.label))
@@ -227,20 +229,6 @@ def _draw_line(panel: Axes, rows: pd.DataFrame, look: style.Look) -> None:
             panel.annotate(text, at, shift, place, "offset points", fontsize=5.5)
 
 
-def set_lags(panel: Axes, lags: Sequence[float]) -> None:
-    """The horizontal axis of forced lags: logarithmic above 1, 0 shown, ticks at the lags that were set."""
-    figure.scale_with_zero(panel, "x", max(lags), LAG_UNITS["lag_updates"])
-    places = np.array([lag if lag <= 1.0 else 1.0 + np.log10(lag) for lag in lags])
-    labelled: list[int] = []
-    for i, place in enumerate(places):
-        if not labelled or place - places[labelled[-1]] >= _TICKS_APART * (places[-1] - places[0]) * 1.5:
-            labelled.append(i)
-    panel.set_xticks([lags[i] for i in labelled], [f"{lags[i]:g}" for i in labelled])
-    panel.set_xticks(lags, minor=True)
-    panel.tick_params(which="minor", labelbottom=False)
-    panel.set_xlabel("forced lag, updates")
-
-
 def _set_heights(panel: Axes, quantity: Quantity, rows: pd.DataFrame) -> None:
     if quantity.name in LAG_UNITS:
         figure.scale_with_zero(panel, "y", float(rows["value"].max()), LAG_UNITS[quantity.name])
@@ -255,7 +243,10 @@ FIGURES: Mapping[str, Callable[[Study], Drawn]] = {
     "study_score": score,
     "study_time": time,
     "study_divergence": divergence,
+    "study_rates": rates.figure_and_table,
+    "study_prediction": prediction.figure_and_table,
 }
+TABLES: Mapping[str, Callable[[Study], Table]] = {"lag_prediction": prediction.table}
 
 
 def write(runs: Sequence[Run], folder: Path, goals: Mapping[str, float] | float | None, base: str | None) -> list[Path]:
@@ -264,7 +255,7 @@ def write(runs: Sequence[Run], folder: Path, goals: Mapping[str, float] | float 
     Raises:
         NothingToDrawError: they allow nothing.
     """
-    found = study(runs, goals)
+    found = make_study(runs, goals)
     files: list[Path] = []
     reasons = []
     for name, draw in FIGURES.items():
@@ -272,10 +263,12 @@ def write(runs: Sequence[Run], folder: Path, goals: Mapping[str, float] | float 
             files += cli.save(name, *draw(found), folder)
         except cli.NothingToDrawError as reason:
             reasons.append(f"{name} is left out: {reason}")
-    try:
-        files += prices.price_list(found, base).write(folder)
-    except cli.NothingToDrawError as reason:
-        reasons.append(f"price_list is left out: {reason}")
+    tables: dict[str, Callable[[Study], Table]] = {**TABLES, "price_list": partial(prices.price_list, base=base)}
+    for name, make in tables.items():
+        try:
+            files += make(found).write(folder)
+        except cli.NothingToDrawError as reason:
+            reasons.append(f"{name} is left out: {reason}")
     if not files:
         raise cli.NothingToDrawError("\n".join(reasons))
     for sentence in reasons:

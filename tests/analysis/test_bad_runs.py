@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import course, curves, gallery, lag, overestimation, profiles, relation, report, speed, table
+from analysis import course, curves, gallery, lag, overestimation, profiles, relation, report, speed, study, table
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "curves": curves.main,
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "overestimation": overestimation.main,
     "relation": lambda words: relation.main([*words, "--x", "lag_updates", "--y", "score", "training_score"]),
     "course": lambda words: course.main([*words, "--columns", "entropy_nats"]),
+    "study": study.main,
     "report": report.main,
 }
 ALLOWED = ("curves", "lag", "speed", "table", "profiles", "relation", "course")  # by what `write` writes

@@ -1,6 +1,7 @@
 """Tables and figures of a study of lag, from runs written by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,17 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import load_runs
+from analysis import load_runs, rates
 from analysis.cli import NothingToDrawError
+from analysis.curves import ReturnTrace
+from analysis.groups import SeedGroup
+from analysis.outcome import NOTHING
+from analysis.prediction import interpolated, predictions, table
 from analysis.prices import factor, price_list
+from analysis.rates import Grid
 from analysis.run import Run
 from analysis.statistics import Estimate, median_crossings
-from analysis.studied import correction_of, mean_of, median_of, n_reached, short_label, study
+from analysis.studied import Line, Studied, Study, correction_of, make_study, mean_of, median_of, n_reached, short_label
 from analysis.study import main, score, time
 
 GOAL = 50.0
@@ -67,7 +73,7 @@ def ways(write, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(ways):
-    return study(load_runs(ways), GOAL)
+    return make_study(load_runs(ways), GOAL)
 
 
 def numbers_of(estimate):
@@ -103,7 +109,7 @@ def test_cells_of_a_forced_lag_by_hand(found):
 def test_a_seed_that_ends_below_the_score_is_censored(write, tmp_path):
     for seed, arrives in enumerate((30, 31, 32, 99, 99)):
         write(tmp_path, "lag2", seed=seed, arrives=arrives, frames=40, settings=paac(2))
-    (line,) = study(load_runs(tmp_path), GOAL).lines
+    (line,) = make_study(load_runs(tmp_path), GOAL).lines
     assert n_reached(line.cells[2.0]) == (3, 5)
     value, low, high = numbers_of(median_of(line.cells[2.0], "frames"))
     assert (value, low, high) == (32.0, 30.0, np.inf)  # the third of five; resamples may hold too few that arrive
@@ -116,7 +122,7 @@ def test_lines_are_told_apart_by_correction_distribution_and_what_else_differs(w
         write(tmp_path, f"clip{k}", settings=paac(k, ratio_clip=0.2, t_max=5))
         write(tmp_path, f"rate{k}", settings=paac(k, optimizer={"lr": 0.001}, t_max=5))
         write(tmp_path, f"steps{k}", settings=paac(k, t_max=20))
-    found = study(load_runs(tmp_path), GOAL)
+    found = make_study(load_runs(tmp_path), GOAL)
     fives = ["no correction", "no correction, uniform lag", "ratio clipped by 0.2"]
     names = [*(f"{name}, t_max=5" for name in fives), "no correction, t_max=20"]
     assert sorted(line.name for line in found.compared()) == sorted(names)
@@ -161,7 +167,7 @@ def test_the_price_list_by_hand(found):
     assert rows["reproducible"].to_dict() == {"PAAC": True, "PAAC overlap": True, "A3C": False, "GA3C": False}
     text = table.text.set_index("method")
     assert text.loc["A3C", "frames needed (x)"] == "2.00 [1.83, 2.20]"
-    assert text.loc["GA3C", "frames needed (x)"] == "never [never, never]"
+    assert text.loc["GA3C", "frames needed (x)"] == "never"
     assert text.loc["GA3C", "reached"] == "0 of 3"
     assert text.loc["PAAC (base)", "throughput gained (x)"] == "1.00"
 
@@ -177,6 +183,100 @@ def test_what_is_switched_off_is_no_part_of_a_name():
     assert short_label("n_agents=16, overlap=True, synchronous=False, max_lag=null") == "n_agents=16, overlap"
     assert short_label("hidden_sizes=[64, 64]") == "hidden_sizes=[64, 64]"
     assert factor(Estimate(*map(np.asarray, (1.5, 1.25, np.inf)))) == "1.50 [1.25, never]"
+
+
+# --- the largest stable learning rate
+
+
+def cell(*scores):
+    """Seeds with these scores, in memory."""
+    runs = [Run(Path(f"run{seed}"), {"env": {}}, {"state": "finished"}, "paac", "Catch", seed) for seed in range(3)]
+    return SeedGroup("Catch", "paac", "", [
+        Studied(run, {"score": score}, None, None, {}) for run, score in zip(runs, scores, strict=True)
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """Of mean scores: at lag 1 100, 95 and 90 by rising rate; at lag 8 60, 20 and 56; at lag 64 nothing is learnt."""
+    scores = {1.0: [(100, 100, 100), (95, 95, 95), (70, 90, 110)], 8.0: [(60, 60, 60), (20, 20, 20), (56, 56, 56)],
+              64.0: [(10, 10, 10)] * 3}  # fmt: skip
+    rates = [0.1, 0.2, 0.4]
+    cells = {(lag, rate): cell(*own) for lag, row in scores.items() for rate, own in zip(rates, row, strict=True)}
+    return Grid("Catch", "no correction", list(scores), rates, cells, untrained=0.0)
+
+
+def test_the_frontier_by_hand(grid):
+    assert grid.means.tolist() == [[100, 60, 10], [95, 20, 10], [90, 56, 10]]
+    assert numbers_of(grid.frontier(1.0)) == (0.4, 0.2, 0.4)  # 90 of 100 is just enough; in many resamples it is not
+    assert numbers_of(grid.frontier(8.0)) == (0.4, 0.4, 0.4)  # wherever smaller rates lie
+    assert np.isnan(numbers_of(grid.frontier(64.0))).all()  # 10 of 100 is not half
+
+
+def test_the_frontier_counts_from_what_an_untrained_policy_gets(grid):
+    assert numbers_of(replace(grid, untrained=60.0).frontier(1.0))[0] == 0.1  # 95 is 35 of 40: not 90%
+    assert numbers_of(replace(grid, untrained=-100.0).frontier(64.0))[0] == 0.4  # 10 is 110 of 200: learnt
+
+
+def test_one_learning_rate_has_no_frontier(found):
+    with pytest.raises(NothingToDrawError, match="two learning rates each"):
+        rates.figure_and_table(found)
+
+
+def test_the_frontier_lies_on_the_scores_with_the_slope_beside_it(grid):
+    lines = [Line("Catch", "no correction", "fixed", "", rate, {lag: grid.cells[lag, rate] for lag in grid.lags})
+             for rate in grid.rates]  # fmt: skip
+    found = Study(lines, [], {})
+    (made,) = rates.grids(found)
+    assert (list(made.lags), list(made.rates), made.means.tolist()) == ([1, 8, 64], grid.rates, grid.means.tolist())
+    with pytest.raises(NothingToDrawError):
+        rates.figure_and_table(found)  # without a training game nobody knows where it began
+    curve = ReturnTrace(Run(Path("run"), {}, {}, "paac", "Catch", 0), {"frames": np.arange(2.0)}, np.zeros(2), NOTHING)
+    key = (1.0, 0.1)
+    seen = replace(grid.cells[key], traces=[replace(one, curve=curve) for one in grid.cells[key].traces])
+    figure, table = rates.figure_and_table(
+        replace(found, lines=[replace(lines[0], cells={**lines[0].cells, 1.0: seen}), *lines[1:]])
+    )
+    assert table.loc[table["quantity"] == "largest_stable_rate", "value"].tolist()[:2] == [0.4, 0.4]
+    frontier, slope = figure.subfigs[0].axes[0].lines
+    assert frontier.get_ydata()[:2].tolist() == [2.0, 2.0]
+    assert slope.get_ydata()[0] == 2.0
+    assert np.isnan(slope.get_ydata()[1:]).all()  # 0.4 / 8 lies below the rates that were run
+
+
+# --- prediction
+
+
+def test_in_between_it_is_linear_in_the_logarithm():
+    means = np.array([[10.0, 20.0, 40.0], [0.0, 0.0, 8.0]])
+    at = np.array([1.0, 2.0**1.5 - 1.0])
+    assert interpolated(np.array([0.0, 1.0, 3.0]), means, at).tolist() == pytest.approx([20.0, 4.0])
+    assert interpolated(np.array([0.0, 1.0, 3.0]), means, np.array([0.0, 99.0])).tolist() == [10.0, 8.0]
+
+
+def test_found_and_predicted_by_hand(found):
+    made = {(one.way.name, one.quantity): one for one in predictions(found)}
+    assert {name for name, _ in made} == {"A3C", "GA3C", "PAAC overlap"}
+    a3c, ga3c, overlap = (made[name, "score"] for name in ("A3C", "GA3C", "PAAC overlap"))
+    at_one = 11 - 2 * np.log(2) / np.log(3)  # the curve: 11 at lag 0, 9 at 2, 3 at 8
+    assert float(a3c.predicted.value) == pytest.approx(at_one)
+    assert 9 < a3c.predicted.low < at_one < a3c.predicted.high < 11
+    assert (float(a3c.found.value), float(a3c.difference.value)) == pytest.approx((1.0, 1.0 - at_one))
+    assert float(ga3c.predicted.value) == pytest.approx(9 - 6 * np.log(5 / 3) / np.log(3))
+    assert np.isnan(float(a3c.lost.value))  # no run of A3C without lag
+    assert numbers_of(overlap.lost) == (10.0, 9.0, 11.0)
+    assert float(overlap.predicted_loss.value) == pytest.approx(11 - at_one)
+    text = table(found).text.set_index(["method", "quantity"])
+    assert text.loc[("A3C", "score"), "lost"] == "-"
+    assert text.loc[("PAAC overlap", "score"), "lost"] == "10.00 [9.00, 11.00]"
+
+
+def test_nothing_is_predicted_beyond_the_forced_lags(found):
+    (way,) = [one for one in found.ways if one.algo == "ga3c"]
+    older = [replace(one, numbers={**one.numbers, "lag_updates": 9.0}) for one in way.traces]
+    made = predictions(replace(found, ways=[replace(way, traces=older)]))
+    assert {str(float(one.predicted.value)) for one in made} == {"nan"}
+    assert made[0].found.value == 1.0
 
 
 # --- figures
@@ -196,9 +296,10 @@ def test_every_lag_has_a_place_and_what_never_arrives_the_edge(found):
 def test_the_command_writes_what_the_runs_allow(ways, tmp_path):
     out = tmp_path / "out"
     assert main([str(ways), "--out", str(out), "--threshold", "50"]) == 0
-    for name in ("study_score", "study_time", "study_divergence"):
+    for name in ("study_score", "study_time", "study_divergence", "study_prediction"):
         assert {file.suffix for file in out.glob(f"{name}.*")} == {".png", ".pdf", ".csv"}
-    assert {file.suffix for file in out.glob("price_list.*")} == {".csv", ".md", ".tex"}
+    for name in ("price_list", "lag_prediction"):
+        assert {file.suffix for file in out.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
     table = pd.read_csv(out / "study_score.csv")
     rows = table[(table["quantity"] == "score") & (table["line"] == "no correction")]
     assert rows[["lag_updates", "value", "low", "high", "n_seeds"]].to_numpy().tolist() == [
@@ -213,4 +314,4 @@ def test_what_the_runs_do_not_allow_is_a_sentence(write, tmp_path, capsys):
     assert "study_score is left out: No environment has runs with two or more values of algo.lag.updates." in said
     assert "price_list is left out: No environment has runs of PAAC without a forced lag" in said
     with pytest.raises(NothingToDrawError):
-        score(study(load_runs(tmp_path)))
+        score(make_study(load_runs(tmp_path)))

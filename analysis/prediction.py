@@ -1,0 +1,251 @@
+"""Asynchronous runs on the curve of forced lag: does their measured lag predict what they reach, and what they lose?
+
+Predicted: the curve of PAAC without a correction at the measured mean lag, means over seeds joined linearly in
+log(1 + lag); nothing beyond the largest lag that was forced. Other things than lag differ between algorithms, so that
+what an algorithm *loses* stands beside it: against its own runs without lag (A3C with one worker, GA3C in lock step),
+and on the curve against lag 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+
+from analysis import caption, figure, statistics, style
+from analysis.aggregate import SEEDS_FOR_BAND, Floats
+from analysis.cli import NothingToDrawError
+from analysis.groups import Band
+from analysis.outcome import RULE
+from analysis.prices import factor
+from analysis.statistics import Estimate, Places
+from analysis.studied import UNKNOWN, Cell, Line, Study, counted, mean_of
+from analysis.summary import LABELS
+from analysis.writing import INTERVAL, NO_INTERVAL, Table
+
+QUANTITIES = ("score", "area")
+WITHOUT_LAG = 0.01  # updates: a mean lag below counts as none
+_ESTIMATES = ("found", "predicted", "difference", "lost", "predicted_loss")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one way of being parallel reached, and what the curve says."""
+
+    line: Line
+    way: Cell
+    quantity: str
+    lag: Estimate
+    found: Estimate
+    predicted: Estimate  # NaN beyond the largest forced lag
+    difference: Estimate  # found minus predicted
+    lost: Estimate  # against the algorithm's own runs without lag; NaN without any
+    predicted_loss: Estimate  # on the curve, against lag 0
+
+
+def predictions(found: Study) -> list[Prediction]:
+    """One per way and quantity, in environments with a curve over forced lags that begins at 0."""
+    curves: dict[str, Line] = {}
+    for line in found.compared():
+        if line.is_plain and len(line.cells) > 1 and 0.0 in line.cells:
+            curves.setdefault(line.env, line)
+    made = []
+    for way in found.ways:
+        if way.env in curves and way.traces[0].place is None and len(counted(way, "lag_updates")):
+            same = [one for one in found.ways if (one.env, one.algo) == (way.env, way.algo) and one is not way]
+            same = [one for one in same if _has_no_lag(one)]
+            base = max(same, key=lambda one: len(one.traces), default=None)
+            made += [_predict(curves[way.env], way, base, name) for name in QUANTITIES if len(counted(way, name))]
+    return made
+
+
+def _has_no_lag(way: Cell) -> bool:
+    lags = counted(way, "lag_updates")
+    return len(lags) > 0 and float(lags.mean()) < WITHOUT_LAG
+
+
+def _predict(line: Line, way: Cell, base: Cell | None, name: str) -> Prediction:
+    cells = [(lag, counted(cell, name)) for lag, cell in line.cells.items()]
+    cells = [(lag, values) for lag, values in cells if len(values)]
+    lags, heights = np.array([lag for lag, _ in cells]), [values for _, values in cells]
+    ages, values = counted(way, "lag_updates"), counted(way, name)
+    bases = np.zeros(0) if base is None or _has_no_lag(way) else counted(base, name)
+
+    def predicted(own: Places, *drawn: Places) -> Floats:
+        means = np.stack([height[at].mean(axis=-1) for height, at in zip(heights, drawn, strict=True)], axis=-1)
+        return interpolated(lags, means, ages[own].mean(axis=-1))
+
+    def difference(own: Places, *drawn: Places) -> Floats:
+        return values[own].mean(axis=-1) - predicted(own, *drawn)
+
+    def loss(own: Places, *drawn: Places) -> Floats:
+        return heights[0][drawn[0]].mean(axis=-1) - predicted(own, *drawn)
+
+    inside = len(cells) > 1 and len(ages) == len(values) and lags[0] <= ages.mean() <= lags[-1]
+    counts = [len(ages), *map(len, heights)]
+    known = [statistics.bootstrap_seeds(one, *counts) if inside else UNKNOWN for one in (predicted, difference, loss)]
+    lost = statistics.bootstrap(_loss, [bases], [values]) if len(bases) else UNKNOWN
+    return Prediction(
+        line, way, name, mean_of(way, "lag_updates"), mean_of(way, name), known[0], known[1], lost, known[2]
+    )
+
+
+def _loss(without: statistics.Tasks, ours: statistics.Tasks) -> Floats:
+    return statistics.mean(without) - statistics.mean(ours)
+
+
+def interpolated(lags: Floats, means: Floats, at: Floats) -> Floats:
+    """Means at lags in between, linear in log(1 + lag); those of the ends beyond them.
+
+    Args:
+        lags: increasing, [K], at least two.
+        means: at the lags, [..., K].
+        at: where, [...].
+
+    Returns:
+        [...]
+    """
+    knots, place = np.log1p(lags), np.log1p(np.clip(at, lags[0], lags[-1]))
+    left = np.clip(np.searchsorted(knots, place, side="right") - 1, 0, len(knots) - 2)
+    weight = (place - knots[left]) / (knots[left + 1] - knots[left])
+    low, high = (np.take_along_axis(means, (left + step)[..., None], -1)[..., 0] for step in (0, 1))
+    return (1.0 - weight) * low + weight * high
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def table(found: Study) -> Table:
+    """Found and predicted, with intervals.
+
+    Raises:
+        NothingToDrawError: see `_made`.
+    """
+    made = _made(found)
+    numbers = pd.DataFrame([_row(one) for one in made])
+    text = pd.DataFrame(
+        [
+            {"environment": one.way.env, "method": one.way.name, "lag in updates": factor(one.lag)}
+            | {"quantity": one.quantity}
+            | {name.replace("_", " "): factor(getattr(one, name)) for name in _ESTIMATES}
+            for one in made
+        ]
+    )
+    bounded = numbers[[f"{name}_low" for name in _ESTIMATES if name != "lost"]].notna()
+    notes = [
+        "Predicted: PAAC without a correction at that mean lag, between the lags that were forced, linear in "
+        "log(1 + lag); none beyond them. Difference: found minus predicted.",
+        "Lost: the mean of the algorithm's own runs without lag minus found, where there are such; predicted loss: "
+        "the curve at lag 0 minus predicted. Score: final evaluation; area: mean return over training.",
+        *([INTERVAL] if bounded.any(axis=None) else [NO_INTERVAL]),
+        RULE,
+    ]
+    return Table("lag_prediction", "Found, and predicted by the curve of forced lag", numbers, text, notes)
+
+
+def _made(found: Study) -> list[Prediction]:
+    made = predictions(found)
+    if not made:
+        raise NothingToDrawError(
+            "No environment has both runs of PAAC with two values of algo.lag.updates, 0 among them, and runs whose "
+            "lag was measured and not forced."
+        )
+    return made
+
+
+def _row(one: Prediction) -> dict[str, object]:
+    row: dict[str, object] = {**one.way.keys, "way": one.way.name, "n_seeds": len(one.way.all_runs)}
+    row["quantity"] = one.quantity
+    for name in ("lag", *_ESTIMATES):
+        estimate: Estimate = getattr(one, name)
+        row |= {name: float(estimate.value), f"{name}_low": float(estimate.low), f"{name}_high": float(estimate.high)}
+    return row
+
+
+# --- the figure -------------------------------------------------------------------------------------------------------
+
+
+def figure_and_table(found: Study) -> tuple[Figure, pd.DataFrame]:
+    """The figure and its numbers: the curve, then the points.
+
+    Raises:
+        NothingToDrawError: see `_made`.
+    """
+    made = _made(found)
+    lines = list({one.line.env: one.line for one in made}.values())
+    looks = figure.looks_of([one.way for one in made])
+    names = [name for name in QUANTITIES if any(one.quantity == name for one in made)]
+    sections = []
+    for line in lines:
+        here = [one for one in made if one.line is line]
+        ways = list({one.way.method: one.way for one in here}.values())
+        texts = ["PAAC with a forced lag", *(way.legend() for way in ways)]
+        fill = partial(_fill, line=line, made=here, ways=ways, names=names, looks=looks)
+        sections.append(figure.Section(line.env, 1.0, texts, fill))
+    cells = [*(cell for line in lines for cell in line.cells.values()), *(one.way for one in made[:: len(names)])]
+    how = (
+        "Line: mean over seeds of PAAC whose lag was forced, without a correction. Points: runs whose lag was "
+        "measured, at its mean. "
+        + (
+            "Band and bars: 95% percentile bootstrap over seeds. "
+            if any(len(cell.counted) >= SEEDS_FOR_BAND for cell in cells)
+            else ""
+        )
+        + "If lag were all that mattered the points would lie on the line; algorithms differ in more. "
+        + RULE
+    )
+    numbers = pd.concat([_curve(line, names) for line in lines] + [pd.DataFrame([_row(one) for one in made])])
+    return figure.compose(sections, caption.complete(how, cells, "point"), figure.width_of(len(names))), numbers
+
+
+def _curve(line: Line, names: Sequence[str]) -> pd.DataFrame:
+    rows = []
+    for name in names:
+        for lag, cell in line.cells.items():
+            found = mean_of(cell, name)
+            rows.append(
+                {"env": line.env, "way": "PAAC with a forced lag", "n_seeds": len(cell.all_runs), "quantity": name}
+                | {"lag": lag, "found": float(found.value), "found_low": float(found.low)}
+                | {"found_high": float(found.high)}
+            )
+    return pd.DataFrame(rows)
+
+
+def _fill(
+    part: SubFigure,
+    line: Line,
+    made: Sequence[Prediction],
+    ways: Sequence[Cell],
+    names: Sequence[str],
+    looks: dict[tuple[str, str], style.Look],
+) -> list[Artist]:
+    own = style.Look("0.25", "-", "o")
+    largest = max(float(np.nanmax([one.lag.value, one.lag.high])) for one in made)
+    for panel, name in zip(figure.grid(part, len(names), 2), names, strict=True):
+        rows = _curve(line, [name])
+        lag, value, low, high = rows[["lag", "found", "found_low", "found_high"]].to_numpy(dtype=np.float64).T
+        known = np.isfinite(value)
+        figure.draw_band(panel, lag[known], Band.of_estimate(lag[known], value[known], low[known], high[known]), own)
+        for one in (one for one in made if one.quantity == name):
+            look = looks[one.way.method]
+            bars = [_reach(estimate) for estimate in (one.lag, one.found)]
+            panel.errorbar(
+                one.lag.value, one.found.value, xerr=bars[0], yerr=bars[1], linestyle="none", elinewidth=1.0,
+                ecolor=look.colour, **figure.marker(look),
+            )  # fmt: skip
+        figure.set_lags(panel, list(line.cells), "mean lag, updates", largest)
+        panel.set_ylabel(figure.two_lines(LABELS[name]))
+    alone = [{**figure.marker(looks[way.method]), "linestyle": "none"} for way in ways]
+    return [figure.handle(own), *(Line2D([], [], **mark) for mark in alone)]
+
+
+def _reach(estimate: Estimate) -> Floats | None:
+    """How far bars go down and up, [2, 1]; None without an interval."""
+    if np.isnan(estimate.low):
+        return None
+    reach = np.array([[estimate.value - estimate.low], [estimate.high - estimate.value]], dtype=np.float64)
+    return np.maximum(reach, 0.0)
