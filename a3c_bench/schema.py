@@ -232,6 +232,9 @@ class LagConfig:
 
     enabled: bool = True
     divergence_every_updates: int = option(16, at_least=1)  # a3c: KL, ratio and value_lag of one in so many; paac: that
+    gradient_cosine_every_updates: int | None = option(
+        None, at_least=1
+    )  # beside fresh samples, one in so many; null: not
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ LAYERS = (
     ("runtime",),
     ("acting", "parallel"),
     ("build",),
-    ("replays",),
+    ("replays", "fresh"),
     ("algos",),
     ("checks", "config", "evaluate", "evaluation", "play", "calibrate", "calibration", "train"),
     ("launch",),

@@ -31,6 +31,7 @@ from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.core.rollout import Batch, Rollout, divergence
 from a3c_bench.core.staleness import compensate_delay, step_for
 from a3c_bench.envs import find_spec
+from a3c_bench.fresh import make_comparison
 from a3c_bench.parallel.hogwild import SharedModel
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
@@ -76,6 +77,9 @@ class Worker:
         self.actor = Actor(
             self.envs, self.network, generator, self.options.t_max, device, self.notes, end_with_episode=True
         )
+        self.fresh = make_comparison(
+            config, self.options.envs_per_worker, device, (attempt, index), n_threads=1, end_with_episode=True
+        )
 
     def update(self) -> None:
         """Synchronises, acts, learns: one update of theta."""
@@ -102,6 +106,7 @@ class Worker:
                 self.parameters.gradients, shared.theta, self.parameters.values.data, stale.delay_compensation
             )
             learning_rate = step_for(self.learning_rate_at(now.frames), staleness, stale.aware)
+            self.fresh.keep(self.parameters.gradients, shared.theta)
             learner.step(learning_rate)
             shared.tally.add(notes.writer, updates=1)
         if self.lag.enabled:
@@ -110,7 +115,7 @@ class Worker:
             notes.lag.add(**ages, **diverged, gradient_staleness_updates=old)
         self.n_updates += 1
         figures = found.figures() | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
-        figures |= effective_sample_size(diverged)
+        figures |= effective_sample_size(diverged) | self.fresh.cosine()
         notes.updated(figures, found.fit)
         notes.ratio("unusable_share", *found.unusable)
         notes.ratio("clip_share", *found.cut)
@@ -134,6 +139,7 @@ def worker_main(link: Link, config: Config, shared: SharedModel, index: int, att
             worker.update()
     finally:
         worker.envs.close()
+        worker.fresh.close()
 
 
 def train(config: Config, session: Session) -> None:

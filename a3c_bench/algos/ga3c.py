@@ -23,6 +23,7 @@ N_A, N_P and N_T are fixed, or adjusted while it runs (`core.adjustment`).
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -42,6 +43,7 @@ from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.core.pacing import Pacing, Unpaced
 from a3c_bench.core.rollout import divergence
 from a3c_bench.envs import Step, find_spec
+from a3c_bench.fresh import NoComparison, make_comparison
 from a3c_bench.parallel.crew import Crew, Member, own_stream, wait_for_own_stream
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
@@ -196,6 +198,7 @@ class Trainer:
         statistics: of the optimiser, shared by all trainers.
         tally: of everybody.
         writer: its row there.
+        fresh: samples to compare with.
     """
 
     def __init__(
@@ -207,6 +210,7 @@ class Trainer:
         statistics: SharedOptimizerState,
         tally: Tally,
         writer: int,
+        fresh: NoComparison,
     ) -> None:
         self.options: GA3CConfig = config.algo
         self.experience = experience
@@ -219,6 +223,7 @@ class Trainer:
         )
         statistics.lend(self.learner.optimizer)
         self.learning_rate_at = build.make_schedule(config)
+        self.fresh = fresh
         self.tally = tally
         self.notes = Notes(tally, writer)
         self.timer = self.notes.timer
@@ -227,7 +232,7 @@ class Trainer:
         """Learns from rollouts as they come, merged until there are enough samples; in lock step from each round."""
         min_samples = 1 if self.options.synchronous else self.options.min_training_batch
         member.resume = self.timer.start
-        with own_stream(self.device):
+        with own_stream(self.device), closing(self.fresh):
             self.timer.start()
             while member.going():
                 items = training.gather(member, self.experience.lengths, min_samples)
@@ -263,6 +268,7 @@ class Trainer:
         now = tally.stamp()
         learning_rate = self.learning_rate_at(now.frames)
         if learns:
+            self.fresh.keep(self.parameters.gradients, self.parameters.values)
             learner.step(learning_rate)
             wait_for_own_stream(self.device)  # before it is counted
             tally.add(notes.writer, updates=1)
@@ -282,7 +288,7 @@ class Trainer:
             diverged = divergence(batch, found.log_probs, found.mask, found.values)
             ages = self.experience.lag(slots, keep, version, now)
             notes.lag.add(**ages, **diverged, gradient_staleness_updates=stale)
-            figures |= effective_sample_size(diverged)
+            figures |= effective_sample_size(diverged) | self.fresh.cosine()
         notes.updated(figures, found.fit)
         notes.ratio("clip_share", *found.cut)
 
@@ -357,8 +363,11 @@ class Staff:
 
     def make_trainer(self) -> Trainer:
         """Another one, with a network of its own that shows theta."""
-        network = build.make_network(self.config, self.spec, self.device)
-        return Trainer(self.config, self.experience, network, self.theta, self.statistics, self.tally, self._hire())
+        config, options, writer = self.config, self.config.algo, self._hire()
+        network = build.make_network(config, self.spec, self.device)
+        n_envs = options.n_agents if options.synchronous else -(-options.min_training_batch // options.t_max)
+        fresh = make_comparison(config, n_envs, self.device, (self.attempt, self._n_hired), n_threads=1)
+        return Trainer(config, self.experience, network, self.theta, self.statistics, self.tally, writer, fresh)
 
     def _hire(self) -> int:
         """The row of the newest thread: whoever had it before was let go long ago."""

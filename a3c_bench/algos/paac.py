@@ -40,6 +40,7 @@ from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, GradientVariance
 from a3c_bench.core.rollout import Rollout, divergence
 from a3c_bench.envs import find_spec
+from a3c_bench.fresh import make_comparison
 from a3c_bench.parallel.crew import own_stream, wait_for_own_stream
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
@@ -96,6 +97,7 @@ class PAAC:
             values_every=values_every if self.measure_lag else 0,
             values_end=not self.values_end,
         )
+        self.fresh = make_comparison(config, options.n_envs, device, (session.attempt,))
 
     def update(self) -> None:
         """t_max steps in every environment, and one update from them or from those before."""
@@ -126,9 +128,11 @@ class PAAC:
             session.lag.add(**rollout.lag(self.now(), found.mask), **diverged)
             figures |= effective_sample_size(diverged)
         learning_rate = self.learning_rate_at(session.counters.frames)
+        self.fresh.keep(self.parameters.gradients, self.parameters.values)
         learner.step(learning_rate)
         if self.ahead:
             self.ahead.notes.tally.add(self.ahead.notes.writer, updates=1)  # for who acts meanwhile
+        figures |= self.fresh.cosine()
         session.updated(figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
         session.ratio("unusable_share", *found.unusable)
         session.ratio("clip_share", *found.cut)
@@ -209,6 +213,7 @@ def train(config: Config, session: Session) -> None:
         if paac.ahead:
             paac.ahead.close()
         paac.envs.close()
+        paac.fresh.close()
 
 
 def check(config: Config) -> None:

@@ -233,6 +233,21 @@ def check_ga3c(config: Config) -> None:
             raise ConfigError(f"algo.{kind}={first} is more than algo.adjust.{kind.replace('n_', 'max_')}={most}.")
 
 
+# --- Q-learners -------------------------------------------------------------------------------------------------------
+
+
+def check_q_learner(config: Config) -> None:
+    """Raises ConfigError for what no learner from a replay can do."""
+    check_q_network(config)
+    check_replay(config)
+    every = config.lag.gradient_cosine_every_updates
+    if every is not None:
+        raise ConfigError(
+            f"lag.gradient_cosine_every_updates={every} is for actor-critics: algo={config.algo.name} learns from a "
+            "replay, whose samples are not meant to be fresh."
+        )
+
+
 # --- DQN --------------------------------------------------------------------------------------------------------------
 
 
@@ -272,8 +287,7 @@ def check_dqn(config: Config) -> None:
             "algo.overlap=true needs environments that simulate by themselves: EnvPool's, or Gymnasium's with "
             "env.simulate=processes and algo.n_envs=2 or more."
         )
-    check_q_network(config)
-    check_replay(config)
+    check_q_learner(config)
 
 
 # --- Gorila -----------------------------------------------------------------------------------------------------------
@@ -321,8 +335,7 @@ def check_gorila(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
     if config.device != "cpu":
         raise ConfigError(f"algo=gorila runs its bundles on CPU cores: device={config.device} is for algo=dqn.")
-    check_q_network(config)
-    check_replay(config)
+    check_q_learner(config)
 
 
 SETTINGS = {

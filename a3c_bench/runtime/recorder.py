@@ -32,6 +32,7 @@ METRIC_COLUMNS = (
     "entropy_nats",
     "gradient_norm",
     "gradient_variance",
+    "gradient_cosine",
     "learning_rate",
     "explained_variance",
     "unusable_share",

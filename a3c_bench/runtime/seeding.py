@@ -24,6 +24,7 @@ class Stream(IntEnum):
     REPLAY = 8
     LAG = 9
     STEP_TIME = 10
+    FRESH = 11
 
 
 def sequence(seed: int, stream: Stream, *path: int) -> np.random.SeedSequence:
