@@ -38,6 +38,10 @@ LABELS = {  # of columns, for axes: with unit
     "gradient_variance": "variance of the gradient",
     "lag_updates": "mean lag in updates",
     "lag_updates_p95": "95th percentile of lag in updates",
+    "lag_updates_predicted": "lag in updates by Little's law",
+    "samples_per_second": "samples learnt from per second",
+    "samples_on_their_way": "samples on their way",
+    "samples_per_update": "samples per update",
     "lag_rollout_updates": "mean lag until the rollout was complete, in updates",
     "lag_queue_updates": "mean lag until a learner took it, in updates",
     "lag_gradient_updates": "mean lag until it was applied, in updates",
@@ -55,6 +59,7 @@ LABELS = {  # of columns, for axes: with unit
 LAG_UNITS = {  # quantities that may be 0 and span decades, and up to where their axis is linear
     "lag_updates": 1.0,
     "lag_updates_p95": 1.0,
+    "lag_updates_predicted": 1.0,
     "lag_rollout_updates": 1.0,
     "lag_queue_updates": 1.0,
     "lag_gradient_updates": 1.0,
@@ -65,7 +70,7 @@ LAG_UNITS = {  # quantities that may be 0 and span decades, and up to where thei
     "gradient_staleness_updates": 1.0,
     "replay_age_frames": 1.0,
 }
-_OF_LAG = (*LAG_UNITS, "importance_ratio")
+_OF_LAG = (*(name for name in LAG_UNITS if name != "lag_updates_predicted"), "importance_ratio")
 _OF_METRICS = (
     *("gradient_norm", "gradient_variance", "gradient_cosine", "effective_sample_size", "clip_share"),
     *("share_predictors_wait", "share_trainers_wait", *SHARES),
@@ -176,7 +181,8 @@ def _row(run: Run, end: float | None) -> dict[str, Any]:
         "hardware": caption.machine(run),
     }
     row["name"] = " ".join(filter(None, [style.display_name(run.algo), run.label]))
-    return row | _counters(run) | _scores(run, end) | _of_metrics(run) | _lag(run)
+    row |= _counters(run) | _scores(run, end) | _of_metrics(run) | _lag(run)
+    return row | _by_littles_law(row, run)
 
 
 def _counters(run: Run) -> dict[str, float]:
@@ -291,6 +297,22 @@ def _lag(run: Run) -> dict[str, float]:
         mean, p95 = mean_and_p95(bins)
         values |= {name: x for name, x in ((str(unit), mean), (f"{unit}_p95", p95)) if name in _OF_LAG}
     return values
+
+
+def _by_littles_law(row: Mapping[str, Any], run: Run) -> dict[str, float]:
+    """The lag that speed and age predict: see `analysis.little`."""
+    bins = run.lag_histogram()
+    n_samples = float(bins.loc[bins["unit"] == "lag_seconds", "samples"].sum())
+    if not (n_samples > 0.0 and row["updates"] > 0.0 and row["wall_seconds"] > 0.0):
+        return {}
+    per_second, per_update = n_samples / row["wall_seconds"], n_samples / row["updates"]
+    on_their_way = per_second * row["lag_seconds"]
+    return {
+        "samples_per_second": per_second,
+        "samples_on_their_way": on_their_way,
+        "samples_per_update": per_update,
+        "lag_updates_predicted": on_their_way / per_update,
+    }
 
 
 def mean_and_p95(bins: pd.DataFrame) -> tuple[float, float]:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from analysis import cli, published
 from analysis.crossings import threshold_table
+from analysis.little import little_table
 from analysis.run import Run
 from analysis.scores import aggregate_table, improvement_table, score_rows, score_tables
 from analysis.summary import counted_rows, summarise, tally_of
@@ -70,6 +71,7 @@ def make_tables(runs: Sequence[Run], threshold: float | None = None, every_publi
         aggregate_table(summary, rows),
         improvement_table(summary),
         threshold_table(runs, threshold),
+        little_table(summary),
         cost_table(summary),
     ]
     return [table for table in found if table is not None]
