@@ -21,13 +21,15 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from analysis import caption, cli, gallery, page, table
+from analysis import caption, cli, gallery, page, study, table
 from analysis.configurations import commands, differences
 from analysis.gallery import FigureKind
 from analysis.groups import Member, SeedGroup, group_runs
 from analysis.page import Chapter
 from analysis.run import Run
+from analysis.studied import Study, has_forced_lag, make_study
 from analysis.summary import summarise
+from analysis.writing import Table
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,11 @@ class Report:
         return parts + (
             [page.folded(f"Not in this figure ({len(left_out)})", page.points(left_out))] if left_out else []
         )
+
+    def tabulate(self, table: Table) -> list[str]:
+        """The HTML of a table, which is written beside the page."""
+        self.files += table.write(self.folder)
+        return [page.heading(table.title), page.table(table.text), page.small(*table.notes)]
 
     def excuses(self) -> list[str]:
         """What is missing, and why."""
@@ -127,6 +134,7 @@ def _write(
             yield from report.draw(kind, runs, warnings)
 
     headline = list(drawn(gallery.HEADLINE))
+    as_a_setting = _lag_as_a_setting(runs, report, threshold, warnings, say) if has_forced_lag(runs) else []
     say("Making the tables.")
     tables = _tables(runs, report, threshold)
     others = list(drawn(gallery.OTHERS))
@@ -136,6 +144,7 @@ def _write(
     chapters = [
         Chapter("What was run", _what_was_run(groups)),
         Chapter("Headline figures", headline),
+        Chapter("Lag as a setting", as_a_setting),
         Chapter("Tables", tables),
         Chapter("Other figures", others),
         Chapter("Not drawn", report.excuses()),
@@ -185,11 +194,30 @@ def _what_was_run(groups: Sequence[SeedGroup[Member]]) -> list[str]:
 
 
 def _tables(runs: list[Run], report: Report, threshold: float | None) -> list[str]:
+    return [part for one in table.make_tables(runs, threshold) for part in report.tabulate(one)]
+
+
+def _lag_as_a_setting(
+    runs: list[Run], report: Report, threshold: float | None, heard: list[str], say: Callable[[str], None]
+) -> list[str]:
+    """The figures and tables of `analysis.study`, where lag was forced."""
+    say("Studying lag.")
+    found = make_study(runs, threshold)
     parts: list[str] = []
-    for one in table.make_tables(runs, threshold):
-        report.files += one.write(report.folder)
-        parts += [page.heading(one.title), page.table(one.text), page.small(*one.notes)]
+    for name, (title, draw) in study.FIGURES.items():
+        parts += report.draw(FigureKind(name, title, partial(_of_study, draw, found)), runs, heard)
+    for name, make in study.tables().items():
+        try:
+            one = make(found)
+        except cli.NothingToDrawError as nothing:
+            report.missing.append((name, str(nothing)))
+            continue
+        parts += report.tabulate(one)
     return parts
+
+
+def _of_study(draw: Callable[[Study], gallery.Drawn], found: Study, runs: list[Run]) -> gallery.Drawn:
+    return draw(found)
 
 
 def _troubles(runs: Sequence[Run], broken: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ A run has a *forced* lag if its algorithm lets it be set (`algo.lag.updates`); o
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,12 +127,21 @@ def make_study(runs: Sequence[Run], goals: Mapping[str, float] | float | None = 
         curve = curves[run.path]
         return Studied(run, row, places[run.path], curve, _arrivals(run, curve, chosen[run.env].value))
 
-    forced = labelled([run for run in runs if places[run.path]], lambda run: places[run.path])
+    forced = _named([run for run in runs if places[run.path]], lambda run: places[run.path])
     lines = _lines([studied(run) for run in forced])
     usual = usual_rates([studied(run) for run in forced])
-    ways = [run for run in runs if _is_a_way(run, places[run.path], usual)]
-    ways = [replace(run, label=short_label(run.label)) for run in labelled(ways)]
+    ways = _named([run for run in runs if _is_a_way(run, places[run.path], usual)], lambda run: "anywhere")
     return Study(lines, group_traces(studied(run) for run in ways), chosen)
+
+
+def _named(runs: Sequence[Run], explained: Callable[[Run], object]) -> list[Run]:
+    """Labelled by what else differs, the names of sweeps apart: one configuration may be a part of several sweeps."""
+    return [replace(run, label=short_label(run.label)) for run in labelled(runs, explained)]
+
+
+def has_forced_lag(runs: Iterable[Run]) -> bool:
+    """Whether there is anything for a study."""
+    return any(place is not None and place.lag > 0.0 for place in (place_of(run, 0.0) for run in runs))
 
 
 def correction_of(run: Run) -> str:

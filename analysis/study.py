@@ -239,14 +239,18 @@ def _set_heights(panel: Axes, quantity: Quantity, rows: pd.DataFrame) -> None:
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-FIGURES: Mapping[str, Callable[[Study], Drawn]] = {
-    "study_score": score,
-    "study_time": time,
-    "study_divergence": divergence,
-    "study_rates": rates.figure_and_table,
-    "study_prediction": prediction.figure_and_table,
+FIGURES: Mapping[str, tuple[str, Callable[[Study], Drawn]]] = {  # by the name of the files: title, and how it is made
+    "study_score": ("Score and area against lag", score),
+    "study_time": ("Frames and seconds to a score against lag", time),
+    "study_divergence": ("Effective sample size and KL against lag", divergence),
+    "study_rates": ("The largest stable learning rate against lag", rates.figure_and_table),
+    "study_prediction": ("Asynchronous runs on the curve of forced lag", prediction.figure_and_table),
 }
-TABLES: Mapping[str, Callable[[Study], Table]] = {"lag_prediction": prediction.table}
+
+
+def tables(base: str | None = None) -> Mapping[str, Callable[[Study], Table]]:
+    """By the name of the files; `base` is of the price list."""
+    return {"lag_prediction": prediction.table, "price_list": partial(prices.price_list, base=base)}
 
 
 def write(runs: Sequence[Run], folder: Path, goals: Mapping[str, float] | float | None, base: str | None) -> list[Path]:
@@ -258,13 +262,12 @@ def write(runs: Sequence[Run], folder: Path, goals: Mapping[str, float] | float 
     found = make_study(runs, goals)
     files: list[Path] = []
     reasons = []
-    for name, draw in FIGURES.items():
+    for name, (_, draw) in FIGURES.items():
         try:
             files += cli.save(name, *draw(found), folder)
         except cli.NothingToDrawError as reason:
             reasons.append(f"{name} is left out: {reason}")
-    tables: dict[str, Callable[[Study], Table]] = {**TABLES, "price_list": partial(prices.price_list, base=base)}
-    for name, make in tables.items():
+    for name, make in tables(base).items():
         try:
             files += make(found).write(folder)
         except cli.NothingToDrawError as reason:

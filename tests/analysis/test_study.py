@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import load_runs, rates
+from analysis import gallery, load_runs, rates, write_report
 from analysis.cli import NothingToDrawError
 from analysis.curves import ReturnTrace
 from analysis.groups import SeedGroup
@@ -20,7 +20,7 @@ from analysis.rates import Grid
 from analysis.run import Run
 from analysis.statistics import Estimate, median_crossings
 from analysis.studied import Line, Studied, Study, correction_of, make_study, mean_of, median_of, n_reached, short_label
-from analysis.study import main, score, time
+from analysis.study import FIGURES, main, score, time
 
 GOAL = 50.0
 
@@ -172,6 +172,18 @@ def test_the_price_list_by_hand(found):
     assert text.loc["PAAC (base)", "throughput gained (x)"] == "1.00"
 
 
+def test_one_configuration_in_two_sweeps_is_one_way(write, run_writer, tmp_path):
+    for seed in range(3):
+        for name, speed in (("quiet", 4.0), ("loaded", 1.0)):
+            write(tmp_path / name, "paac", seed=seed, speed=speed, settings=paac(0))
+            config = tmp_path / name / "demo" / "CartPole-v1" / "paac" / "paac" / f"seed{seed}" / "config.yaml"
+            config.write_text(config.read_text().replace("name: demo", f"name: {name}"))
+    found = make_study(load_runs(tmp_path / "quiet", tmp_path / "loaded"), GOAL)
+    (way,) = found.ways
+    assert (way.name, len(way.traces)) == ("PAAC", 3)
+    assert mean_of(way, "frames_per_second").value == 4.0  # of the root that was named first
+
+
 def test_another_base(found):
     rows = price_list(found, "A3C").numbers.set_index("way")
     assert rows.loc["PAAC", ["throughput", "frames_needed"]].tolist() == pytest.approx([1 / 3, 0.5])
@@ -315,3 +327,20 @@ def test_what_the_runs_do_not_allow_is_a_sentence(write, tmp_path, capsys):
     assert "price_list is left out: No environment has runs of PAAC without a forced lag" in said
     with pytest.raises(NothingToDrawError):
         score(make_study(load_runs(tmp_path)))
+
+
+@pytest.mark.usefixtures("inkless")
+def test_the_report_has_a_chapter_where_lag_was_forced(ways, write, tmp_path, monkeypatch):
+    for part in ("HEADLINE", "OTHERS"):
+        monkeypatch.setattr(gallery, part, ())
+    kinds = {name: kind for name, kind in FIGURES.items() if name in ("study_score", "study_rates")}
+    monkeypatch.setattr("analysis.study.FIGURES", kinds)
+    write_report(load_runs(ways), tmp_path / "forced", threshold=GOAL)
+    page = (tmp_path / "forced" / "index.html").read_text()
+    assert page.count("Lag as a setting") == 2  # heading and link
+    assert "2.00 [1.83, 2.20]" in page  # the price list
+    assert "The largest stable learning rate against lag: No environment has two values" in page
+    assert (tmp_path / "forced" / "study_score.csv").exists()
+    write(tmp_path / "plain", "a3c", "a3c")
+    write_report(load_runs(tmp_path / "plain"), tmp_path / "without")
+    assert "Lag as a setting" not in (tmp_path / "without" / "index.html").read_text()
