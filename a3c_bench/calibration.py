@@ -9,6 +9,8 @@ per second as it stands for: four per update in DQN. Drawing and storing are not
 
 For processes that work side by side (A3C) one is measured, alone on one core, and the bound is as many times more as
 there are processes, or cores for them.
+
+Simulation is measured with env.step_time: a step of the acting batch waits for its slowest environment.
 """
 
 import statistics
