@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from a3c_bench.acting.policy import Choice, to_device
 from a3c_bench.core.lag import Stamp, age, split
@@ -27,10 +28,17 @@ class Experience:
         envs: for the shape of an observation and the number of actions.
         network: for the size of its state.
         pacing: is told when slots are free.
+        keeps_ends: what followed the last step is kept, for who learns to value it.
     """
 
     def __init__(
-        self, n_slots: int, t_max: int, envs: EnvSpec | VectorEnv, network: ActorCritic, pacing: Unpaced
+        self,
+        n_slots: int,
+        t_max: int,
+        envs: EnvSpec | VectorEnv,
+        network: ActorCritic,
+        pacing: Unpaced,
+        keeps_ends: bool = False,
     ) -> None:
         self.t_max = t_max
         self.pacing = pacing
@@ -46,6 +54,10 @@ class Experience:
         self.bootstrap = np.zeros(n_slots, dtype=np.float32)  # V of the state after the last step, when it was seen
         self.stamps = np.zeros((t_max, n_slots, 3))  # version, frames and seconds when each action was chosen
         self.complete_at = np.zeros(n_slots)  # theta's version then
+        self.keeps_ends = keeps_ends
+        n_ends = n_slots if keeps_ends else 0
+        self.end_observations = np.zeros((n_ends, *envs.observation_shape), dtype=envs.observation_dtype)
+        self.end_state = np.zeros((n_ends, network.state_size), dtype=np.float32)
         self._free = deque(range(n_slots))
 
     def slot(self) -> int:
@@ -58,6 +70,10 @@ class Experience:
         """Nobody reads these any more; the update from them, if there was any, is counted."""
         self.pacing.learnt(slots)
         self._free.extend(slots)
+
+    def ends(self, slots: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """What followed the rollouts [B] in these slots: observations [B, ...], and the state [B, S] of the network."""
+        return to_device(self.end_observations[slots], device), to_device(self.end_state[slots], device)
 
     def batch(self, slots: Sequence[int], device: torch.device) -> Batch:
         """The rollouts [B] in these slots, padded at their ends to the longest."""
@@ -188,6 +204,9 @@ class Agents:
         experience.truncated[slots] = (step.truncated & step.valid)[complete]
         experience.bootstrap[slots] = values[complete]
         experience.complete_at[slots] = version
+        if experience.keeps_ends:
+            experience.end_observations[slots] = step.observations[complete]
+            experience.end_state[slots] = self.state[agents]
         self.slots[agents] = [experience.slot() for _ in slots]
         return slots.tolist()
 

@@ -251,6 +251,8 @@ class Trainer:
         options, tally, notes, learner = self.options, self.tally, self.notes, self.learner
         version = tally.version
         batch = self.experience.batch(slots, self.device)
+        if not options.stale_bootstrap:
+            batch = batch._replace(bootstrap=learner.values(*self.experience.ends(slots, self.device)))
         stamps = self.experience.stamps[: len(batch.valid), slots]  # [T, B, 3]
         valid = np.arange(len(stamps))[:, None] < self.experience.lengths[slots]  # [T, B]
         young = valid
@@ -322,7 +324,8 @@ class Staff:
         self.statistics = SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
         self.tally = Tally(_rows_needed(options), config.env.frame_skip, session.clock)
         self.pacing = make_pacing(options, self.tally)
-        self.experience = Experience(slots_needed(options), options.t_max, self.spec, self.network, self.pacing)
+        n_slots, keeps_ends = slots_needed(options), not options.stale_bootstrap
+        self.experience = Experience(n_slots, options.t_max, self.spec, self.network, self.pacing, keeps_ends)
         seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
         n_agents, batch_size = largest_sizes(options).n_agents, acting_batch(options)
         # Who are held back may be too few for a batch: the others come one by one then.

@@ -155,6 +155,7 @@ class GA3CConfig:
     loss_reduction: str = option("sum", choices=ACTOR_CRITIC_REDUCTIONS)
     log_epsilon: float = option(1e-6, at_least=0.0)  # log(pi + epsilon)
     ratio_clip: float | None = option(None, above=0.0)  # epsilon of the clipped surrogate, as in PPO; null: none
+    stale_bootstrap: bool = True  # returns end with V of who acted; false: of theta as it learns
     max_lag_updates: int | None = option(None, at_least=0)  # when a trainer takes a sample; null: no bound
     lag_control: str = option("discard", choices=("discard", "pace"))  # of older samples, or of who would make them
     synchronous: bool = False  # lock step, without lag: the control experiment

@@ -23,6 +23,7 @@ LATER: dict[str, Any] = {
     "adjust": {"max_mean_lag_updates": None},
     "stale": {"aware": False, "delay_compensation": 0.0},
 }
+LATER_IN: dict[str, dict[str, Any]] = {"ga3c": {"stale_bootstrap": True}}  # where an algorithm was otherwise
 _VTRACE, _DUELING = ("ga3c",), ("dqn", "gorila")  # algorithms that had these keys; another package's are its own
 _PARTS_OF_PATHS = {
     "advantage=vtrace": "algo.correction=vtrace",
@@ -58,7 +59,10 @@ def upgraded(there: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -
     if isinstance(algo, dict) and isinstance(network, dict) and algo.get("name") in _DUELING:
         dueling = algo.pop("dueling", None)
         network.update({} if dueling is None else {"dueling": dueling})
-    return config if asked is None else _with_new_keys(config, asked, asdict(Config(algo=LATER)))
+    if asked is None:
+        return config
+    later = LATER | LATER_IN.get(algo.get("name", ""), {}) if isinstance(algo, dict) else LATER
+    return _with_new_keys(config, asked, asdict(Config(algo=later)))
 
 
 def _with_new_keys(there: dict[str, Any], asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import functools
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from a3c_bench.algos.ga3c import (
 )
 from a3c_bench.algos.settings import AdjustConfig
 from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.rollout import Batch
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import EARLIER
 from a3c_bench.runtime.directory import read_status
@@ -192,6 +194,28 @@ def test_the_bootstrap_is_the_value_of_the_state_after_the_last_step() -> None:
                     value = parts.predictor.network(rollout.observations[:1], torch.zeros(1, 0))[1][0]
                 assert previous.bootstrap == pytest.approx(float(value), rel=1e-5, abs=1e-6)
             previous = rollout
+
+
+@pytest.mark.parametrize("lstm_size", [None, 5])
+def test_a_fresh_bootstrap_is_the_value_of_the_same_state_to_theta_as_it_learns(lstm_size: int | None) -> None:
+    config = with_algo(stale_bootstrap=False)
+    parts = Parts(replace(config, network=replace(config.network, lstm_size=lstm_size)))
+    slots = parts.collect(6)
+    as_seen = torch.from_numpy(parts.experience.bootstrap[slots].copy())
+    values = partial(parts.trainer.learner.values, *parts.experience.ends(slots, torch.device("cpu")))
+    torch.testing.assert_close(values(), as_seen)  # theta has not changed yet
+    parts.trainer.learn(parts.collect(6))
+    fresh, seen = values(), []
+    assert not torch.allclose(fresh, as_seen)
+    differentiate = parts.trainer.learner.differentiate
+
+    def watch(batch: Batch, keep: torch.Tensor | None = None) -> Any:
+        seen.append(batch.bootstrap)
+        return differentiate(batch, keep)
+
+    parts.trainer.learner.differentiate = watch  # type: ignore[method-assign]
+    parts.trainer.learn(slots)
+    torch.testing.assert_close(seen[0], fresh)
 
 
 def test_merging_pads_at_the_end() -> None:
@@ -479,6 +503,7 @@ def learnt(config: Config) -> torch.Tensor:
         (with_algo(loss_reduction="mean_over_envs"), SMALL),
         (with_algo(log_epsilon=0.1), SMALL),
         (with_algo(max_lag_updates=0), SMALL),
+        (with_algo(stale_bootstrap=False), SMALL),
         (VTRACE, FAR),
         (replace(FAR, algo=replace(FAR.algo, ratio_clip=0.05)), FAR),
         (replace(VTRACE, advantage=replace(VTRACE.advantage, rho_bar=0.5)), VTRACE),
@@ -551,6 +576,7 @@ def lock_step(tmp_path: Path, advantage: str = "nstep", **changes: Any) -> torch
 def test_without_lag_nothing_that_is_done_about_it_changes_anything(tmp_path: Path) -> None:
     plain = lock_step(tmp_path)
     assert torch.equal(lock_step(tmp_path, max_lag_updates=0), plain)
+    torch.testing.assert_close(lock_step(tmp_path, stale_bootstrap=False), plain, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(lock_step(tmp_path, "vtrace"), plain, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(lock_step(tmp_path, log_epsilon=1e-9), plain, rtol=1e-3, atol=1e-4)
     lag = pd.read_csv(tmp_path / "nstep" / "lag.csv")

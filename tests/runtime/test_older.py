@@ -12,7 +12,7 @@ from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.config import compose, load_config, run_directory
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime.directory import RunDirectory, plain, read_yaml
-from a3c_bench.runtime.older import LATER
+from a3c_bench.runtime.older import LATER, LATER_IN
 from a3c_bench.schema import Config
 
 
@@ -39,6 +39,7 @@ def older_run(place: Path, content: dict[str, Any]) -> Path:
         ("a3c", "env.step_time.distribution=exponential"),
         ("a3c", "algo.stale.aware=true"),
         ("ga3c", "algo.lag_control=pace"),
+        ("ga3c", "algo.stale_bootstrap=false"),
         ("ga3c", "algo.adjust.max_mean_lag_updates=2"),
         ("gorila", "algo.stale.aware=true"),
     ],
@@ -70,7 +71,8 @@ def test_what_came_later_has_its_default() -> None:
 
 def later_than_all_of(algo: str) -> dict[str, Any]:
     """What came later than the algorithm itself."""
-    return {key: value for key, value in LATER.items() if (algo, key) != ("ga3c", "log_epsilon")}
+    later = LATER | LATER_IN.get(algo, {})
+    return {key: value for key, value in later.items() if (algo, key) != ("ga3c", "log_epsilon")}
 
 
 def without(there: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
