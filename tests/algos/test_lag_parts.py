@@ -42,7 +42,9 @@ RUNS: dict[str, tuple[Any, set[str]]] = {  # with the parts that there may be
     "a3c": (A3CConfig(n_workers=2), {ROLLOUT, GRADIENT}),
     "ga3c": (GA3CConfig(n_agents=8, n_predictors=2, n_trainers=2, min_training_batch=10), {*PARTS}),
     "ga3c, in lock step": (GA3CConfig(n_agents=4, synchronous=True), set()),
+    "ga3c, paced": (GA3CConfig(n_agents=8, lag_control="pace", max_lag_updates=6), {*PARTS}),
     "dqn": (DQNConfig(replay=ReplayConfig(**REPLAY)), {QUEUE}),
+    "dqn, overlap": (DQNConfig(n_envs=2, overlap=True, replay=ReplayConfig(**REPLAY)), {QUEUE}),
     "gorila": (GorilaConfig(n_learners=2, refresh_period_agent_steps=10, replay=GorilaReplayConfig(**REPLAY)),
                {QUEUE, GRADIENT}),
 }  # fmt: skip
