@@ -155,6 +155,12 @@ def test_a_run_ends_while_all_agents_wait(tmp_path: Path, monkeypatch: pytest.Mo
     assert 0 < status["updates"] < 30
     assert time.monotonic() - began < 30.0
     assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
+    if end == "signal":  # and goes on from there
+        seconds = status["wall_seconds"] + 0.5
+        again = train(replace(config, budget=BudgetConfig(frames=None, wall_clock_seconds=seconds)), tmp_path)
+        assert again["state"] == "finished"
+        assert again["updates"] > status["updates"]
+        assert pd.read_csv(tmp_path / "lag_histogram.csv").query("unit == 'lag_updates'").lower.tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
