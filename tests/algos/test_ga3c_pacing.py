@@ -24,7 +24,7 @@ ONE = {"n_predictors": 1, "n_trainers": 1}
 ADJUSTED = AdjustConfig(enabled=True, window_seconds=0.05, max_predictors=3, max_trainers=3)
 
 
-def paced(bound: int, n_frames: int = 300, **changes: Any) -> Config:
+def paced(bound: int, n_frames: int = 200, **changes: Any) -> Config:
     config = with_algo(lag_control="pace", max_lag_updates=bound, **changes)
     return replace(config, budget=BudgetConfig(frames=n_frames))
 

@@ -101,7 +101,7 @@ def test_no_sample_is_too_old_when_a_trainer_takes_it_and_nobody_waits_forever(
 ) -> None:
     for seed in range(2):
         world = World(bound, t_max, batch, n_trainers, seed)
-        for _ in range(20):
+        for _ in range(10):
             before = world.version
             for _ in range(2000):
                 world.turn()
