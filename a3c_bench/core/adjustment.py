@@ -7,11 +7,12 @@ it would be taken back, measured anew after each rejection.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from a3c_bench.core.lag import Samples
+if TYPE_CHECKING:  # it imports torch, for which bad input does not wait
+    from a3c_bench.core.lag import Samples
 
 
 class Sizes(NamedTuple):
@@ -64,7 +65,7 @@ class Adjuster:
         self._begun: tuple[float, int] | None = None
         self._lag, self._n_samples = 0.0, 0  # sum and number, of this window
 
-    def learnt(self, lag_updates: Samples) -> None:
+    def learnt(self, lag_updates: "Samples") -> None:
         """Takes the lag of each sample of an update, a flat array or tensor."""
         self._lag += float(lag_updates.sum())
         self._n_samples += len(lag_updates)
