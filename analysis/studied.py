@@ -191,7 +191,7 @@ def short_label(label: str) -> str:
     return ", ".join(
         key if value == "True" else f"{key}{sign}{value}"
         for key, sign, value in pairs
-        if value not in ("False", "null", "unset")
+        if value not in ("False", "null", "none", "unset")
     )
 
 

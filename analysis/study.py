@@ -46,7 +46,6 @@ _STYLES: Mapping[str, style.Look] = {  # by the first word of a correction; colo
     "steps": style.Look("#CC79A7", (0, (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)), "v"),
     "delay": style.Look("#56B4E9", (0, (1.0, 1.2)), "P"),
 }
-_OF_UNIFORM: style.LineStyle = (0, (2.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -161,16 +160,14 @@ def _points(line: Line, quantity: Quantity) -> pd.DataFrame:
 
 
 def _looks(lines: Sequence[Line]) -> dict[str, style.Look]:
-    """By the name of a line, in the order of a legend."""
+    """By the name of a line, in the order of a legend: a colour per correction, and no two lines alike."""
     looks: dict[str, style.Look] = {}
+    styles, markers = list(style.LINE_STYLES.values()), list(style.MARKERS.values())
     for line in lines:
-        look = _STYLES[line.correction.split()[0]]
-        used = [one.colour for one in looks.values()].count(look.colour) if line.name not in looks else 0
-        if line.distribution != "fixed" or used:
-            styles = list(style.LINE_STYLES.values())
-            markers = list(style.MARKERS.values())
-            look = style.Look(look.colour, styles[(used + 3) % len(styles)], markers[(used + 3) % len(markers)])
-        looks.setdefault(line.name, look)
+        first = _STYLES[line.correction.split()[0]]
+        others = [style.Look(first.colour, *pair) for pair in zip(styles, markers, strict=True)][::-1]
+        free = [look for look in [first, *others] if look not in looks.values()] or [first]
+        looks.setdefault(line.name, free[0])
     return looks
 
 

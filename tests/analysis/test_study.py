@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import gallery, load_runs, rates, write_report
+from analysis import gallery, load_runs, rates, style, write_report
 from analysis.cli import NothingToDrawError
 from analysis.curves import ReturnTrace
 from analysis.groups import SeedGroup
@@ -24,6 +24,7 @@ from analysis.studied import (
     Studied,
     Study,
     correction_of,
+    counted,
     has_forced_lag,
     make_study,
     mean_of,
@@ -31,7 +32,7 @@ from analysis.studied import (
     n_reached,
     short_label,
 )
-from analysis.study import FIGURES, main, score, time
+from analysis.study import FIGURES, _looks, main, score, time
 
 GOAL = 50.0
 
@@ -55,6 +56,7 @@ def write(run_writer):
         counters = {"frames": [frames], "agent_steps": 0, "updates": 0, "wall_seconds": 1.0}
         table = pd.DataFrame(counters).assign(lag_updates_mean=lag, lag_kl_nats_mean=lag / 10)
         table.to_csv(path / "lag.csv", index=False)
+        return path
 
     return run
 
@@ -126,6 +128,19 @@ def test_a_seed_that_ends_below_the_score_is_censored(write, tmp_path):
     assert (value, low, high) == (32.0, 30.0, np.inf)  # the third of five; resamples may hold too few that arrive
 
 
+def test_a_seed_that_failed_before_its_first_game_never_arrives(write, tmp_path):
+    for seed in range(4):
+        path = write(tmp_path, "lag2", seed=seed, arrives=30, settings=paac(2))
+        if seed > 1:
+            (path / "episodes.csv").unlink()
+            (path / "eval.csv").unlink()
+            status = json.loads((path / "status.json").read_text())
+            (path / "status.json").write_text(json.dumps(status | {"state": "failed" if seed == 2 else "running"}))
+    (line,) = make_study(load_runs(tmp_path), GOAL).lines
+    assert n_reached(line.cells[2.0]) == (2, 3)  # nothing is known of the one that runs
+    assert counted(line.cells[2.0], "score").tolist() == [1.0, 1.0]
+
+
 def test_lines_are_told_apart_by_correction_distribution_and_what_else_differs(write, tmp_path):
     for k in (2, 8):
         write(tmp_path, f"fixed{k}", settings=paac(k, t_max=5))
@@ -138,6 +153,9 @@ def test_lines_are_told_apart_by_correction_distribution_and_what_else_differs(w
     names = [*(f"{name}, t_max=5" for name in fives), "no correction, t_max=20"]
     assert sorted(line.name for line in found.compared()) == sorted(names)
     assert {line.rate for line in found.compared()} == {0.01}  # that of most runs
+    looks = _looks(found.compared())
+    assert len(looks) == len({*looks.values()}) == 4
+    assert {look.colour for name, look in looks.items() if name.startswith("no")} == {style.COLOURS["paac"]}
     assert {line.rate for line in found.lines} == {0.01, 0.001}
 
 
@@ -203,7 +221,10 @@ def test_another_base(found):
 
 
 def test_what_is_switched_off_is_no_part_of_a_name():
-    assert short_label("n_agents=16, overlap=True, synchronous=False, max_lag=null") == "n_agents=16, overlap"
+    assert (
+        short_label("n_agents=16, overlap=True, synchronous=False, max_lag=null, distribution=none")
+        == "n_agents=16, overlap"
+    )
     assert short_label("hidden_sizes=[64, 64]") == "hidden_sizes=[64, 64]"
     assert factor(Estimate(*map(np.asarray, (1.5, 1.25, np.inf)))) == "1.50 [1.25, never]"
 
