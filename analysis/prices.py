@@ -38,7 +38,10 @@ def price_list(found: Study, base: str | None = None) -> Table:
             lines += [(env, way, way is reference, _factors(way, reference)) for way in ways]
     if not lines:
         wanted = base or "PAAC without a forced lag"
-        raise NothingToDrawError(f"No environment has runs of {wanted} and of another way of being parallel beside it.")
+        known = ", ".join(dict.fromkeys(way.name for way in found.ways))
+        raise NothingToDrawError(
+            f"No environment has runs of {wanted} and of another way of being parallel beside it; there are: {known}."
+        )
     numbers = pd.DataFrame([_numbers(*line, found.goals[line[0]]) for line in lines])
     text = pd.DataFrame([_cells(*line) for line in lines])
     return Table("price_list", "What each way of being parallel costs", numbers, text, _notes(lines, found, numbers))

@@ -254,8 +254,12 @@ def write(runs: Sequence[Run], folder: Path, goals: Mapping[str, float] | float 
     """Writes all that the runs allow, and gives the files; what they do not is a warning.
 
     Raises:
-        NothingToDrawError: they allow nothing.
+        NothingToDrawError: they allow nothing, or a score is asked for in an environment that they do not have.
     """
+    envs = {run.env for run in runs}
+    unknown = sorted({*goals} - envs) if isinstance(goals, Mapping) else []
+    if unknown:
+        raise cli.NothingToDrawError(f"No run is of {', '.join(unknown)}, only of {', '.join(sorted(envs))}.")
     found = make_study(runs, goals)
     files: list[Path] = []
     reasons = []
@@ -296,7 +300,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _threshold(text: str) -> tuple[str, float]:
     env, _, value = text.rpartition("=")
-    return env, float(value)
+    try:
+        return env, float(value)
+    except ValueError:
+        problem = f"{text} must be a return, or an environment and its return: Catch-v0=0.8"
+        raise argparse.ArgumentTypeError(problem) from None
 
 
 if __name__ == "__main__":

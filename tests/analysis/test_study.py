@@ -353,6 +353,11 @@ def test_the_command_writes_what_the_runs_allow(ways, tmp_path):
 
 def test_what_the_runs_do_not_allow_is_a_sentence(write, tmp_path, capsys):
     write(tmp_path, "a3c", "a3c", settings={"n_workers": 2})
+    assert main([str(tmp_path), "--threshold", "Pong=18"]) == 2
+    assert capsys.readouterr().err == "No run is of Pong, only of CartPole-v1.\n"
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--threshold", "Pong=high"])
+    assert "Pong=high must be a return, or an environment and its return" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "study_score is left out: No environment has runs with two or more values of algo.lag.updates." in said
