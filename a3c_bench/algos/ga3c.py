@@ -117,7 +117,7 @@ class Predictor:
                 prediction = self.predict(step)
                 round_is_over = n_turns > 0 and n_turns % self.agents.experience.t_max == 0
                 begun = self.lengths(step) > 0
-                rollouts += self.complete(step, prediction, _ended(step) | (round_is_over & begun))
+                rollouts += self.complete(step, prediction, step.ended | (round_is_over & begun))
                 self.timer.lap("predict")
                 if round_is_over and rollouts:  # there are none if nothing but phantoms went on
                     training.put(member, rollouts)
@@ -141,7 +141,7 @@ class Predictor:
             return []
         prediction = self.predict(step)
         full = self.lengths(step) == self.agents.experience.t_max
-        rollouts = self.complete(step, prediction, _ended(step) | full)
+        rollouts = self.complete(step, prediction, step.ended | full)
         self.act(step, prediction)
         return rollouts
 
@@ -299,10 +299,6 @@ def _with_share(report: WorkerReport, column: str, phases: Sequence[str]) -> Wor
     """The report, with the share of its time that these phases took."""
     report.ratios[column] = sum(report.seconds[phase] for phase in phases), sum(report.seconds.values())
     return report
-
-
-def _ended(step: Step) -> NDArray[np.bool_]:
-    return step.valid & (step.terminated | step.truncated)
 
 
 class Staff:

@@ -22,6 +22,11 @@ class Step(NamedTuple):
     valid: NDArray[np.bool_]  # False for the phantom step of an auto-reset, which is nobody's experience
     episodes: list[Episode]  # the games that ended
 
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """[B], where a return ends: with the game, a life or the time."""
+        return self.valid & (self.terminated | self.truncated)
+
 
 class VectorEnv:
     """N environments that step together, or (with a batch_size) each when its action has come.
