@@ -130,9 +130,10 @@ def test_an_artificial_delay_is_measured() -> None:
 
 
 def test_lag_is_zero_for_every_sample_of_a_run(tmp_path: Path) -> None:
-    status = train(SMALL, tmp_path)
+    status = train(replace(SMALL, lag=LagConfig(divergence_every_updates=1)), tmp_path)
     lag = pd.read_csv(tmp_path / "lag.csv")
     assert len(lag) >= 5
+    assert (lag.value_lag_max < 1e-5).all()
     assert (lag.lag_updates_max == 0).all()
     assert (lag.lag_kl_nats_max < 1e-6).all()
     assert ((lag.importance_ratio_mean - 1).abs() < 1e-5).all()
