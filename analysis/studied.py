@@ -130,13 +130,40 @@ def make_study(runs: Sequence[Run], goals: Mapping[str, float] | float | None = 
     forced = _named([run for run in runs if places[run.path]], lambda run: places[run.path])
     lines = _lines([studied(run) for run in forced])
     usual = usual_rates([studied(run) for run in forced])
-    ways = _named([run for run in runs if _is_a_way(run, places[run.path], usual)], lambda run: "anywhere")
+    ways = _named_by_what_is_unusual([run for run in runs if _is_a_way(run, places[run.path], usual)])
     return Study(lines, group_traces(studied(run) for run in ways), chosen)
 
 
 def _named(runs: Sequence[Run], explained: Callable[[Run], object]) -> list[Run]:
     """Labelled by what else differs, the names of sweeps apart: one configuration may be a part of several sweeps."""
     return [replace(run, label=short_label(run.label)) for run in labelled(runs, explained)]
+
+
+def _named_by_what_is_unusual(runs: Sequence[Run]) -> list[Run]:
+    """As `_named`; a value that most configurations of an algorithm have is no part of a label, and all others are."""
+    runs = labelled(runs, lambda run: "anywhere")
+    labels: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for run in runs:
+        labels[run.env, run.algo].add(run.label)
+    usual = {method: usual_parts(found) for method, found in labels.items()}
+
+    def name(run: Run) -> str:
+        parts = [part for part in run.label.split(", ") if part not in usual[run.env, run.algo]]
+        told = {_key(part) for part in usual[run.env, run.algo]}
+        return ", ".join(filter(None, (part if _key(part) in told else short_label(part) for part in parts)))
+
+    return [replace(run, label=name(run)) for run in runs]
+
+
+def _key(part: str) -> str:
+    return part.rpartition("=")[0]
+
+
+def usual_parts(labels: Iterable[str]) -> set[str]:
+    """The parts of labels, such as `n_trainers=1`, that two thirds and more of at least three labels have."""
+    apart = [label.split(", ") for label in labels]
+    counts = Counter(part for parts in apart for part in parts)
+    return {part for part, n in counts.items() if part and len(apart) >= 3 and 3 * n >= 2 * len(apart)}
 
 
 def has_forced_lag(runs: Iterable[Run]) -> bool:

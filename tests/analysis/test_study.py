@@ -31,6 +31,7 @@ from analysis.studied import (
     median_of,
     n_reached,
     short_label,
+    usual_parts,
 )
 from analysis.study import FIGURES, _looks, main, score, time
 
@@ -380,3 +381,11 @@ def test_the_report_has_a_chapter_where_lag_was_forced(ways, write, tmp_path, mo
     assert (tmp_path / "forced" / "study_score.csv").exists()
     write(tmp_path / "plain", "a3c", "a3c")
     assert not has_forced_lag(load_runs(tmp_path / "plain"))
+
+
+def test_what_most_configurations_have_is_no_part_of_a_name() -> None:
+    labels = ["n=1, stale=True, kind=nstep", "n=2, stale=True, kind=nstep", "n=1, stale=False, kind=nstep"]
+    assert usual_parts(labels) == {"n=1", "stale=True", "kind=nstep"}
+    assert usual_parts(["overlap=False", "overlap=True"]) == set()
+    assert usual_parts(["workers=1", "workers=2", "workers=4"]) == set()
+    assert usual_parts([""]) == set()
