@@ -1,10 +1,15 @@
 """A small run, and a session without files, for the tests that step an algorithm themselves."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from a3c_bench.algos.paac import PAAC
 from a3c_bench.core.lag import Stamp
+from a3c_bench.envs import VectorEnv
 from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.ledger import WorkerReport
 from a3c_bench.runtime.recorder import METRIC_COLUMNS
@@ -72,3 +77,17 @@ class FakeSession:
 
     def add(self, **lags: Any) -> None:
         self.lags.append(lags)
+
+
+def hold_environments(paac: PAAC, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """From the rollout after the one that is gathered now, environments wait for the event before each step."""
+    held, step = threading.Event(), VectorEnv.step
+
+    def slow(envs: VectorEnv, actions: Any) -> Any:
+        assert held.wait(20.0)
+        return step(envs, actions)
+
+    assert paac.ahead is not None
+    with paac.ahead.standstill():
+        monkeypatch.setattr(VectorEnv, "step", slow)
+    return held

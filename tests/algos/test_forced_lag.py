@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import TIMES, FakeSession, small
+from common import TIMES, FakeSession, hold_environments, small
 
 from a3c_bench.acting.past import PastParameters
 from a3c_bench.algos import paac as paac_module
@@ -111,16 +111,9 @@ def test_overlap_learns_while_it_acts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The update begins and ends while the environments are held back."""
     paac, session = make_paac(OVERLAP)
     paac.update()
-    held, step = threading.Event(), VectorEnv.step
-
-    def slow(envs: VectorEnv, actions: Any) -> Any:
-        assert held.wait(20.0)
-        return step(envs, actions)
-
-    assert paac.ahead is not None
-    with paac.ahead.standstill():
-        monkeypatch.setattr(VectorEnv, "step", slow)
+    held = hold_environments(paac, monkeypatch)
     paac.update()
+    assert paac.ahead is not None
     assert session.counters.updates == 2
     assert paac.ahead.next is not None
     assert not paac.ahead.next.done()

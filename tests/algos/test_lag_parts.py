@@ -1,6 +1,5 @@
 """Where lag arises: the parts of lag_updates add up for every sample of every algorithm, and are what they say."""
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import FakeSession, small
+from common import FakeSession, hold_environments, small
 from turns import take_turns
 
 from a3c_bench.algos import a3c, gorila
@@ -26,7 +25,6 @@ from a3c_bench.algos.settings import (
 from a3c_bench.core.lag import LagMeter, Stamp, split
 from a3c_bench.core.replay import lag_of
 from a3c_bench.core.rollout import Batch
-from a3c_bench.envs import VectorEnv
 from a3c_bench.parallel.tally import EARLIER, Tally
 from a3c_bench.schema import BudgetConfig, LagConfig, OptimizerConfig, ReplayConfig
 from a3c_bench.train import train
@@ -109,15 +107,8 @@ def test_the_one_update_of_overlap_is_where_it_was_applied(slow: str, monkeypatc
     session = FakeSession(small(replace(SMALL_PAAC, overlap=True)))
     paac = PAAC(session.config, session)  # type: ignore[arg-type]
     paac.update()
-    held, step = threading.Event(), VectorEnv.step
-
-    def slowly(envs: VectorEnv, actions: Any) -> Any:
-        assert held.wait(20.0)
-        return step(envs, actions)
-
+    held = hold_environments(paac, monkeypatch)
     assert paac.ahead is not None
-    with paac.ahead.standstill():
-        monkeypatch.setattr(VectorEnv, "step", slowly)
     rollout = paac.ahead.exchange(paac.choose_policy, paac.actor.act)
     assert paac.ahead.next is not None
     if slow == "who learns":
