@@ -197,11 +197,11 @@ def policy_divergence(behaviour_log_probs: Tensor, current_log_probs: Tensor, ac
         actions: [N], int64.
 
     Returns:
-        kl [N], not below 0 (rounding would allow it), and ratio [N].
+        kl [N], not below 0 (rounding would allow it), and ratio [N], within e^-80 and e^80: neither 0 nor infinite.
     """
     difference = behaviour_log_probs - current_log_probs
     kl = (behaviour_log_probs.exp() * difference).sum(-1).clamp(min=0.0)
-    ratio = (-difference.gather(-1, actions.unsqueeze(-1)).squeeze(-1)).exp()
+    ratio = (-difference.gather(-1, actions.unsqueeze(-1)).squeeze(-1)).clamp(-80.0, 80.0).exp()
     return kl, ratio
 
 
@@ -214,6 +214,7 @@ def effective_sample_size(diverged: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ratios = diverged.get("importance_ratio")
     if ratios is None or not len(ratios):
         return {}
+    ratios = ratios / ratios.max()  # else the squares of small ones would all be 0
     return {"effective_sample_size": ratios.sum().square() / (len(ratios) * ratios.square().sum())}
 
 

@@ -1,5 +1,6 @@
 """Lag as a setting: who acts, what is measured, that overlap is a lag of one, and what a stop or a fault leaves."""
 
+import math
 import os
 import signal
 import threading
@@ -18,7 +19,7 @@ from a3c_bench.acting.past import PastParameters
 from a3c_bench.algos import paac as paac_module
 from a3c_bench.algos.paac import PAAC
 from a3c_bench.algos.settings import ForcedLagConfig, PAACConfig
-from a3c_bench.core.lag import effective_sample_size
+from a3c_bench.core.lag import effective_sample_size, policy_divergence
 from a3c_bench.envs import VectorEnv
 from a3c_bench.errors import ConfigError
 from a3c_bench.schema import AdvantageConfig, BudgetConfig, Config, OptimizerConfig
@@ -253,6 +254,15 @@ def test_the_effective_sample_size_by_hand() -> None:
     found = effective_sample_size({"importance_ratio": ratios, "lag_kl_nats": ratios})
     assert float(found["effective_sample_size"]) == pytest.approx(36 / (3 * 14))
     assert effective_sample_size({}) == effective_sample_size({"importance_ratio": ratios[:0]}) == {}
+
+
+@pytest.mark.parametrize("nats", [-300.0, -60.0, 60.0, 300.0])
+def test_policies_that_have_nothing_in_common_have_an_effective_sample_size(nats: float) -> None:
+    """Ratios of e^-60 have squares that float32 does not know; those of e^-300 are not known themselves."""
+    current = torch.tensor([[nats, 0.0], [nats - math.log(2), 0.0]])  # ratios of 1 and 1/2 times e^nats
+    _, ratio = policy_divergence(torch.zeros(2, 2), current, torch.tensor([0, 0]))
+    found = float(effective_sample_size({"importance_ratio": ratio})["effective_sample_size"])
+    assert found == pytest.approx(1.5**2 / (2 * 1.25) if abs(nats) == 60.0 else 1.0)
 
 
 @pytest.mark.parametrize("lstm_size", [None, 5])
