@@ -1,12 +1,14 @@
 """Asynchronous runs on the curve of forced lag: does their measured lag predict what they reach, and what they lose?
 
-Predicted: the curve of PAAC without a correction at the measured mean lag, means over seeds joined linearly in
-log(1 + lag); nothing beyond the largest lag that was forced. Other things than lag differ between algorithms, so that
-what an algorithm *loses* stands beside it: against its own runs without lag (A3C with one worker, GA3C in lock step),
-and on the curve against lag 0.
+Predicted: the curve of PAAC without a correction at the measured mean lag, means over seeds joined linearly in the
+order of the forced lags; nothing beyond what they reach. Lag is told in two units, each with a curve: in updates, along
+log(1 + lag), and by how far the policy has moved meanwhile, as KL in nats; an update of one algorithm may move the
+policy half as far as one of another. Other things than lag differ between algorithms, so that what an algorithm *loses*
+stands beside it: against its own runs without lag (A3C with one worker, GA3C in lock step), and on the curve against
+lag 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +30,12 @@ from analysis.summary import LABELS
 from analysis.writing import INTERVAL, NO_INTERVAL, Table
 
 QUANTITIES = ("score", "area")
+UNITS: Mapping[str, Callable[[Floats], Floats]] = {  # of lag, and along what the curve is linear
+    "lag_updates": np.log1p,
+    "lag_kl_nats": np.asarray,
+}
+_AXES = {"lag_updates": "mean lag, updates", "lag_kl_nats": "mean KL, nats"}
+_LINEAR_BELOW = {"lag_kl_nats": 0.1}
 WITHOUT_LAG = 0.01  # updates: a mean lag below counts as none
 _ESTIMATES = ("found", "predicted", "difference", "lost", "predicted_loss")
 
@@ -39,6 +47,7 @@ class Prediction:
     line: Line
     way: Cell
     quantity: str
+    unit: str  # of lag
     lag: Estimate
     found: Estimate
     predicted: Estimate  # NaN beyond the largest forced lag
@@ -48,7 +57,7 @@ class Prediction:
 
 
 def predictions(found: Study) -> list[Prediction]:
-    """One per way and quantity, in environments with a curve over forced lags that begins at 0."""
+    """One per way, quantity and unit, in environments with a curve over forced lags that begins at 0."""
     curves: dict[str, Line] = {}
     for line in found.compared():
         if line.is_plain and len(line.cells) > 1 and 0.0 in line.cells:
@@ -59,7 +68,8 @@ def predictions(found: Study) -> list[Prediction]:
             same = [one for one in found.ways if (one.env, one.algo) == (way.env, way.algo) and one is not way]
             same = [one for one in same if _has_no_lag(one)]
             base = max(same, key=lambda one: len(one.traces), default=None)
-            made += [_predict(curves[way.env], way, base, name) for name in QUANTITIES if len(counted(way, name))]
+            known = [(unit, name) for unit in UNITS for name in QUANTITIES if len(counted(way, unit))]
+            made += [_predict(curves[way.env], way, base, *one) for one in known if len(counted(way, one[1]))]
     return made
 
 
@@ -68,52 +78,65 @@ def _has_no_lag(way: Cell) -> bool:
     return len(lags) > 0 and float(lags.mean()) < WITHOUT_LAG
 
 
-def _predict(line: Line, way: Cell, base: Cell | None, name: str) -> Prediction:
-    cells = [(lag, counted(cell, name)) for lag, cell in line.cells.items()]
-    cells = [(lag, values) for lag, values in cells if len(values)]
-    lags, heights = np.array([lag for lag, _ in cells]), [values for _, values in cells]
-    ages, values = counted(way, "lag_updates"), counted(way, name)
+def _predict(line: Line, way: Cell, base: Cell | None, unit: str, name: str) -> Prediction:
+    cells = [
+        (np.full(len(values), forced) if unit == "lag_updates" else counted(cell, unit), values)
+        for forced, cell in line.cells.items()
+        for values in [counted(cell, name)]
+    ]
+    cells = [(lags, values) for lags, values in cells if len(values) and len(lags) == len(values)]
+    ages, values = counted(way, unit), counted(way, name)
     bases = np.zeros(0) if base is None or _has_no_lag(way) else counted(base, name)
 
+    def means(which: int, drawn: Sequence[Places]) -> Floats:
+        return np.stack([cell[which][at].mean(axis=-1) for cell, at in zip(cells, drawn, strict=True)], axis=-1)
+
     def predicted(own: Places, *drawn: Places) -> Floats:
-        means = np.stack([height[at].mean(axis=-1) for height, at in zip(heights, drawn, strict=True)], axis=-1)
-        return interpolated(lags, means, ages[own].mean(axis=-1))
+        scale = UNITS[unit]
+        return interpolated(scale(means(0, drawn)), means(1, drawn), scale(ages[own].mean(axis=-1)))
 
     def difference(own: Places, *drawn: Places) -> Floats:
         return values[own].mean(axis=-1) - predicted(own, *drawn)
 
     def loss(own: Places, *drawn: Places) -> Floats:
-        return heights[0][drawn[0]].mean(axis=-1) - predicted(own, *drawn)
+        return means(1, drawn)[..., 0] - predicted(own, *drawn)
 
-    inside = len(cells) > 1 and len(ages) == len(values) and lags[0] <= ages.mean() <= lags[-1]
-    counts = [len(ages), *map(len, heights)]
+    ends = [float(lags.mean()) for lags, _ in cells]
+    inside = len(cells) > 1 and len(ages) == len(values) and min(ends) <= ages.mean() <= max(ends)
+    counts = [len(ages), *(len(lags) for lags, _ in cells)]
     known = [statistics.bootstrap_seeds(one, *counts) if inside else UNKNOWN for one in (predicted, difference, loss)]
     lost = statistics.bootstrap(_loss, [bases], [values]) if len(bases) else UNKNOWN
     return Prediction(
-        line, way, name, mean_of(way, "lag_updates"), mean_of(way, name), known[0], known[1], lost, known[2]
-    )
+        line, way, name, unit, mean_of(way, unit), mean_of(way, name), known[0], known[1], lost, known[2]
+    )  # fmt: skip
 
 
 def _loss(without: statistics.Tasks, ours: statistics.Tasks) -> Floats:
     return statistics.mean(without) - statistics.mean(ours)
 
 
-def interpolated(lags: Floats, means: Floats, at: Floats) -> Floats:
-    """Means at lags in between, linear in log(1 + lag); those of the ends beyond them.
+def interpolated(places: Floats, means: Floats, at: Floats) -> Floats:
+    """Means between some places, linear in between; those of the ends beyond them.
+
+    Where the places do not increase, the first way between two of them that leads past `at` counts.
 
     Args:
-        lags: increasing, [K], at least two.
-        means: at the lags, [..., K].
+        places: [..., K], at least two.
+        means: at the places, [..., K].
         at: where, [...].
 
     Returns:
         [...]
     """
-    knots, place = np.log1p(lags), np.log1p(np.clip(at, lags[0], lags[-1]))
-    left = np.clip(np.searchsorted(knots, place, side="right") - 1, 0, len(knots) - 2)
-    weight = (place - knots[left]) / (knots[left + 1] - knots[left])
-    low, high = (np.take_along_axis(means, (left + step)[..., None], -1)[..., 0] for step in (0, 1))
-    return (1.0 - weight) * low + weight * high
+    knots, means = np.broadcast_arrays(np.maximum.accumulate(places, axis=-1), means)
+    at = np.clip(at, knots[..., 0], knots[..., -1])
+    left = np.clip((knots < at[..., None]).sum(-1) - 1, 0, knots.shape[-1] - 2)
+    (start, end), (low, high) = (
+        [np.take_along_axis(values, (left + step)[..., None], -1)[..., 0] for step in (0, 1)]
+        for values in (knots, means)
+    )
+    width = end - start
+    return low + (high - low) * np.divide(at - start, width, out=np.zeros_like(width), where=width > 0.0)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -129,8 +152,8 @@ def table(found: Study) -> Table:
     numbers = pd.DataFrame([_row(one) for one in made])
     text = pd.DataFrame(
         [
-            {"environment": one.way.env, "method": one.way.name, "lag in updates": factor(one.lag)}
-            | {"quantity": one.quantity}
+            {"environment": one.way.env, "method": one.way.name, "lag": factor(one.lag)}
+            | {"in": one.unit.removeprefix("lag_").replace("kl_nats", "nats (KL)"), "quantity": one.quantity}
             | {name.replace("_", " "): factor(getattr(one, name)) for name in _ESTIMATES}
             for one in made
         ]
@@ -138,7 +161,7 @@ def table(found: Study) -> Table:
     bounded = numbers[[f"{name}_low" for name in _ESTIMATES if name != "lost"]].notna()
     notes = [
         "Predicted: PAAC without a correction at that mean lag, between the lags that were forced, linear in "
-        "log(1 + lag); none beyond them. Difference: found minus predicted.",
+        "log(1 + lag) of updates and in KL; none beyond them. Difference: found minus predicted.",
         "Lost: the mean of the algorithm's own runs without lag minus found, where there are such; predicted loss: "
         "the curve at lag 0 minus predicted. Score: final evaluation; area: mean return over training.",
         *([INTERVAL] if bounded.any(axis=None) else [NO_INTERVAL]),
@@ -159,7 +182,7 @@ def _made(found: Study) -> list[Prediction]:
 
 def _row(one: Prediction) -> dict[str, object]:
     row: dict[str, object] = {**one.way.keys, "way": one.way.name, "n_seeds": len(one.way.all_runs)}
-    row["quantity"] = one.quantity
+    row |= {"quantity": one.quantity, "unit": one.unit}
     for name in ("lag", *_ESTIMATES):
         estimate: Estimate = getattr(one, name)
         row |= {name: float(estimate.value), f"{name}_low": float(estimate.low), f"{name}_high": float(estimate.high)}
@@ -178,15 +201,17 @@ def figure_and_table(found: Study) -> tuple[Figure, pd.DataFrame]:
     made = _made(found)
     lines = list({one.line.env: one.line for one in made}.values())
     looks = figure.looks_of([one.way for one in made])
-    names = [name for name in QUANTITIES if any(one.quantity == name for one in made)]
+    panels = [(unit, name) for unit in UNITS for name in QUANTITIES]
+    panels = [panel for panel in panels if any((one.unit, one.quantity) == panel for one in made)]
     sections = []
     for line in lines:
         here = [one for one in made if one.line is line]
         ways = list({one.way.method: one.way for one in here}.values())
         texts = ["PAAC with a forced lag", *(way.legend() for way in ways)]
-        fill = partial(_fill, line=line, made=here, ways=ways, names=names, looks=looks)
-        sections.append(figure.Section(line.env, 1.0, texts, fill))
-    cells = [*(cell for line in lines for cell in line.cells.values()), *(one.way for one in made[:: len(names)])]
+        fill = partial(_fill, line=line, made=here, ways=ways, panels=panels, looks=looks)
+        sections.append(figure.Section(line.env, float(-(-len(panels) // 2)), texts, fill))
+    points = {(one.way.env, one.way.method): one.way for one in made}.values()
+    cells = [*(cell for line in lines for cell in line.cells.values()), *points]
     how = (
         "Line: mean over seeds of PAAC whose lag was forced, without a correction. Points: runs whose lag was "
         "measured, at its mean. "
@@ -195,23 +220,24 @@ def figure_and_table(found: Study) -> tuple[Figure, pd.DataFrame]:
             if any(len(cell.counted) >= SEEDS_FOR_BAND for cell in cells)
             else ""
         )
-        + "If lag were all that mattered the points would lie on the line; algorithms differ in more. "
-        + RULE
+        + "If lag were all that mattered the points would lie on the line; algorithms differ in more. KL: of the "
+        "policy that acted to the one that is updated, on the line as it was measured at each forced lag. " + RULE
     )
-    numbers = pd.concat([_curve(line, names) for line in lines] + [pd.DataFrame([_row(one) for one in made])])
-    return figure.compose(sections, caption.complete(how, cells, "point"), figure.width_of(len(names))), numbers
+    numbers = pd.concat([_curve(line, *panel) for line in lines for panel in panels])
+    numbers = pd.concat([numbers, pd.DataFrame([_row(one) for one in made])])
+    return figure.compose(sections, caption.complete(how, cells, "point"), figure.width_of(2)), numbers
 
 
-def _curve(line: Line, names: Sequence[str]) -> pd.DataFrame:
+def _curve(line: Line, unit: str, name: str) -> pd.DataFrame:
+    """A row per forced lag, by what it is in this unit: as it was forced, or as it was measured."""
     rows = []
-    for name in names:
-        for lag, cell in line.cells.items():
-            found = mean_of(cell, name)
-            rows.append(
-                {"env": line.env, "way": "PAAC with a forced lag", "n_seeds": len(cell.all_runs), "quantity": name}
-                | {"lag": lag, "found": float(found.value), "found_low": float(found.low)}
-                | {"found_high": float(found.high)}
-            )
+    for forced, cell in line.cells.items():
+        found, lag = mean_of(cell, name), forced if unit == "lag_updates" else float(mean_of(cell, unit).value)
+        rows.append(
+            {"env": line.env, "way": "PAAC with a forced lag", "n_seeds": len(cell.all_runs), "quantity": name}
+            | {"unit": unit, "lag": lag, "found": float(found.value)}
+            | {"found_low": float(found.low), "found_high": float(found.high)}
+        )
     return pd.DataFrame(rows)
 
 
@@ -220,24 +246,29 @@ def _fill(
     line: Line,
     made: Sequence[Prediction],
     ways: Sequence[Cell],
-    names: Sequence[str],
+    panels: Sequence[tuple[str, str]],
     looks: dict[tuple[str, str], style.Look],
 ) -> list[Artist]:
     own = style.Look("0.25", "-", "o")
-    largest = max(float(np.nanmax([one.lag.value, one.lag.high])) for one in made)
-    for panel, name in zip(figure.grid(part, len(names), 2), names, strict=True):
-        rows = _curve(line, [name])
+    for panel, (unit, name) in zip(figure.grid(part, len(panels), 2), panels, strict=True):
+        here = [one for one in made if (one.unit, one.quantity) == (unit, name)]
+        rows = _curve(line, unit, name)
         lag, value, low, high = rows[["lag", "found", "found_low", "found_high"]].to_numpy(dtype=np.float64).T
-        known = np.isfinite(value)
+        known = np.isfinite(value) & np.isfinite(lag)
         figure.draw_band(panel, lag[known], Band.of_estimate(lag[known], value[known], low[known], high[known]), own)
-        for one in (one for one in made if one.quantity == name):
+        for one in here:
             look = looks[one.way.method]
             bars = [_reach(estimate) for estimate in (one.lag, one.found)]
             panel.errorbar(
                 one.lag.value, one.found.value, xerr=bars[0], yerr=bars[1], linestyle="none", elinewidth=1.0,
                 ecolor=look.colour, **figure.marker(look),
             )  # fmt: skip
-        figure.set_lags(panel, list(line.cells), "mean lag, updates", largest)
+        largest = max((float(np.nanmax([one.lag.value, one.lag.high])) for one in here), default=0.0)
+        if unit == "lag_updates":
+            figure.set_lags(panel, list(line.cells), _AXES[unit], largest)
+        else:
+            scale = figure.scale_with_zero(panel, "x", max([largest, *lag[known]]), _LINEAR_BELOW[unit])
+            panel.set_xlabel(", ".join(filter(None, [_AXES[unit], scale])))
         panel.set_ylabel(figure.two_lines(LABELS[name]))
     alone = [{**figure.marker(looks[way.method]), "linestyle": "none"} for way in ways]
     return [figure.handle(own), *(Line2D([], [], **mark) for mark in alone)]

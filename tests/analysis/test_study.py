@@ -292,15 +292,22 @@ def test_the_frontier_lies_on_the_scores_with_the_slope_beside_it(grid):
 # --- prediction
 
 
-def test_in_between_it_is_linear_in_the_logarithm():
+def test_in_between_it_is_linear():
     means = np.array([[10.0, 20.0, 40.0], [0.0, 0.0, 8.0]])
-    at = np.array([1.0, 2.0**1.5 - 1.0])
-    assert interpolated(np.array([0.0, 1.0, 3.0]), means, at).tolist() == pytest.approx([20.0, 4.0])
-    assert interpolated(np.array([0.0, 1.0, 3.0]), means, np.array([0.0, 99.0])).tolist() == [10.0, 8.0]
+    places = np.array([0.0, 1.0, 2.0])
+    assert interpolated(places, means, np.array([1.0, 1.5])).tolist() == pytest.approx([20.0, 4.0])
+    assert interpolated(places, means, np.array([0.0, 99.0])).tolist() == [10.0, 8.0]
+
+
+def test_a_curve_that_turns_back_predicts_by_its_first_way():
+    means = np.array([0.0, 10.0, 20.0, 40.0])
+    places = np.array([[0.0, 2.0, 1.0, 3.0], [0.0, 1.0, 1.0, 0.5]])
+    assert interpolated(places, means, np.array([1.5, 0.5])).tolist() == pytest.approx([7.5, 5.0])
+    assert interpolated(places, means, np.array([2.5, 99.0])).tolist() == pytest.approx([30.0, 10.0])
 
 
 def test_found_and_predicted_by_hand(found):
-    made = {(one.way.name, one.quantity): one for one in predictions(found)}
+    made = {(one.way.name, one.quantity): one for one in predictions(found) if one.unit == "lag_updates"}
     assert {name for name, _ in made} == {"A3C", "GA3C", "PAAC overlap"}
     a3c, ga3c, overlap = (made[name, "score"] for name in ("A3C", "GA3C", "PAAC overlap"))
     at_one = 11 - 2 * np.log(2) / np.log(3)  # the curve: 11 at lag 0, 9 at 2, 3 at 8
@@ -311,14 +318,24 @@ def test_found_and_predicted_by_hand(found):
     assert np.isnan(float(a3c.lost.value))  # no run of A3C without lag
     assert numbers_of(overlap.lost) == (10.0, 9.0, 11.0)
     assert float(overlap.predicted_loss.value) == pytest.approx(11 - at_one)
-    text = table(found).text.set_index(["method", "quantity"])
-    assert text.loc[("A3C", "score"), "lost"] == "-"
-    assert text.loc[("PAAC overlap", "score"), "lost"] == "10.00 [9.00, 11.00]"
+    text = table(found).text.set_index(["method", "in", "quantity"])
+    assert text.loc[("A3C", "updates", "score"), "lost"] == "-"
+    assert text.loc[("PAAC overlap", "updates", "score"), "lost"] == "10.00 [9.00, 11.00]"
+
+
+def test_how_far_the_policy_moved_predicts_too(found):
+    """KL is a tenth of the lag in these runs, and the curve is linear in it."""
+    made = {(one.way.name, one.quantity): one for one in predictions(found) if one.unit == "lag_kl_nats"}
+    assert {name for name, _ in made} == {"A3C", "GA3C", "PAAC overlap"}
+    a3c, ga3c = made["A3C", "score"], made["GA3C", "score"]
+    assert (float(a3c.lag.value), float(a3c.predicted.value)) == pytest.approx((0.1, 10.0))  # 11 at 0, 9 at 0.2
+    assert (float(ga3c.lag.value), float(ga3c.predicted.value)) == pytest.approx((0.4, 7.0))  # 3 at 0.8
+    assert 9 < a3c.predicted.low < 10 < a3c.predicted.high < 11
 
 
 def test_nothing_is_predicted_beyond_the_forced_lags(found):
     (way,) = [one for one in found.ways if one.algo == "ga3c"]
-    older = [replace(one, numbers={**one.numbers, "lag_updates": 9.0}) for one in way.traces]
+    older = [replace(one, numbers={**one.numbers, "lag_updates": 9.0, "lag_kl_nats": 0.9}) for one in way.traces]
     made = predictions(replace(found, ways=[replace(way, traces=older)]))
     assert {str(float(one.predicted.value)) for one in made} == {"nan"}
     assert made[0].found.value == 1.0
