@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import omegaconf
 import pytest
 import torch
+from forking import Forked, ForkingServer, end
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
@@ -42,7 +44,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def files_are_parsed_once() -> Iterator[None]:
-    """A third of a composition is reading conf/ and looking for plug-ins, each time anew; here only what has changed.
+    """Half of a composition is reading conf/, its interpolations and plug-ins, each time anew; here what has changed.
 
     That is a file with another time or size, and another sys.path. What another process composes is not touched.
     """
@@ -64,8 +66,10 @@ def files_are_parsed_once() -> Iterator[None]:
     def found(path: tuple[str, ...], **wanted: str) -> Any:
         return look_up(**wanted)
 
+    interpolations = functools.cache(omegaconf.grammar_parser.parse)  # trees that nobody changes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "load_config", load)
+        patch.setattr(omegaconf.base, "parse", interpolations)
         patch.setattr(importlib.metadata, "entry_points", lambda **wanted: found(tuple(sys.path), **wanted))
         yield
 
@@ -188,3 +192,25 @@ def spawn() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkingServer]:
+    """What `fork` forks from."""
+    server = ForkingServer(tmp_path_factory.mktemp("forked"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def fork(forking: ForkingServer) -> Iterator[Callable[..., Forked]]:
+    """`fork(*words)` is `spawn(*words)` of a process that has imported everything already."""
+    started: list[Forked] = []
+
+    def start(*words: str, setup: str = "") -> Forked:
+        started.append(forking.start(words, setup))
+        return started[-1]
+
+    yield start
+    for process in started:
+        end(process)

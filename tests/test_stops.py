@@ -5,10 +5,8 @@
 A stop that comes while Python still imports ends the process by the signal: nothing is there yet that could be saved.
 """
 
-import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from forking import Forked, ForkingServer
 from test_faults import living
 
 from a3c_bench.runtime import checkpoint
@@ -54,64 +53,6 @@ LONGEST_START = 240.0  # seconds, on a busy machine
 SECONDS_AFTER_BEGINNING = 5.0  # of a start and what comes after it: workers start, evaluations and checkpoints come
 
 
-# Imports what a run imports, once, and forks for each run: the imports take far longer than the run. It reads the words
-# of a run and the files of its output, a line each, tells the process, and in the end its exit status.
-FORKING = """
-import json, os, sys, traceback
-import a3c_bench.run
-import a3c_bench.train, a3c_bench.build, a3c_bench.algos.{algorithm}, torch._dynamo
-for line in sys.stdin:
-    words, out, err = json.loads(line)
-    process = os.fork()
-    if process == 0:
-        os.setsid()
-        for number, name in enumerate((os.devnull, out, err)):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), number)
-        sys.argv = ["a3c_bench.run", *words]
-        status = 70
-        try:
-            a3c_bench.run.main()
-        except SystemExit as left:
-            status = left.code or 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(process, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
-"""
-
-
-class Forked:
-    """A run's process, as far as a stop needs it; made by a process that forks."""
-
-    def __init__(self, forking: "subprocess.Popen[str]", words: Sequence[str], out: Path, err: Path) -> None:
-        assert forking.stdin is not None
-        assert forking.stdout is not None
-        forking.stdin.write(json.dumps([words, str(out), str(err)]) + "\n")
-        forking.stdin.flush()
-        self.pid = int(forking.stdout.readline())
-        self.returncode: int | None = None
-        self._stdout = forking.stdout
-
-    def poll(self) -> int | None:
-        """Its exit status, if it has ended."""
-        if self.returncode is None and select.select([self._stdout], [], [], 0.0)[0]:
-            self.returncode = int(self._stdout.readline())
-        return self.returncode
-
-    def wait(self, timeout: float = LONGEST_START) -> int:
-        """Its exit status, when it has ended."""
-        until = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > until:
-                raise subprocess.TimeoutExpired("the run", timeout)
-            time.sleep(0.01)
-        assert self.returncode is not None
-        return self.returncode
-
-
 class Stop(NamedTuple):
     """One stop: of what, by what, and what was wrong with it ("" if it saved)."""
 
@@ -123,52 +64,44 @@ class Stop(NamedTuple):
 class Stopped:
     """A run that is started and stopped again and again."""
 
-    def __init__(self, algorithm: str, root: Path) -> None:
+    def __init__(self, algorithm: str, root: Path, forking: ForkingServer) -> None:
         self._algorithm = algorithm
+        self._forking = forking
         self._root = root / algorithm
         self._words = (f"root={self._root}", f"algo={algorithm}", *ALGORITHMS[algorithm], *WORDS)
         self._frames: int | None = None  # in the checkpoint
-        self._forking = subprocess.Popen(
-            [sys.executable, "-c", FORKING.format(algorithm=algorithm)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
 
-    def stop(self, sent: signal.Signals, seconds: float) -> Stop:
-        """Starts the run, and tells its process group to stop so many seconds after it has begun."""
-        out, err = self._root.with_suffix(".out"), self._root.with_suffix(".err")
-        process = Forked(self._forking, self._words, out, err)
+    def stop(self, sent: signal.Signals, seconds: float, frames: int = 0) -> Stop:
+        """Starts the run, and tells its process group to stop so long after it has begun and has saved so many frames.
+
+        Args:
+            seconds: to wait.
+            frames: of a checkpoint that is there then.
+        """
+        process = self._forking.start(self._words)
         try:
-            self._wait_until_it_runs(process)
+            self._wait_until_it_runs(process, frames)
             time.sleep(seconds)
             os.killpg(process.pid, sent)
             process.wait()
-            fault = self._fault(process, sent, out.read_text(), err.read_text())
+            fault = self._fault(process, sent, process.stdout, process.stderr)
         except AssertionError as error:
-            fault = f"{error}; stderr: {err.read_text()}"
+            fault = f"{error}; stderr: {process.stderr}"
         except (subprocess.TimeoutExpired, ProcessLookupError) as error:
-            fault = f"{type(error).__name__}: {err.read_text()}"
+            fault = f"{type(error).__name__}: {process.stderr}"
         finally:
             if process.poll() is None or living(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         return Stop(self._algorithm, sent, fault)
 
-    def close(self) -> None:
-        """Ends the process that forks."""
-        assert self._forking.stdin is not None
-        self._forking.stdin.close()
-        self._forking.wait(timeout=LONGEST_START)
-
     def _status(self) -> dict[str, object]:
         found = next(self._root.rglob("status.json"), None)
         return read_status(found.parent) if found else {}
 
-    def _wait_until_it_runs(self, process: Forked) -> None:
+    def _wait_until_it_runs(self, process: Forked, frames: int) -> None:
         deadline = time.monotonic() + LONGEST_START
-        while self._status().get("state") != "running":
+        while (status := self._status()).get("state") != "running" or status.get("frames", 0) < frames:
             assert process.poll() is None, f"it ended before it ran, with exit status {process.poll()}"
             assert time.monotonic() < deadline, "it does not run"
             time.sleep(0.02)
@@ -195,14 +128,13 @@ class Stopped:
         return f"processes {left} are left" if left else ""
 
 
-def stop_again_and_again(algorithm: str, signals: Sequence[signal.Signals], root: Path, seed: int) -> list[Stop]:
+def stop_again_and_again(
+    algorithm: str, signals: Sequence[signal.Signals], root: Path, seed: int, forking: ForkingServer
+) -> list[Stop]:
     """One run, stopped by each of these signals in turn, at random moments."""
     rng = random.Random(f"{seed} {algorithm}")
-    run = Stopped(algorithm, root)
-    try:
-        return [run.stop(sent, rng.uniform(0.0, SECONDS_AFTER_BEGINNING)) for sent in signals]
-    finally:
-        run.close()
+    run = Stopped(algorithm, root, forking)
+    return [run.stop(sent, rng.uniform(0.0, SECONDS_AFTER_BEGINNING)) for sent in signals]
 
 
 def table(stops: Sequence[Stop]) -> str:
@@ -218,21 +150,25 @@ def table(stops: Sequence[Stop]) -> str:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("algorithm", "sent", "seconds"),
+    ("algorithm", "sent", "seconds", "frames"),
     [
-        ("a3c", signal.SIGTERM, 4.0),
-        pytest.param("gorila", signal.SIGUSR2, 4.0, marks=pytest.mark.slow),
-        pytest.param("paac", signal.SIGINT, 0.5, marks=pytest.mark.slow),
-        pytest.param("ga3c", signal.SIGHUP, 1.0, marks=pytest.mark.slow),
-        pytest.param("dqn", signal.SIGUSR2, 0.5, marks=pytest.mark.slow),
+        ("a3c", signal.SIGTERM, 0.2, 1),  # both workers train
+        pytest.param("gorila", signal.SIGUSR2, 4.0, 0, marks=pytest.mark.slow),
+        pytest.param("paac", signal.SIGINT, 0.5, 0, marks=pytest.mark.slow),
+        pytest.param("ga3c", signal.SIGHUP, 1.0, 0, marks=pytest.mark.slow),
+        pytest.param("dqn", signal.SIGUSR2, 0.5, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_whose_processes_are_all_told_to_stop_saves(
-    tmp_path: Path, leaves_no_shared_memory: None, algorithm: str, sent: signal.Signals, seconds: float
+    tmp_path: Path,
+    forking: ForkingServer,
+    leaves_no_shared_memory: None,
+    algorithm: str,
+    sent: signal.Signals,
+    seconds: float,
+    frames: int,
 ) -> None:
-    run = Stopped(algorithm, tmp_path)
-    assert run.stop(sent, seconds).fault == ""
-    run.close()
+    assert Stopped(algorithm, tmp_path, forking).stop(sent, seconds, frames).fault == ""
 
 
 @pytest.mark.parametrize(
@@ -264,14 +200,16 @@ def test_a_stop_before_there_is_anything_to_save_is_no_traceback(
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_a_run_is_told_to_stop_at_any_moment(tmp_path: Path, leaves_no_shared_memory: None) -> None:
+def test_a_run_is_told_to_stop_at_any_moment(
+    tmp_path: Path, forking: ForkingServer, leaves_no_shared_memory: None
+) -> None:
     n_stops, seed = int(os.environ.get("STOPS", "40")), int(os.environ.get("SEED", "0"))
     turns: dict[str, list[signal.Signals]] = {algorithm: [] for algorithm in ALGORITHMS}
     for number in range(n_stops):
         name = list(ALGORITHMS)[number % len(ALGORITHMS)]
         turns[name].append(SIGNALS[number // len(ALGORITHMS) % len(SIGNALS)])
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda turn: stop_again_and_again(*turn, tmp_path, seed), turns.items())
+        found = pool.map(lambda turn: stop_again_and_again(*turn, tmp_path, seed, forking), turns.items())
         stops = [stop for each in found for stop in each]
     print(f"\n{table(stops)}")
     assert len(stops) == n_stops

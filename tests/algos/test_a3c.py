@@ -1,5 +1,6 @@
 """A3C: its update against a naive one, its rollouts, its counts, its staleness, and whole runs with processes."""
 
+import functools
 import multiprocessing
 import threading
 from dataclasses import replace
@@ -298,6 +299,7 @@ def test_statistics_are_shared_or_one_each() -> None:
         assert (squares[1].max() > 0.0) == shared_statistics
 
 
+@functools.cache
 def trained(config: Config) -> torch.Tensor:
     first, second = make_workers(config, 2)
     for _ in range(6):
@@ -334,7 +336,7 @@ def test_every_option_changes_what_is_learnt(config: Config) -> None:
 
 
 def test_one_seed_gives_one_result_if_nothing_runs_at_once() -> None:
-    assert torch.equal(trained(SMALL), trained(SMALL))
+    assert torch.equal(trained(SMALL), trained.__wrapped__(SMALL))
 
 
 def test_the_learning_rate_falls_with_what_all_have_done() -> None:

@@ -1,5 +1,6 @@
 """DQN: its wiring, its counts and schedules, determinism, every switch, its replay over a stop, and bad input."""
 
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -242,9 +243,10 @@ def test_evaluation_explores_with_its_own_epsilon(tmp_path: Path) -> None:
     assert abs(lengths[0.0].mean() - lengths[1.0].mean()) > 1.0
 
 
+@functools.cache
 def trained_parameters(config: Config) -> torch.Tensor:
     dqn, session = make_dqn(config)
-    while session.counters.agent_steps < 260:
+    while session.counters.agent_steps < 140:
         dqn.step()
     dqn.envs.close()
     return dqn.parameters.values.detach()

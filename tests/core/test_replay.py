@@ -241,19 +241,20 @@ def assert_same_contents(replay: Replay, naive: NaiveReplay, alpha: float = 0.0,
     if alpha > 0:  # equal ranges: a step whose share covers x of them is drawn x times, or the next whole numbers
         expected = np.array([drawable[index] for index in drawn.tolist()]) ** alpha / shares.sum() * n_draws
         assert np.abs(counts - expected).max() < 2.0
-    for index, b in zip(drawn.tolist(), first.tolist(), strict=True):
-        env, row = naive.envs[index % naive.shape.n_envs], index // naive.shape.n_envs
-        step, outcome = env.steps[row], env.outcome(row)
-        assert step is not None
-        assert outcome is not None
-        np.testing.assert_array_equal(sample.observations[b].numpy(), env.observations[row])
-        np.testing.assert_array_equal(sample.next_observations[b].numpy(), outcome.next_observation)
-        assert sample.actions[b] == step.action
-        assert sample.rewards[b] == outcome.reward
-        assert sample.discounts[b] == outcome.discount
-        assert sample.weights[b].item() == pytest.approx((drawable[index] ** alpha / shares.min()) ** -beta, rel=1e-5)
-        stamp = Stamp(sample.versions[b], sample.frames_at_choice[b], sample.seconds_at_choice[b])
-        assert (*stamp, sample.frames_at_insertion[b]) == (*step.stamp, step.frames)
+    rows = [(naive.envs[index % naive.shape.n_envs], index // naive.shape.n_envs) for index in drawn.tolist()]
+    steps = [step for env, row in rows if (step := env.steps[row]) is not None]
+    outcomes = [outcome for env, row in rows if (outcome := env.outcome(row)) is not None]
+    assert len(steps) == len(outcomes) == len(rows)
+    equal = np.testing.assert_array_equal
+    equal(sample.observations[first].numpy(), np.stack([env.observations[row] for env, row in rows]))
+    equal(sample.next_observations[first].numpy(), np.stack([outcome.next_observation for outcome in outcomes]))
+    equal(sample.actions[first].numpy(), [step.action for step in steps])
+    equal(sample.rewards[first].numpy(), [outcome.reward for outcome in outcomes])
+    equal(sample.discounts[first].numpy(), [outcome.discount for outcome in outcomes])
+    weights = (np.array([drawable[index] for index in drawn.tolist()]) ** alpha / shares.min()) ** -beta
+    np.testing.assert_allclose(sample.weights[first].numpy(), weights, rtol=1e-5)
+    stamps = sample.versions, sample.frames_at_choice, sample.seconds_at_choice, sample.frames_at_insertion
+    equal(np.stack([stamp[first] for stamp in stamps], 1), [(*step.stamp, step.frames) for step in steps])
     return sample
 
 

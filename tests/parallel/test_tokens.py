@@ -7,6 +7,7 @@ import torch
 from torch import multiprocessing as mp
 
 from a3c_bench.parallel.tokens import Tokens
+from a3c_bench.parallel.workers import start_fork_server
 
 
 def test_tokens_are_counted() -> None:
@@ -41,9 +42,9 @@ def count_up(lock: Tokens, go: Tokens, tally: Any) -> None:
 
 
 def test_processes_take_turns() -> None:
-
     lock, go, tally = Tokens(1), Tokens(0), torch.zeros(1, dtype=torch.int64).share_memory_()
-    context = mp.get_context("spawn")
+    start_fork_server()
+    context = mp.get_context("forkserver")  # which has imported torch already
     processes = [context.Process(target=count_up, args=(lock, go, tally)) for _ in range(2)]
     for process in processes:
         process.start()

@@ -10,6 +10,7 @@ from torch import multiprocessing as mp
 
 from a3c_bench.parallel.arrays import SharedArrays
 from a3c_bench.parallel.transport import Port, SharedMemoryTransport, SharedServer
+from a3c_bench.parallel.workers import start_fork_server
 
 NO_SAMPLES = np.zeros((2, 4))
 
@@ -112,7 +113,8 @@ def test_nothing_is_lost_between_processes() -> None:
     numbers = arrays("numbers", (2, 3), np.dtype(np.int64))
     server = make_server(2, n_learners=2)
     server.theta.zero_()
-    context: Any = mp.get_context("spawn")
+    start_fork_server()
+    context: Any = mp.get_context("forkserver")  # which has imported torch already
     processes = [context.Process(target=push_many, args=(Job(server, arrays), learner)) for learner in range(2)]
     for process in processes:
         process.start()
