@@ -5,8 +5,8 @@
 
 Writes what the runs allow, figures as PNG, PDF and CSV and tables as CSV, Markdown and LaTeX, and says what not:
 study_score (score and area against lag), study_time (frames and seconds to a score), study_divergence (effective sample
-size and KL), study_rates (score over learning rate and lag), study_prediction (what asynchronous runs lose beside the
-curve of forced lag), and price_list. docs/analysis.md says what they show.
+size, KL and entropy), study_rates (score over learning rate and lag), study_prediction (what asynchronous runs lose
+beside the curve of forced lag), and price_list. docs/analysis.md says what they show.
 """
 
 import argparse
@@ -96,14 +96,16 @@ def time(found: Study) -> Drawn:
 
 
 def divergence(found: Study) -> Drawn:
-    """Effective sample size and KL against lag."""
+    """Effective sample size, KL and the policy's entropy against lag."""
     quantities = [
         Quantity.mean("effective_sample_size", "effective sample size, share of the samples"),
         Quantity.mean("lag_kl_nats", LABELS["lag_kl_nats"]),
+        Quantity.mean("entropy_nats", LABELS["entropy_nats"]),
     ]
     sentence = (
         "Effective sample size: (sum w)^2 / (n sum w^2) of an update's n importance ratios w, 1 without lag, mean over "
-        "updates. KL: of the policy that acted to the one that is updated, mean over samples."
+        "updates. KL: of the policy that acted to the one that is updated, mean over samples. Entropy: of the policy "
+        "that is updated, mean over training; at 0 it always takes one action."
     )
     return over_lag(found, quantities, [sentence])
 

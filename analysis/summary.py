@@ -53,6 +53,7 @@ LABELS = {  # of columns, for axes: with unit
     "gradient_staleness_updates": "mean gradient staleness in updates",
     "replay_age_frames": "mean replay age in frames",
     "effective_sample_size": "effective share of the samples",
+    "entropy_nats": "mean entropy of the policy, nats",
     "gradient_cosine": "cosine of the gradient and a fresh one",
     "clip_share": "share of the samples whose ratio is cut",
 }
@@ -72,7 +73,7 @@ LAG_UNITS = {  # quantities that may be 0 and span decades, and up to where thei
 }
 _OF_LAG = (*(name for name in LAG_UNITS if name != "lag_updates_predicted"), "importance_ratio")
 _OF_METRICS = (
-    *("gradient_norm", "gradient_variance", "gradient_cosine", "effective_sample_size", "clip_share"),
+    *("gradient_norm", "gradient_variance", "gradient_cosine", "effective_sample_size", "clip_share", "entropy_nats"),
     *("share_predictors_wait", "share_trainers_wait", *SHARES),
 )
 

@@ -57,6 +57,8 @@ def write(run_writer):
         counters = {"frames": [frames], "agent_steps": 0, "updates": 0, "wall_seconds": 1.0}
         table = pd.DataFrame(counters).assign(lag_updates_mean=lag, lag_kl_nats_mean=lag / 10)
         table.to_csv(path / "lag.csv", index=False)
+        table = pd.DataFrame(counters).assign(entropy_nats=1.0 / (1.0 + lag), effective_sample_size=1.0)
+        table.to_csv(path / "metrics.csv", index=False)
         return path
 
     return run
@@ -363,6 +365,11 @@ def test_the_command_writes_what_the_runs_allow(ways, tmp_path):
     for name in ("price_list", "lag_prediction"):
         assert {file.suffix for file in out.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
     table = pd.read_csv(out / "study_score.csv")
+    warning = pd.read_csv(out / "study_divergence.csv").query("line == 'no correction'").groupby("quantity").value
+    assert {name: values.tolist() for name, values in warning} == {
+        "effective_sample_size": [1.0, 1.0, 1.0], "lag_kl_nats": [0.0, 0.2, 0.8],
+        "entropy_nats": pytest.approx([1.0, 1 / 3, 1 / 9]),
+    }  # fmt: skip
     rows = table[(table["quantity"] == "score") & (table["line"] == "no correction")]
     assert rows[["lag_updates", "value", "low", "high", "n_seeds"]].to_numpy().tolist() == [
         [0, 11, 10, 12, 3], [2, 9, 8, 10, 3], [8, 3, 2, 4, 3]
