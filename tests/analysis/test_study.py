@@ -57,7 +57,8 @@ def write(run_writer):
         counters = {"frames": [frames], "agent_steps": 0, "updates": 0, "wall_seconds": 1.0}
         table = pd.DataFrame(counters).assign(lag_updates_mean=lag, lag_kl_nats_mean=lag / 10)
         table.to_csv(path / "lag.csv", index=False)
-        table = pd.DataFrame(counters).assign(entropy_nats=1.0 / (1.0 + lag), effective_sample_size=1.0)
+        speeds = {"frames_per_second": speed, "pps": speed, "tps": speed}
+        table = pd.DataFrame(counters).assign(**speeds, entropy_nats=1.0 / (1.0 + lag), effective_sample_size=1.0)
         table.to_csv(path / "metrics.csv", index=False)
         return path
 
