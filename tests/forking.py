@@ -143,6 +143,8 @@ class ForkingServer:
             )
         folder = self._place / str(self._n_runs)
         folder.mkdir()
+        for name in ("out", "err"):
+            (folder / name).touch()
         self._n_runs += 1
         request = {"words": list(words), "environment": dict(os.environ), "setup": setup, "folder": str(folder)}
         assert self._process.stdin is not None

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from forking import Forked
 
 from a3c_bench import train as train_module
 from a3c_bench.config import load_config
@@ -282,15 +282,14 @@ def test_a_full_disk(cli: Cli, small_disk: Path, at_update: Callable[..., None],
     assert not metrics["loss"].isna().any()
 
 
-def limit_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))
+LIMIT_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))"
 
 
-def test_files_that_may_grow_no_more(spawn: Callable[..., Any], tmp_path: Path) -> None:
+def test_files_that_may_grow_no_more(fork: Callable[..., Forked], tmp_path: Path) -> None:
     """Without root too, and in a process of its own: each file is limited to 90 kB."""
-    words = (f"root={tmp_path}", *SHORT, "budget.frames=9000", "metrics_interval_frames=10")
+    words = (f"root={tmp_path}", *SHORT, "budget.frames=5000", "metrics_interval_frames=10")
     words = (*words, "lag.enabled=false", "checkpoint_interval_seconds=0.05")
-    process = spawn(*words, preexec_fn=limit_files)
+    process = fork(*words, setup=LIMIT_FILES)
     stdout, stderr = process.communicate(timeout=100)
     assert stderr.count("\n") == 1, stderr
     assert stderr.endswith("File too large; what was saved before is intact.\n")
@@ -305,10 +304,10 @@ def test_files_that_may_grow_no_more(spawn: Callable[..., Any], tmp_path: Path) 
         assert content.endswith("\n")
         assert len({line.count(",") for line in content.splitlines()}) == 1
     saved = checkpoint.load(run / "checkpoint" / "latest.pt")["counters"]["frames"]
-    assert 0 < saved < 9000
+    assert 0 < saved < 5000
     finished = train(replace(load_config(run), checkpoint_interval_seconds=60.0), run)
     assert (finished["state"], finished["attempts"]) == ("finished", 2)
-    assert finished["frames"] >= 9000
+    assert finished["frames"] >= 5000
     assert pd.read_csv(run / "metrics.csv")["frames"].is_unique
 
 

@@ -87,7 +87,7 @@ def test_it_plays_exactly_the_games_asked_for(n_games: int, n_envs: int) -> None
 def test_short_games_are_not_favoured() -> None:
     """Each environment plays its share: the mean equals that of many games, not of those that end first."""
     few = evaluate(with_protocol(n_games=300, n_envs=100), Constant(-0.7, -0.7), evaluation_seed(TINY, 0))
-    many = evaluate(with_protocol(n_games=600, n_envs=1), Constant(-0.7, -0.7), evaluation_seed(TINY, 1))
+    many = evaluate(with_protocol(n_games=600, n_envs=10), Constant(-0.7, -0.7), evaluation_seed(TINY, 1))
     assert few is not None
     assert many is not None
     means = [result.summary["evaluation_mean_return"] for result in (few, many)]

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from turns import take_turns
 
 from a3c_bench import train as train_module
 from a3c_bench.algos import a3c, gorila
@@ -146,7 +147,10 @@ def test_gorilas_bundles_are_decided_together(tiny: Config, tmp_path: Path) -> N
     assert (sizes(), sizes(n_learners=4), sizes(n_learners=5)) == ((4, 4), (4, 4), (4, 5))
 
 
-def test_one_worker_is_worth_a_word(tiny: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_worker_is_worth_a_word(
+    tiny: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_turns(monkeypatch, a3c)
     config = replace(tiny, algo=A3CConfig(n_workers=1), budget=BudgetConfig(frames=100))
     with caplog.at_level(logging.WARNING):
         train(config, tmp_path)

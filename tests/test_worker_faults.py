@@ -1,18 +1,22 @@
 """Runs whose workers or threads raise, die or hang: they fail in seconds, leave nothing behind, and go on next time."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+from faulty_workers import killed_midway
+from forking import Forked
 from test_faults import assert_nothing_is_left, assert_tables_are_whole, living
 
+from a3c_bench.algos import a3c
 from a3c_bench.runtime.directory import read_status
 
 ROOT = Path(__file__).parents[1]
@@ -136,29 +140,58 @@ def fail_and_go_on(faulty: Faulty, words: tuple[str, ...], place: str, kind: str
     assert process.returncode == 1, stderr
     assert ended_at - float(faulty.struck.read_text()) < SECONDS_TO_FAIL
     assert_nothing_is_left(process)
-    status = read_status(faulty.run)
-    assert status["state"] == "failed"
-    assert "WorkerError" in status["error"]
-    frames = status["frames"]
+    failed = assert_it_failed(faulty.run)
 
     process = faulty.start(*words)
     stdout, stderr = process.communicate(timeout=100)
     assert (process.returncode, stderr) == (0, "")
     assert "Going on from frame" in stdout
     assert_nothing_is_left(process)
-    again = read_status(faulty.run)
+    assert_it_went_on(faulty.run, failed, frames=6000)
+    return str(failed["traceback"])
+
+
+def assert_it_failed(run: Path) -> dict[str, Any]:
+    """By a worker's fault; gives its status."""
+    status = read_status(run)
+    assert status["state"] == "failed"
+    assert "WorkerError" in status["error"]
+    return status
+
+
+def assert_it_went_on(run: Path, failed: dict[str, Any], frames: int) -> None:
+    """From the checkpoint of a start that failed, to its budget."""
+    again = read_status(run)
     assert (again["state"], again["attempts"], again["error"]) == ("finished", 2, None)
-    assert again["frames"] >= 6000 > frames
-    assert_tables_are_whole(faulty.run)
-    assert pd.read_csv(faulty.run / "metrics.csv")["updates"].iloc[-1] == again["updates"]
-    return str(status["traceback"])
+    assert again["frames"] >= frames > failed["frames"]
+    assert_tables_are_whole(run)
+    assert pd.read_csv(run / "metrics.csv")["updates"].iloc[-1] == again["updates"]
+
+
+def test_a_killed_worker_ends_the_run_in_seconds_and_the_next_goes_on(
+    cli: Callable[..., Any], tmp_path: Path, leaves_no_shared_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As below in processes of their own."""
+    words = (f"root={tmp_path}", *WORDS, *A3C, "budget.frames=3000")
+    with monkeypatch.context() as patched:
+        patched.setattr(a3c, "worker_main", killed_midway)
+        ended = cli(*words)
+    assert ended.exit_status == 1, ended
+    assert time.time() - float((tmp_path / "struck").read_text()) < SECONDS_TO_FAIL
+    assert multiprocessing.active_children() == []
+    (run,) = tmp_path.glob("default/CartPole-v1/*/*/seed0")
+    failed = assert_it_failed(run)
+    assert "Worker 1 was killed by SIGKILL" in failed["traceback"]
+    ended = cli(*words)
+    assert (ended.exit_status, ended.stderr) == (0, "")
+    assert "Going on from frame" in ended.stdout
+    assert multiprocessing.active_children() == []
+    assert_it_went_on(run, failed, frames=3000)
 
 
 FULL_QUEUE = ("algo.training_queue_size=1", "algo.n_trainers=1")
 CASES: list[Any] = [
     (A3C, "worker", "kill", "midway"),
-]
-SLOW_CASES: list[Any] = [
     (GORILA, "shard", "kill", "midway"),
     (GA3C, "trainer", "raise", "midway"),
     (A3C, "worker", "raise", "midway"),
@@ -182,11 +215,9 @@ SLOW_CASES: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # two runs, of up to four processes each
-@pytest.mark.parametrize(
-    ("words", "place", "kind", "moment"),
-    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)],
-)
+@pytest.mark.parametrize(("words", "place", "kind", "moment"), CASES)
 def test_a_fault_ends_the_run_in_seconds_and_the_next_goes_on(
     faulty: Faulty, words: tuple[str, ...], place: str, kind: str, moment: str
 ) -> None:
@@ -200,16 +231,27 @@ def test_a_fault_ends_the_run_in_seconds_and_the_next_goes_on(
 
 @pytest.mark.parametrize("words", [A3C, pytest.param(GA3C, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_nothing_outlives_a_run_that_is_stopped(faulty: Faulty, words: tuple[str, ...], sent: signal.Signals) -> None:
-    process = faulty.start(*words, "budget.frames=1000000", kind="none", place="worker", moment="never")
+def test_nothing_outlives_a_run_that_is_stopped(
+    fork: Callable[..., Forked],
+    tmp_path: Path,
+    leaves_no_shared_memory: None,
+    words: tuple[str, ...],
+    sent: signal.Signals,
+) -> None:
+    process = fork(f"root={tmp_path}", *WORDS, *words, "budget.frames=1000000")
     deadline = time.monotonic() + 60.0
-    while not list(faulty.directory.rglob("episodes.csv")) or len(living(process.pid)) < (4 if words == A3C else 1):
+    while not trained(tmp_path) or len(living(process.pid)) < (4 if words == A3C else 1):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(2.0)
     process.send_signal(sent)
     process.communicate(timeout=60)
     assert process.returncode == (-9 if sent is signal.SIGKILL else 143)
     assert_nothing_is_left(process)
     if sent is signal.SIGTERM:
-        assert read_status(faulty.run)["state"] == "preempted"
+        (run,) = tmp_path.glob("default/CartPole-v1/*/*/seed0")
+        assert read_status(run)["state"] == "preempted"
+
+
+def trained(root: Path) -> bool:
+    """Whether a run has ended an interval."""
+    return any(len(file.read_text().splitlines()) > 1 for file in root.rglob("metrics.csv"))

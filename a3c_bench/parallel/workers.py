@@ -284,6 +284,7 @@ def start_fork_server() -> None:
     server, started in the same step, would be killed by them.
     """
     preload = ["a3c_bench.parallel.workers", "a3c_bench.build", "a3c_bench.envs.envpool"]
+    preload += ["a3c_bench.algos.a3c", "a3c_bench.algos.gorila"]  # what workers run: half of what it takes one to begin
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
         with held_back():

@@ -434,7 +434,7 @@ def test_a_run_counts_every_step_and_update(tmp_path: Path, lock: bool) -> None:
 
 
 def test_one_worker_is_never_stale(tmp_path: Path) -> None:
-    train(with_algo(n_workers=1), tmp_path)
+    train(replace(with_algo(n_workers=1), budget=BudgetConfig(frames=600)), tmp_path)
     lag = pd.read_csv(tmp_path / "lag.csv")
     assert (lag.gradient_staleness_updates_max == 0).all()
     assert (lag.lag_updates_max == 0).all()
@@ -442,7 +442,7 @@ def test_one_worker_is_never_stale(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    config = with_algo(shared_statistics=False)
+    config = replace(with_algo(shared_statistics=False), budget=BudgetConfig(frames=400))
     train(config, tmp_path)
     first = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
     status = read_status(tmp_path)

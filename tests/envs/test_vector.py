@@ -1,5 +1,6 @@
 """The environments as EnvPool gives them, put right: phantom steps, episodes, lives, truncation, seeds, switches."""
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ def seed(entropy: int = 0) -> np.random.SeedSequence:
     return np.random.SeedSequence(entropy)
 
 
+@functools.cache
 def random_run(config: EnvConfig, n_steps: int, n_envs: int = 3, n_threads: int = 1, entropy: int = 0) -> list[Any]:
     """All steps of a random policy, whose actions depend on nothing else."""
     envs = VectorEnv(config, n_envs, seed(entropy), n_threads)
@@ -114,9 +116,9 @@ def test_scores_are_unclipped_while_rewards_are_clipped() -> None:
 
 
 def test_results_depend_on_the_seed_and_not_on_the_threads() -> None:
-    one = random_run(replace(ATARI, game="Pong"), 30, n_threads=1)
-    two = random_run(replace(ATARI, game="Pong"), 30, n_threads=2)
-    other = random_run(replace(ATARI, game="Pong"), 30, entropy=1)
+    one = random_run(replace(ATARI, game="Pong"), 30, n_envs=2, n_threads=1)
+    two = random_run(replace(ATARI, game="Pong"), 30, n_envs=2, n_threads=2)
+    other = random_run(replace(ATARI, game="Pong"), 30, n_envs=2, entropy=1)
     np.testing.assert_array_equal(one[-1].observations, two[-1].observations)
     assert (one[-1].observations != other[-1].observations).any()
     assert (one[-1].observations[0] != one[-1].observations[1]).any()  # environments differ among themselves
@@ -149,8 +151,8 @@ def test_the_full_action_space_has_18_actions() -> None:
     "change", [{"sticky_action_probability": 0.25}, {"noop_max": 1}, {"fire_reset": True}, {"frame_skip": 2}]
 )
 def test_switches_of_the_game_change_what_is_seen(change: dict[str, Any]) -> None:
-    plain = random_run(replace(ATARI, game="Breakout"), 40)
-    changed = random_run(replace(ATARI, game="Breakout", **change), 40)
+    plain = random_run(replace(ATARI, game="Breakout"), 40, n_envs=2)
+    changed = random_run(replace(ATARI, game="Breakout", **change), 40, n_envs=2)
     assert any((a.observations != b.observations).any() for a, b in zip(plain, changed, strict=True))
 
 

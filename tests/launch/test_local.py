@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Forked
 
 from a3c_bench.errors import ConfigError
 from a3c_bench.launch.local import Slot, slots, visible_gpus
@@ -109,11 +109,9 @@ def states(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_a_signal_reaches_the_runs(
-    spawn: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, sent: signal.Signals
-) -> None:
+def test_a_signal_reaches_the_runs(fork: Callable[..., Forked], tmp_path: Path, sent: signal.Signals) -> None:
     """Ctrl-C to the command, or its violent death: the run that trains saves and ends, the one that waits stays so."""
-    process = spawn(*SMALL, *LONG, f"root={tmp_path}", "hydra.launcher.runs_at_once=1")
+    process = fork(*SMALL, *LONG, f"root={tmp_path}", "hydra.launcher.runs_at_once=1")
     wait_for(lambda: "running" in [read_status(p.parent).get("state") for p in tmp_path.rglob("status.json")])
     os.kill(process.pid, sent)
     process.communicate(timeout=60)

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from forking import Forked
 from one_node import OneNode
 
 from a3c_bench.launch import slurm
@@ -190,12 +191,12 @@ def test_a_requeued_run_goes_on(checkout: Checkout) -> None:
     accounted([run], ("COMPLETED", "0:0"))
 
 
-def test_ctrl_c_leaves_the_jobs(checkout: Checkout) -> None:
-    words = (*SMALL, "seed=0", "budget.frames=400", "+hydra.launcher.additional_parameters.hold=true")
-    command = checkout.start(*words)
-    until(lambda: bool(checkout.runs()) and bool(read_job(checkout.runs()[0])))
-    (run,) = checkout.runs()
-    time.sleep(1.0)
+def test_ctrl_c_leaves_the_jobs(cluster: OneNode, fork: Callable[..., Forked], tmp_path: Path) -> None:
+    words = ("-m", f"root={tmp_path}", *SMALL, "seed=0", "budget.frames=400")
+    words = (*words, "+hydra.launcher.additional_parameters.hold=true")
+    command = fork(*words)
+    until(lambda: "Submitted 1 runs" in command.stdout or command.poll() is not None)
+    (run,) = tmp_path.glob("*/*/*/*/seed0")
     command.send_signal(signal.SIGINT)
     out, err = command.communicate(timeout=30)
     assert command.returncode == 130, out + err
@@ -204,8 +205,8 @@ def test_ctrl_c_leaves_the_jobs(checkout: Checkout) -> None:
     queue = slurm.queue()
     assert queue is not None
     assert queue[job].reason == "JobHeldUser"
-    again = checkout.start(*words)  # waits for the job that is there
-    until(lambda: "0 to start" in (again.stdout.readline() if again.stdout else ""))
+    again = fork(*words)  # waits for the job that is there
+    until(lambda: "0 to start" in again.stdout)
     subprocess.run(["scancel", job], check=True)
     again.communicate(timeout=30)
     assert again.returncode == 1
