@@ -282,12 +282,12 @@ def test_a_full_disk(cli: Cli, small_disk: Path, at_update: Callable[..., None],
     assert not metrics["loss"].isna().any()
 
 
-LIMIT_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))"
+LIMIT_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, 80_000))"
 
 
 def test_files_that_may_grow_no_more(fork: Callable[..., Forked], tmp_path: Path) -> None:
-    """Without root too, and in a process of its own: each file is limited to 90 kB."""
-    words = (f"root={tmp_path}", *SHORT, "budget.frames=5000", "metrics_interval_frames=10")
+    """Without root too, and in a process of its own: each file is limited to 80 kB."""
+    words = (f"root={tmp_path}", *SHORT, "budget.frames=6000", "metrics_interval_frames=10")
     words = (*words, "lag.enabled=false", "checkpoint_interval_seconds=0.05")
     process = fork(*words, setup=LIMIT_FILES)
     stdout, stderr = process.communicate(timeout=100)
@@ -304,10 +304,10 @@ def test_files_that_may_grow_no_more(fork: Callable[..., Forked], tmp_path: Path
         assert content.endswith("\n")
         assert len({line.count(",") for line in content.splitlines()}) == 1
     saved = checkpoint.load(run / "checkpoint" / "latest.pt")["counters"]["frames"]
-    assert 0 < saved < 5000
+    assert 0 < saved < 6000
     finished = train(replace(load_config(run), checkpoint_interval_seconds=60.0), run)
     assert (finished["state"], finished["attempts"]) == ("finished", 2)
-    assert finished["frames"] >= 5000
+    assert finished["frames"] >= 6000
     assert pd.read_csv(run / "metrics.csv")["frames"].is_unique
 
 
