@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from a3c_bench import plugins
 from a3c_bench.core import advantages
-from a3c_bench.core.learning import ActorCriticLearner, QLearner
+from a3c_bench.core.compiled import Compute
+from a3c_bench.core.learning import AS_WRITTEN, ActorCriticLearner, QLearner
 from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, Layers, QNetwork, kinds_that_read
 from a3c_bench.core.optim import FlatParameters, RMSProp
 from a3c_bench.core.schedules import linear
@@ -20,7 +21,7 @@ from a3c_bench.envs.simulation import Simulate
 from a3c_bench.envs.spec import uses_gymnasium
 from a3c_bench.envs.step_time import slowed
 from a3c_bench.errors import ConfigError
-from a3c_bench.runtime.machine import usable_cores
+from a3c_bench.runtime.machine import resolve_device, usable_cores
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.schema import (
     ADVANTAGE_KINDS,
@@ -164,21 +165,54 @@ def _compile(
         for n in (1, 2):  # one observation is a case of its own for the compiler, others are all the same
             work(frame.repeat(n, *(1 for _ in envs.observation_shape))).backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"network.compile=true does not work on this machine: {reason}") from error
+        raise ConfigError(f"network.compile=true does not work on this machine: {_reason(error)}") from error
     network.zero_grad()
 
 
-def make_optimizer(options: OptimizerConfig, parameters: Tensor) -> torch.optim.Optimizer:
-    """The optimiser over one vector of parameters; whoever steps it clips and sets the learning rate."""
+def make_compute(config: Config) -> Compute:
+    """How the run's callables run.
+
+    Raises:
+        ConfigError: this machine cannot compile.
+    """
+    options = config.compute
+    compute = Compute(options.compile, options.cuda_graphs)
+    if options.compile:
+        device = resolve_device(config.device)
+        try:  # now: when the first callable is compiled, the run has begun
+            compute.traced(_one_more)(torch.zeros(2, device=device))
+        except RuntimeError as error:
+            raise ConfigError(f"compute.compile=true does not work on this machine: {_reason(error)}") from error
+    return compute
+
+
+def _reason(error: RuntimeError) -> str:
+    """What the compiler's error says: after "backend='inductor' raised:" comes why."""
+    return " ".join(str(error).strip().splitlines()[:2])
+
+
+def _one_more(x: Tensor) -> Tensor:
+    return x + 1.0
+
+
+def make_optimizer(
+    options: OptimizerConfig, parameters: Tensor, compute: Compute = AS_WRITTEN
+) -> torch.optim.Optimizer:
+    """The optimiser over one vector of parameters; whoever steps it clips and sets the learning rate.
+
+    Adam and AdaGrad are one fused operation each: there is nothing in them to compile.
+    """
     lr, epsilon = options.lr, options.epsilon
     if options.kind == "adam":
-        return torch.optim.Adam([parameters], lr, (options.beta1, options.beta2), epsilon, fused=True)
+        betas, capturable = (options.beta1, options.beta2), compute.cuda_graphs
+        adam = torch.optim.Adam([parameters], lr, betas, epsilon, fused=True, capturable=capturable)
+        vars(adam)["_warned_capturable_if_run_uncaptured"] = capturable  # its first steps are meant to be
+        return adam
     if options.kind == "adagrad":
         fused = parameters.device.type == "cpu"  # PyTorch 2.6 has no other
         initial = options.initial_square
         return torch.optim.Adagrad([parameters], lr, eps=epsilon, initial_accumulator_value=initial, fused=fused)
-    return RMSProp(
+    rmsprop = RMSProp(
         [parameters],
         lr=lr,
         decay=options.decay,
@@ -187,6 +221,10 @@ def make_optimizer(options: OptimizerConfig, parameters: Tensor) -> torch.optim.
         initial_square=options.initial_square,
         centered=options.centered,
     )
+    if compute.fixes_shapes:
+        rmsprop.param_groups[0]["lr"] = torch.full((), lr, device=parameters.device)
+    rmsprop.update = compute.traced(rmsprop.update)
+    return rmsprop
 
 
 def make_actor_critic_learner(
@@ -196,6 +234,7 @@ def make_actor_critic_learner(
     theta: Tensor | None = None,
     log_epsilon: float = 0.0,
     ratio_clip: float | None = None,
+    compute: Compute = AS_WRITTEN,
 ) -> ActorCriticLearner:
     """What learns by the loss, the advantage and the optimiser of the run.
 
@@ -206,6 +245,7 @@ def make_actor_critic_learner(
         theta: [P], what is stepped, if the network has a copy of it.
         log_epsilon: of the loss.
         ratio_clip: likewise.
+        compute: how its callables run.
     """
     options = config.algo
     stepped = parameters.values
@@ -215,7 +255,7 @@ def make_actor_critic_learner(
     return ActorCriticLearner(
         network,
         parameters,
-        make_optimizer(options.optimizer, stepped),
+        make_optimizer(options.optimizer, stepped, compute),
         make_estimator(config, options.gamma),
         entropy_weight=options.entropy_weight,
         value_weight=options.value_weight,
@@ -223,11 +263,17 @@ def make_actor_critic_learner(
         log_epsilon=log_epsilon,
         ratio_clip=ratio_clip,
         max_grad_norm=options.optimizer.max_grad_norm,
+        compute=compute,
     )
 
 
 def make_q_learner(
-    config: Config, network: QNetwork, target_network: QNetwork, parameters: FlatParameters, steps: bool = True
+    config: Config,
+    network: QNetwork,
+    target_network: QNetwork,
+    parameters: FlatParameters,
+    steps: bool = True,
+    compute: Compute = AS_WRITTEN,
 ) -> QLearner:
     """What learns by the loss and the optimiser of the run; one that does not step only differentiates and clips."""
     options = config.algo
@@ -235,11 +281,12 @@ def make_q_learner(
         network,
         target_network,
         parameters,
-        make_optimizer(options.optimizer, parameters.values) if steps else None,
+        make_optimizer(options.optimizer, parameters.values, compute) if steps else None,
         double=options.double,
         td_error_clip=options.td_error_clip,
         reduction=options.loss_reduction,
         max_grad_norm=options.optimizer.max_grad_norm,
+        compute=compute,
     )
 
 

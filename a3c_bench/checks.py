@@ -1,7 +1,7 @@
 """What can be said of a configuration as a whole without torch: bad input is refused before torch is imported."""
 
 from a3c_bench import plugins
-from a3c_bench.algos import find_settings
+from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.envs.step_time import check_step_time
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.machine import check_device
@@ -38,4 +38,21 @@ def check_settings(config: Config) -> None:
         if own is not None and not isinstance(getattr(config, part), own):
             raise ConfigError(f"{part}.kind={kind} has keys of its own: say {part}={kind}.")
     check_step_time(config.env)
+    check_compute(config)
     find_settings(config.algo.name).check(config)
+
+
+def check_compute(config: Config) -> None:
+    """Raises ConfigError for callables that cannot be run as config.compute says."""
+    options, algo = config.compute, config.algo
+    asked = [key for key in ("compile", "cuda_graphs") if getattr(options, key)]
+    if asked and not find_settings(algo.name).computes:
+        others = " or ".join(f"algo={name}" for name in algorithm_names() if find_settings(name).computes)
+        raise ConfigError(f"algo={algo.name} runs as it is written: compute.{asked[0]}=true is for {others}.")
+    if options.cuda_graphs and not config.device.startswith("cuda"):
+        raise ConfigError(f"compute.cuda_graphs=true needs a GPU, and device={config.device} is none: say device=cuda.")
+    if options.cuda_graphs and algo.optimizer.kind == "adagrad":
+        raise ConfigError(
+            "compute.cuda_graphs=true is not for algo.optimizer.kind=adagrad, which counts its steps in main memory: "
+            "say rmsprop or adam."
+        )

@@ -238,6 +238,14 @@ class LagConfig:
 
 
 @dataclass(frozen=True)
+class ComputeConfig:
+    """How act, differentiate and apply are run (`core.compiled`); of dqn, ga3c and paac."""
+
+    compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
+    cuda_graphs: bool = False  # captured once, replayed ever after; on a GPU only
+
+
+@dataclass(frozen=True)
 class WandbConfig:
     """Weights & Biases; `offline` needs no account."""
 
@@ -272,6 +280,7 @@ class Config:
     budget: BudgetConfig = section(BudgetConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     lag: LagConfig = section(LagConfig)
+    compute: ComputeConfig = section(ComputeConfig)
     logger: LoggerConfig = section(LoggerConfig)
     metrics_interval_frames: int = option(10_000, at_least=1)  # one row of metrics.csv and lag.csv
     checkpoint_interval_seconds: float = option(60.0, above=0.0)
@@ -314,6 +323,7 @@ def check_replay(config: Config) -> None:
 
 
 # Keys that change neither what is computed nor where it is kept: a run may be resumed with other values of these.
+# `device`, `network.compile` and `compute` are none of them: they round otherwise, and a run is of one rounding.
 PRESENTATION_KEYS = (
     "root",
     "name",

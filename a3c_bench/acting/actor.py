@@ -4,9 +4,11 @@ from collections import deque
 
 import torch
 
-from a3c_bench.acting.policy import Policy
+from a3c_bench.acting.policy import AS_WRITTEN, Policy
+from a3c_bench.core.compiled import Compute
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.rollout import Rollout
+from a3c_bench.core.transfer import Transfer
 from a3c_bench.envs import VectorEnv
 from a3c_bench.runtime.ledger import Ledger
 
@@ -25,6 +27,7 @@ class Actor:
         n_rollouts: that are filled by turns: the last one stays as it is until so many more have been begun.
         values_every: V of what it sees is kept in one rollout in so many; 0: in none.
         values_end: the bootstrap is the network's; else it is left to who learns.
+        compute: how the policy runs.
     """
 
     def __init__(
@@ -39,10 +42,11 @@ class Actor:
         n_rollouts: int = 1,
         values_every: int = 0,
         values_end: bool = True,
+        compute: Compute = AS_WRITTEN,
     ) -> None:
         self._envs = envs
-        self._network = network
-        self._policy = Policy(network, generator)
+        self._policy = Policy(network, generator, compute=compute)
+        self._to_device = Transfer(device)
         self._ledger = ledger
         self._end_with_episode = end_with_episode and envs.n_envs == 1
         shapes = (envs.observation_shape, envs.observation_dtype, envs.n_actions)
@@ -82,19 +86,19 @@ class Actor:
             timer.lap("simulate")
             n_valid = int(step.valid.sum())
             ledger.count(n_valid, step.episodes)
-            if n_valid < len(step.valid):  # new games have begun
+            if n_valid < len(step.valid) and self._state.numel():  # new games have begun
                 self._state[torch.from_numpy(~step.valid)] = 0.0
             if n_valid == 0 and t == 0:
-                rollout.start(torch.from_numpy(step.observations), self._state)
+                rollout.start(self._to_device("observations", step.observations), self._state)
                 continue
             rollout.add(stamp, step.rewards, step.terminated, step.truncated, step.valid)
-            rollout.observations[t + 1].copy_(torch.from_numpy(step.observations))
+            rollout.observations[t + 1].copy_(self._to_device("observations", step.observations))
             if self._end_with_episode and (step.terminated[0] or step.truncated[0]):
                 break
         self._observations = rollout.observations[rollout.length]
         rollout.end_state = self._state
         if self._values_end:
-            rollout.bootstrap = self._network(self._observations, self._state)[1]  # leaves the state as it is
+            rollout.bootstrap = self._policy.value(self._observations, self._state)  # leaves the state as it is
         rollout.complete_at = ledger.theta_version
         timer.lap("predict")
         return rollout

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from a3c_bench.acting.policy import Exploration
+from a3c_bench.acting.policy import AS_WRITTEN, Exploration
+from a3c_bench.core.compiled import Compute
 from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.q_learning import ValueCheck
@@ -37,6 +38,7 @@ class Explorer:
         ledger: gets counts and times.
         first_env_id: of these environments in the replay.
         exclusively: entered while the replay is written to.
+        compute: how the policy runs.
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class Explorer:
         ledger: Ledger,
         first_env_id: int = 0,
         exclusively: AbstractContextManager[Any] | None = None,
+        compute: Compute = AS_WRITTEN,
     ) -> None:
         self._envs = envs
-        self._policy = Exploration(network, generator, device)
+        self._policy = Exploration(network, generator, device, compute)
         self._replay = replay
         self._ledger = ledger
         self._env_ids = np.arange(first_env_id, first_env_id + envs.n_envs)

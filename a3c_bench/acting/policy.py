@@ -7,7 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from a3c_bench.core.compiled import Compute, padded, rounded_up
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample_actions
+from a3c_bench.core.transfer import Transfer
+
+AS_WRITTEN = Compute()
 
 
 class Choice(NamedTuple):
@@ -19,8 +23,13 @@ class Choice(NamedTuple):
     state: Tensor  # [B, S], of the network, after the step
 
     def on_host(self) -> "Choice":
-        """The same in main memory."""
-        return Choice(*(part.cpu() for part in self))
+        """The same in main memory, by one copy."""
+        if self.actions.device.type == "cpu":
+            return self
+        columns = (self.log_probs, self.values.unsqueeze(-1), self.actions.unsqueeze(-1), self.state)
+        rows = torch.cat([part.float() for part in columns], dim=-1).cpu()  # a float32 holds an action without loss
+        log_probs, values, actions, state = torch.split(rows, [part.shape[-1] for part in columns], dim=-1)
+        return Choice(log_probs, values.squeeze(-1), actions.squeeze(-1).long(), state)
 
 
 class Policy:
@@ -30,14 +39,23 @@ class Policy:
         network: gives them; it is asked as it is then.
         generator: draws; on the network's device.
         greedy: nothing is drawn.
+        compute: how the callables run.
     """
 
-    def __init__(self, network: ActorCritic | EpsilonGreedy, generator: torch.Generator, greedy: bool = False) -> None:
+    def __init__(
+        self,
+        network: ActorCritic | EpsilonGreedy,
+        generator: torch.Generator,
+        greedy: bool = False,
+        compute: Compute = AS_WRITTEN,
+    ) -> None:
         self.network = network
         self.generator = generator
         self._greedy = greedy
+        self._forward = compute.traced(self._forward_once)
+        self._choose = compute.fixed(self._choose_once, generator.device, (generator,))
+        self._value = compute.fixed(compute.traced(self._value_once), generator.device)
 
-    @torch.no_grad()
     def __call__(self, observations: Tensor, state: Tensor, values: bool = True) -> Choice:
         """Actions for observations [B, ...] and a state [B, S] of the network, both on its device.
 
@@ -46,13 +64,52 @@ class Policy:
             state: before the step.
             values: whether they are wanted; an actor-critic whose value has layers of its own is faster without.
         """
+        return self._choose(observations, state, values)
+
+    def value(self, observations: Tensor, state: Tensor) -> Tensor:
+        """V [B] of the same, where nothing is done."""
+        return self._value(observations, state)
+
+    @torch.no_grad()
+    def _choose_once(self, observations: Tensor, state: Tensor, values: bool) -> Choice:
+        log_probs, value, state = self._forward(observations, state, values)
+        actions = log_probs.argmax(-1) if self._greedy else sample_actions(log_probs, self.generator)
+        return Choice(log_probs, value, actions, state)
+
+    def _forward_once(self, observations: Tensor, state: Tensor, values: bool) -> tuple[Tensor, Tensor, Tensor]:
         if values or isinstance(self.network, EpsilonGreedy):
             log_probs, value, state = self.network(observations, state)
         else:
             log_probs, state = self.network.policy(observations, state)
             value = log_probs.new_empty(0)
-        actions = log_probs.argmax(-1) if self._greedy else sample_actions(log_probs, self.generator)
-        return Choice(log_probs, value, actions, state)
+        return log_probs, value, state
+
+    @torch.no_grad()
+    def _value_once(self, observations: Tensor, state: Tensor) -> Tensor:
+        value: Tensor = self.network(observations, state)[1]
+        return value
+
+
+class HostPolicy:
+    """A policy whose questions and answers are in main memory.
+
+    Args:
+        policy: asked on its device.
+        unit: batches are padded to a multiple of so many; 0: they are as they are.
+    """
+
+    def __init__(self, policy: Policy, unit: int) -> None:
+        self._policy = policy
+        self._unit = unit
+        self._to_device = Transfer(policy.generator.device)
+
+    def __call__(self, observations: NDArray[Any], state: NDArray[np.float32]) -> Choice:
+        """What the policy chooses for observations [B, ...] and a state [B, S]."""
+        n = len(observations)
+        size = rounded_up(n, self._unit) if self._unit else n
+        on_device = self._to_device("observations", padded(observations, size))
+        choice = self._policy(on_device, self._to_device("state", padded(state, size))).on_host()
+        return choice if size == n else Choice(*(part[:n] for part in choice))
 
 
 class Exploration:
@@ -62,24 +119,30 @@ class Exploration:
         network: gives Q.
         generator: decides when to explore, and how.
         device: of the network.
+        compute: how the callable runs.
     """
 
-    def __init__(self, network: QNetwork, generator: np.random.Generator, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: QNetwork,
+        generator: np.random.Generator,
+        device: torch.device,
+        compute: Compute = AS_WRITTEN,
+    ) -> None:
         self._network = network
         self._generator = generator
-        self._device = device
+        self._to_device = Transfer(device)
+        self._best = compute.fixed(compute.traced(self._best_once), device)
 
-    @torch.no_grad()
     def __call__(self, observations: NDArray[Any], epsilon: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Actions and max Q, [B] each, for observations [B, ...], all in main memory."""
-        q = self._network(to_device(observations, self._device))
-        max_q, greedy = q.max(-1)
-        explores = self._generator.random(len(q)) < epsilon
-        anything = self._generator.integers(q.shape[-1], size=len(q))
-        return np.where(explores, anything, greedy.cpu().numpy()), max_q.cpu().numpy()
+        max_q, greedy = self._best(self._to_device("observations", observations)).cpu().numpy()  # one copy
+        explores = self._generator.random(len(greedy)) < epsilon
+        anything = self._generator.integers(self._network.head.out_features, size=len(greedy))
+        return np.where(explores, anything, greedy.astype(np.int64)), max_q
 
-
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """As it is on a CPU; else copied through pinned memory, so that the thread need not wait."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    @torch.no_grad()
+    def _best_once(self, observations: Tensor) -> Tensor:
+        """Max Q and whose it is [2, B]; a float32 holds an action without loss."""
+        max_q, greedy = self._network(observations).max(-1)
+        return torch.stack([max_q, greedy.to(max_q.dtype)])

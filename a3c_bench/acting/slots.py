@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.acting.policy import Choice, to_device
+from a3c_bench.acting.policy import Choice
+from a3c_bench.core.compiled import padded, rounded_up
 from a3c_bench.core.lag import Stamp, age, split
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.pacing import Unpaced
 from a3c_bench.core.rollout import Batch
+from a3c_bench.core.transfer import Transfer
 from a3c_bench.envs import EnvSpec, Step, VectorEnv
 
 
@@ -71,12 +72,27 @@ class Experience:
         self.pacing.learnt(slots)
         self._free.extend(slots)
 
-    def ends(self, slots: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """What followed the rollouts [B] in these slots: observations [B, ...], and the state [B, S] of the network."""
-        return to_device(self.end_observations[slots], device), to_device(self.end_state[slots], device)
+    def ends(self, slots: Sequence[int], to_device: Transfer, unit: int = 0) -> tuple[Tensor, Tensor]:
+        """What followed the rollouts [B] in these slots: observations [B, ...], and the state [B, S] of the network.
 
-    def batch(self, slots: Sequence[int], device: torch.device) -> Batch:
-        """The rollouts [B] in these slots, padded at their ends to the longest."""
+        Args:
+            slots: [B].
+            to_device: that learns.
+            unit: see `batch`.
+        """
+        parts = {"end_observations": self.end_observations[slots], "end_state": self.end_state[slots]}
+        size = rounded_up(len(slots), unit) if unit else len(slots)
+        observations, state = (to_device(name, padded(part, size)) for name, part in parts.items())
+        return observations, state
+
+    def batch(self, slots: Sequence[int], to_device: Transfer, unit: int = 0) -> Batch:
+        """The rollouts [B] in these slots, padded at their ends to the longest.
+
+        Args:
+            slots: [B].
+            to_device: that learns.
+            unit: not 0: padded to t_max, and with rollouts of length 0 to a multiple of so many, for few shapes.
+        """
         lengths = self.lengths[slots]
         steps = slice(0, int(lengths.max()))
         ends, columns = lengths - 1, np.arange(len(slots))
@@ -85,20 +101,26 @@ class Experience:
         terminated[ends, columns] = self.terminated[slots]
         # A rollout that goes on elsewhere ends like a truncated one: with the value of the state after it.
         truncated[ends, columns] = ~self.terminated[slots]
-        parts = (
-            self.observations[steps, slots],
-            self.state[slots],
-            self.actions[steps, slots],
-            self.log_probs[steps, slots],
-            self.rewards[steps, slots],
-            terminated,
-            truncated,
-            np.arange(len(terminated))[:, None] < lengths,
-            self.bootstrap[slots],
-            lengths,
-            self.values[steps, slots],
-        )
-        return Batch(*(to_device(part, device) for part in parts))
+        by_step: dict[str, NDArray[Any]] = {
+            "observations": self.observations[steps, slots],
+            "actions": self.actions[steps, slots],
+            "log_probs": self.log_probs[steps, slots],
+            "rewards": self.rewards[steps, slots],
+            "terminated": terminated,
+            "truncated": truncated,
+            "valid": np.arange(len(terminated))[:, None] < lengths,
+            "values": self.values[steps, slots],
+        }
+        by_rollout: dict[str, NDArray[Any]] = {
+            "state": self.state[slots],
+            "bootstrap": self.bootstrap[slots],
+            "lengths": lengths,
+        }
+        if unit:
+            shape = (self.t_max, rounded_up(len(slots), unit))
+            by_step = {name: padded(part, *shape) for name, part in by_step.items()}
+            by_rollout = {name: padded(part, shape[1]) for name, part in by_rollout.items()}
+        return Batch(**{name: to_device(name, part) for name, part in {**by_step, **by_rollout}.items()})
 
     def lag(self, slots: Sequence[int], keep: NDArray[np.bool_], taken: int, now: Stamp) -> dict[str, NDArray[Any]]:
         """lag_updates and its parts, lag_frames and lag_seconds of some samples, if they were learnt from now.
@@ -126,7 +148,7 @@ class Prediction(NamedTuple):
     @staticmethod
     def of(choice: Choice, stamp: Stamp) -> "Prediction":
         """What a policy chose at that stamp."""
-        log_probs, values, actions, state = choice.on_host()
+        log_probs, values, actions, state = choice
         return Prediction(log_probs.numpy(), values.numpy(), actions.numpy(), state.numpy(), stamp)
 
     def only(self, chosen: NDArray[np.bool_]) -> "Prediction":

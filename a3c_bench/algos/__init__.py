@@ -50,6 +50,7 @@ class Algorithm:
     make_network: Callable[[Any, Any, Any], Any] = _make_network  # (Config, VectorEnv, torch.device): what is evaluated
     resolve: Callable[[Any, int], Any] = lambda config, cores: config  # (Config, cores): with the nulls of `algo` that
     # stand for a number of cores filled in; a run does it once, and keeps the numbers
+    computes: bool = False  # it has its callables made as config.compute says (`build.make_compute`)
     columns: tuple[str, ...] = ()  # of metrics.csv that this one adds: figures of `Session.updated`, ratios, gauges
 
 
@@ -69,7 +70,7 @@ def find_settings(name: str) -> "Settings":
     if name in SETTINGS:
         return SETTINGS[name]
     algorithm = find_algorithm(name)
-    return Settings(algorithm.config_class, algorithm.check)
+    return Settings(algorithm.config_class, algorithm.check, algorithm.computes)
 
 
 def find_algorithm(name: str) -> Algorithm:

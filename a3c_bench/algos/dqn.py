@@ -38,6 +38,7 @@ from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings import DQNConfig
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.schedules import linear
+from a3c_bench.core.transfer import Transfer
 from a3c_bench.replays import allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import NumpyGeneratorState, Stream, sequence
@@ -59,7 +60,6 @@ class DQN:
     def __init__(self, config: Config, session: Session) -> None:
         self.options: DQNConfig = config.algo
         options, device = self.options, resolve_device(config.device)
-        self.device = device
         self.session = session
         self.measure_lag = config.lag.enabled
         self.budget_frames = config.budget.frames
@@ -69,14 +69,18 @@ class DQN:
         self.parameters = FlatParameters(self.network)
         self.target_network = build.make_q_network(config, self.envs, device)
         self.target_parameters = FlatParameters(self.target_network)
-        self.learner = build.make_q_learner(config, self.network, self.target_network, self.parameters)
+        compute = build.make_compute(config)
+        networks = self.network, self.target_network
+        self.learner = build.make_q_learner(config, *networks, self.parameters, compute=compute)
         self.learning_rate_at = build.make_schedule(config)
         alpha = options.priority_exponent if options.prioritized else 0.0
         files = replay_files(config, self.envs, session.directory, (options.n_envs,))
         self.replay = make_replay(config, self.envs, options.n_envs, alpha, allocate_in(files))
         self.exploring = np.random.default_rng(sequence(config.seed, Stream.ACTIONS))
         self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY))
-        self.explorer = Explorer(self.envs, self.network, self.replay, self.exploring, options.gamma, device, session)
+        parts = self.envs, self.network, self.replay, self.exploring
+        self.explorer = Explorer(*parts, options.gamma, device, session, compute=compute)
+        self.to_device = Transfer(device, beside=True)  # while the last update runs
         self.n_stored = 0  # agent steps that the replay has taken, or had when this attempt began
         self.n_unused = 0  # agent steps since the last update
         self.target_is_due = False
@@ -130,12 +134,11 @@ class DQN:
             assert self.budget_frames is not None  # see check
             beta = linear(options.importance_exponent, 1.0, frames, self.budget_frames)
         sample = self.replay.sample(options.replay.batch_size, self.sampling, beta)
-        found = self.learner.differentiate(sample.to(self.device))
-        gradient_norm = self.learner.clip()
+        found = self.learner.differentiate(sample.to(self.to_device))
         if self.measure_lag:  # just before the update
             session.lag.add(**sample.lag(session.stamp()))
         learning_rate = self.learning_rate_at(frames)
-        self.learner.step(learning_rate)
+        gradient_norm = self.learner.apply(learning_rate)
         if options.prioritized:
             # Not clipped, as in OpenAI's baselines: the paper clips what is learnt from and does not say more, and
             # with clipped ones all errors above 1 would be drawn alike.

@@ -32,16 +32,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from a3c_bench import build
-from a3c_bench.acting.policy import Policy, to_device
+from a3c_bench.acting.policy import HostPolicy, Policy
 from a3c_bench.acting.slots import Agents, Experience, Prediction
 from a3c_bench.algos import Algorithm, Workload
-from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes, slots_needed
+from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes, rows_needed, slots_needed
 from a3c_bench.core.adjustment import Adjuster, Sizes
+from a3c_bench.core.compiled import Compute, padded
 from a3c_bench.core.lag import effective_sample_size
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.core.pacing import Pacing, Unpaced
 from a3c_bench.core.rollout import divergence
+from a3c_bench.core.transfer import Transfer
 from a3c_bench.envs import Step, find_spec
 from a3c_bench.fresh import NoComparison, make_comparison
 from a3c_bench.parallel.crew import Crew, Member, own_stream, wait_for_own_stream
@@ -67,6 +69,7 @@ class Predictor:
         tally: of everybody.
         writer: its row there.
         seed: of the actions.
+        compute: how its policy runs.
     """
 
     def __init__(
@@ -77,13 +80,14 @@ class Predictor:
         tally: Tally,
         writer: int,
         seed: np.random.SeedSequence,
+        compute: Compute,
     ) -> None:
         self.budget_frames = config.budget.frames or float("inf")
         self.agents = agents
-        self.network = network
         self.tally = tally
         self.device = resolve_device(config.device)
-        self.policy = Policy(network, torch_generator(self.device, seed))
+        policy = Policy(network, torch_generator(self.device, seed), compute=compute)
+        self.policy = HostPolicy(policy, agents.batch_size if compute.fixes_shapes else 0)
         self.notes = Notes(tally, writer)
         self.timer = self.notes.timer
 
@@ -158,9 +162,7 @@ class Predictor:
     def predict(self, step: Step) -> Prediction:
         """Theta's view of the observations of a step, and actions drawn from it."""
         stamp = self.tally.stamp()
-        state = to_device(self.agents.state[step.env_ids], self.device)
-        choice = self.policy(to_device(step.observations, self.device), state)
-        return Prediction.of(choice, stamp)
+        return Prediction.of(self.policy(step.observations, self.agents.state[step.env_ids]), stamp)
 
     def lengths(self, step: Step) -> NDArray[np.int64]:
         """How long the rollouts [B] of a step's agents are."""
@@ -184,7 +186,7 @@ class Predictor:
 
     def report(self, member: Member) -> None:
         """Tells what a turn brought."""
-        member.report(_with_share(self.notes.take(), "share_predictors_wait", ("simulate", "wait")))
+        member.report(self.notes.take().with_share("share_predictors_wait", ("simulate", "wait")))
 
 
 class Trainer:
@@ -199,6 +201,8 @@ class Trainer:
         tally: of everybody.
         writer: its row there.
         fresh: samples to compare with.
+        compute: how its learner runs.
+        n_rollouts: it mostly learns from at once.
     """
 
     def __init__(
@@ -211,6 +215,8 @@ class Trainer:
         tally: Tally,
         writer: int,
         fresh: NoComparison,
+        compute: Compute,
+        n_rollouts: int,
     ) -> None:
         self.options: GA3CConfig = config.algo
         self.experience = experience
@@ -219,8 +225,10 @@ class Trainer:
         self.network = network
         self.parameters = FlatParameters(network, theta)
         self.learner = build.make_actor_critic_learner(
-            config, network, self.parameters, None, self.options.log_epsilon, self.options.ratio_clip
+            config, network, self.parameters, None, self.options.log_epsilon, self.options.ratio_clip, compute
         )
+        self.to_device = Transfer(self.device)
+        self.unit = n_rollouts if compute.fixes_shapes else 0
         statistics.lend(self.learner.optimizer)
         self.learning_rate_at = build.make_schedule(config)
         self.fresh = fresh
@@ -241,28 +249,30 @@ class Trainer:
                 self.timer.lap("wait")
                 slots = [slot for item in items for slot in item]
                 self.learn(slots, training.depth)
+                wait_for_own_stream(self.device)  # before other threads read what it found
                 self.experience.set_free(slots)
                 training.done(items)
                 self.timer.lap("train")
-                member.report(_with_share(self.notes.take(), "share_trainers_wait", ("wait",)))
+                member.report(self.notes.take().with_share("share_trainers_wait", ("wait",)))
 
     def learn(self, slots: Sequence[int], queue_depth: int = 0) -> None:
         """One update of theta from the rollouts in these slots, unless every sample is too old."""
         options, tally, notes, learner = self.options, self.tally, self.notes, self.learner
         version = tally.version
-        batch = self.experience.batch(slots, self.device)
+        batch = self.experience.batch(slots, self.to_device, self.unit)
         if not options.stale_bootstrap:
-            batch = batch._replace(bootstrap=learner.values(*self.experience.ends(slots, self.device)))
-        stamps = self.experience.stamps[: len(batch.valid), slots]  # [T, B, 3]
-        valid = np.arange(len(stamps))[:, None] < self.experience.lengths[slots]  # [T, B]
+            bootstrap = learner.values(*self.experience.ends(slots, self.to_device, self.unit))
+            batch = batch._replace(bootstrap=bootstrap)
+        lengths = self.experience.lengths[slots]
+        stamps = self.experience.stamps[: lengths.max(), slots]  # [T, B, 3]
+        valid = np.arange(len(stamps))[:, None] < lengths  # [T, B]
         young = valid
         if options.max_lag_updates is not None and options.lag_control == "discard":
             young = valid & (version - stamps[..., 0] <= options.max_lag_updates)
         keep = young
         if learner.estimate.needs_end:
             keep = young & (self.experience.terminated | self.experience.truncated)[slots]
-        found = learner.differentiate(batch, keep=torch.from_numpy(keep).to(self.device))
-        gradient_norm = learner.clip()
+        found = learner.differentiate(batch, self.to_device("keep", padded(keep, *batch.valid.shape)))
         # keep is found.mask (of a rollout estimators can use all or nothing), known without waiting for the device.
         learns = bool(keep.any())
         if learns:
@@ -271,7 +281,7 @@ class Trainer:
         learning_rate = self.learning_rate_at(now.frames)
         if learns:
             self.fresh.keep(self.parameters.gradients, self.parameters.values)
-            learner.step(learning_rate)
+            gradient_norm = learner.apply(learning_rate)
             wait_for_own_stream(self.device)  # before it is counted
             tally.add(notes.writer, updates=1)
         n_samples, n_young = int(valid.sum()), int(young.sum())
@@ -295,12 +305,6 @@ class Trainer:
         notes.ratio("clip_share", *found.cut)
 
 
-def _with_share(report: WorkerReport, column: str, phases: Sequence[str]) -> WorkerReport:
-    """The report, with the share of its time that these phases took."""
-    report.ratios[column] = sum(report.seconds[phase] for phase in phases), sum(report.seconds.values())
-    return report
-
-
 class Staff:
     """Starts threads and lets them go, until there are as many as wanted; and what they share.
 
@@ -312,13 +316,14 @@ class Staff:
     def __init__(self, config: Config, session: Session) -> None:
         options: GA3CConfig = config.algo
         self.config = config
+        self.compute = build.make_compute(config)
         self.attempt = session.attempt
         self.device = resolve_device(config.device)
         self.spec = find_spec(config.env)
         self.network: ActorCritic = build.make_network(config, self.spec, self.device)  # shows theta; predictors' own
         self.theta = FlatParameters(self.network).values.detach()
         self.statistics = SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(self.theta)))
-        self.tally = Tally(_rows_needed(options), config.env.frame_skip, session.clock)
+        self.tally = Tally(rows_needed(options), config.env.frame_skip, session.clock)
         self.pacing = make_pacing(options, self.tally)
         n_slots, keeps_ends = slots_needed(options), not options.stale_bootstrap
         self.experience = Experience(n_slots, options.t_max, self.spec, self.network, self.pacing, keeps_ends)
@@ -358,7 +363,7 @@ class Staff:
         """Another one."""
         writer = self._hire()
         seed = sequence(self.config.seed, Stream.ACTIONS, self.attempt, self._n_hired)
-        return Predictor(self.config, self.agents, self.network, self.tally, writer, seed)
+        return Predictor(self.config, self.agents, self.network, self.tally, writer, seed, self.compute)
 
     def make_trainer(self) -> Trainer:
         """Another one, with a network of its own that shows theta."""
@@ -366,12 +371,13 @@ class Staff:
         network = build.make_network(config, self.spec, self.device)
         n_envs = options.n_agents if options.synchronous else -(-options.min_training_batch // options.t_max)
         fresh = make_comparison(config, n_envs, self.device, (self.attempt, self._n_hired), n_threads=1)
-        return Trainer(config, self.experience, network, self.theta, self.statistics, self.tally, writer, fresh)
+        shared = (self.experience, network, self.theta, self.statistics, self.tally)
+        return Trainer(config, *shared, writer, fresh, self.compute, n_envs)
 
     def _hire(self) -> int:
         """The row of the newest thread: whoever had it before was let go long ago."""
         self._n_hired += 1
-        return self._n_hired % _rows_needed(self.config.algo)
+        return self._n_hired % rows_needed(self.config.algo)
 
 
 def make_pacing(options: GA3CConfig, tally: Tally) -> Unpaced:
@@ -381,12 +387,6 @@ def make_pacing(options: GA3CConfig, tally: Tally) -> Unpaced:
     assert options.max_lag_updates is not None  # check_ga3c
     n_slots, bound = slots_needed(options), options.max_lag_updates
     return Pacing(n_slots, options.t_max, options.min_training_batch, bound, lambda: tally.version)
-
-
-def _rows_needed(options: GA3CConfig) -> int:
-    """Of the tally: threads that there may be, and several times as many that were let go and may still finish."""
-    most = largest_sizes(options)
-    return 4 * (most.n_predictors + most.n_trainers)
 
 
 def make_adjuster(config: Config, attempt: int) -> Adjuster | None:
@@ -419,7 +419,7 @@ def train(config: Config, session: Session) -> None:
                 adjuster.learnt(samples["lag_updates"])
 
     try:
-        with Crew(take, config.worker_silence_seconds) as crew:
+        with Crew(take, staff.compute.patience(config.worker_silence_seconds)) as crew:
             with crew.standstill():
                 adjusting = {"adjuster": adjuster} if adjuster else {}
                 session.begin(network=staff.network, statistics=staff.statistics, **adjusting)

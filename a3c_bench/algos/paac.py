@@ -69,8 +69,9 @@ class PAAC:
         self.network: ActorCritic = build.make_network(config, self.envs, device)
         self.parameters = FlatParameters(self.network)
         self.gradient_variance = GradientVariance()
+        compute = build.make_compute(config)
         self.learner = build.make_actor_critic_learner(
-            config, self.network, self.parameters, log_epsilon=options.log_epsilon, ratio_clip=options.ratio_clip
+            config, self.network, self.parameters, None, options.log_epsilon, options.ratio_clip, compute
         )
         self.learning_rate_at = build.make_schedule(config)
         self.generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS))
@@ -96,6 +97,7 @@ class PAAC:
             n_rollouts=n_rollouts,
             values_every=values_every if self.measure_lag else 0,
             values_end=not self.values_end,
+            compute=compute,
         )
         self.fresh = make_comparison(config, options.n_envs, device, (session.attempt,))
 
@@ -122,14 +124,13 @@ class PAAC:
         batch = rollout.batch()
         found = learner.differentiate(batch)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
-        gradient_norm = learner.clip()
         if self.measure_lag:  # just before the update
             diverged = divergence(batch, found.log_probs, found.mask, found.values)
             session.lag.add(**rollout.lag(self.now(), found.mask), **diverged)
             figures |= effective_sample_size(diverged)
         learning_rate = self.learning_rate_at(session.counters.frames)
         self.fresh.keep(self.parameters.gradients, self.parameters.values)
-        learner.step(learning_rate)
+        gradient_norm = learner.apply(learning_rate)
         if self.ahead:
             self.ahead.notes.tally.add(self.ahead.notes.writer, updates=1)  # for who acts meanwhile
         figures |= self.fresh.cosine()

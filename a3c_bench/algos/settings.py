@@ -44,6 +44,7 @@ class Settings:
 
     config_class: type  # as that of Algorithm
     check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError; no simulator, no torch
+    computes: bool = False  # it has its callables made by `core.compiled`, as config.compute says
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,12 @@ def slots_needed(options: GA3CConfig) -> int:
     return most.n_agents + in_predictors + options.training_queue_size + in_trainers
 
 
+def rows_needed(options: GA3CConfig) -> int:
+    """Of the tally: threads that there may be, and several times as many that were let go and may still finish."""
+    most = largest_sizes(options)
+    return 4 * (most.n_predictors + most.n_trainers)
+
+
 def check_ga3c(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
     check_correction(config)
@@ -341,8 +348,8 @@ def check_gorila(config: Config) -> None:
 
 SETTINGS = {
     "a3c": Settings(A3CConfig, check_a3c),
-    "dqn": Settings(DQNConfig, check_dqn),
-    "ga3c": Settings(GA3CConfig, check_ga3c),
+    "dqn": Settings(DQNConfig, check_dqn, computes=True),
+    "ga3c": Settings(GA3CConfig, check_ga3c, computes=True),
     "gorila": Settings(GorilaConfig, check_gorila),
-    "paac": Settings(PAACConfig, check_paac),
+    "paac": Settings(PAACConfig, check_paac, computes=True),
 }

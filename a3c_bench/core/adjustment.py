@@ -67,7 +67,7 @@ class Adjuster:
 
     def learnt(self, lag_updates: "Samples") -> None:
         """Takes the lag of each sample of an update, a flat array or tensor."""
-        self._lag += float(lag_updates.sum())
+        self._lag += float(np.asarray(lag_updates).sum())
         self._n_samples += len(lag_updates)
 
     def look(self, seconds: float, n_trainings: int) -> Window | None:

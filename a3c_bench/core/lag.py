@@ -4,7 +4,7 @@ Every algorithm hands `LagMeter.add` the lag of each valid sample that enters an
 docs/metrics.md defines the units; a "version" is the number of updates applied to the (shared) parameters so far.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Samples = NDArray[Any] | Tensor
+
+class Repeated:
+    """Figures [T], each of so many samples: those are what it stands for, once somebody asks.
+
+    Args:
+        figures: [T].
+        n_samples: [T], of each; on whatever device.
+        most: samples of all that there can be.
+    """
+
+    def __init__(self, figures: NDArray[Any], n_samples: Tensor, most: int) -> None:
+        self.figures = figures
+        self.n_samples = n_samples
+        self._most = most
+
+    def __len__(self) -> int:
+        return self._most
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        found = np.repeat(self.figures, self.n_samples.cpu().numpy())
+        return found if dtype is None else found.astype(dtype)
+
+
+Samples = NDArray[Any] | Tensor | Repeated
 
 
 class Stamp(NamedTuple):
@@ -69,6 +92,7 @@ UNITS = (
 # Units that are not counts: a ratio or a time has no whole numbers to stop at.
 REAL_UNITS = frozenset({"lag_seconds", "lag_kl_nats", "importance_ratio", "value_lag"})
 _ZERO = 1e-9  # what is smaller counts as 0
+_SMALLEST = 1e-37  # of a float32 that is not 0, about
 
 
 def _whole_edges() -> NDArray[np.float64]:
@@ -141,7 +165,8 @@ class LagMeter:
     def _fold(self) -> None:
         """Counts what waits."""
         for unit, pending in self._pending.items():
-            values = np.concatenate([_to_numpy(part) for part in pending]) if pending else np.zeros(0)
+            values = _joined(pending) if pending else np.zeros(0)
+            values = values[~np.isnan(values)]  # see `only`
             pending.clear()
             if not len(values):
                 continue
@@ -192,12 +217,12 @@ def policy_divergence(behaviour_log_probs: Tensor, current_log_probs: Tensor, ac
     """KL(behaviour || current) in nats and the importance ratio pi/mu of the action taken, per sample.
 
     Args:
-        behaviour_log_probs: [N, A], of the policy mu that acted.
-        current_log_probs: [N, A], of the policy pi just before the update.
-        actions: [N], int64.
+        behaviour_log_probs: [..., A], of the policy mu that acted.
+        current_log_probs: [..., A], of the policy pi just before the update.
+        actions: [...], int64.
 
     Returns:
-        kl [N], not below 0 (rounding would allow it), and ratio [N], within e^-80 and e^80: neither 0 nor infinite.
+        kl [...], not below 0 (rounding would allow it), and ratio [...], within e^-80 and e^80: neither 0 nor infinite.
     """
     difference = behaviour_log_probs - current_log_probs
     kl = (behaviour_log_probs.exp() * difference).sum(-1).clamp(min=0.0)
@@ -205,19 +230,48 @@ def policy_divergence(behaviour_log_probs: Tensor, current_log_probs: Tensor, ac
     return kl, ratio
 
 
+def only(figures: Tensor, mask: Tensor) -> Tensor:
+    """The figures [N] of some samples.
+
+    On a GPU it takes waiting to know how many these are: there all are kept, and NaN stands for the others, which
+    `LagMeter` and `effective_sample_size` leave out.
+
+    Args:
+        figures: [T, B], of all.
+        mask: [T, B] bool, the samples.
+    """
+    return figures[mask] if figures.device.type == "cpu" else torch.where(mask, figures, torch.nan).flatten()
+
+
 def effective_sample_size(diverged: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """(sum w)^2 / (n sum w^2), a scalar in (0, 1]: the share of n samples that they are worth, by their ratios w.
 
     Args:
-        diverged: with their importance_ratio [n]; nothing is given without any.
+        diverged: with their importance_ratio [n]; nothing is given without any. Where only the device knows that there
+            are none, 1 is.
     """
     ratios = diverged.get("importance_ratio")
     if ratios is None or not len(ratios):
         return {}
-    ratios = ratios / ratios.max()  # else the squares of small ones would all be 0
-    return {"effective_sample_size": ratios.sum().square() / (len(ratios) * ratios.square().sum())}
+    there = ~ratios.isnan()
+    ratios = torch.where(there, ratios, 0.0)
+    ratios = ratios / ratios.max().clamp(min=_SMALLEST)  # else the squares of small ones would all be 0
+    worth = ratios.sum().square() / (there.sum() * ratios.square().sum()).clamp(min=_SMALLEST)
+    return {"effective_sample_size": torch.where(there.any(), worth, 1.0)}
+
+
+def _joined(pending: Sequence[Samples]) -> NDArray[np.float64]:
+    """All samples in one array; of what lies on a device one copy is made."""
+    repeated = [part for part in pending if isinstance(part, Repeated)]
+    tensors = [part for part in pending if isinstance(part, Tensor)]
+    if len(repeated) == len(pending):
+        n_samples = torch.cat([part.n_samples for part in repeated])
+        return np.asarray(Repeated(np.concatenate([part.figures for part in repeated]), n_samples, 0), np.float64)
+    if len(tensors) == len(pending):
+        return _to_numpy(torch.cat(tensors))
+    return np.concatenate([_to_numpy(part) for part in pending])
 
 
 def _to_numpy(values: Samples) -> NDArray[np.float64]:
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     return array.astype(np.float64, copy=False)

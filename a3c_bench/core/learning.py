@@ -1,7 +1,7 @@
 """Learning: differentiate a loss, clip the gradient, step theta.
 
-Nothing here waits for the device, and nothing knows of environments, queues or configurations: it is what one compiles,
-or captures in a graph.
+Nothing here waits for the device, and nothing knows of environments, queues or configurations: `differentiate` and
+`apply` are what one compiles, or captures in a graph (`core.compiled`).
 """
 
 from typing import NamedTuple
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from a3c_bench.core.advantages import Estimator
+from a3c_bench.core.compiled import Compute
 from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
 from a3c_bench.core.q_learning import q_loss, q_targets
 from a3c_bench.core.replay import Sample
 from a3c_bench.core.rollout import Batch
+
+AS_WRITTEN = Compute()
 
 
 class _Learner:
@@ -25,14 +28,20 @@ class _Learner:
         parameters: that the gradient is of.
         optimizer: steps them, or what they are a copy of; None: whoever gets the gradient steps.
         max_grad_norm: see `FlatParameters.clip_gradients`.
+        compute: how the callables run.
     """
 
     def __init__(
-        self, parameters: FlatParameters, optimizer: torch.optim.Optimizer | None, max_grad_norm: float | None
+        self,
+        parameters: FlatParameters,
+        optimizer: torch.optim.Optimizer | None,
+        max_grad_norm: float | None,
+        compute: Compute,
     ) -> None:
         self.parameters = parameters
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm
+        self._clip_and_step = compute.fixed(self._clip_and_step_once, parameters.gradients.device)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -49,6 +58,16 @@ class _Learner:
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
 
+    def apply(self, lr: float) -> Tensor:
+        """Both at once: `clip`, then `step`; gives the norm that the gradient had, a scalar."""
+        set_learning_rate(self.optimizer, lr)
+        return self._clip_and_step()
+
+    def _clip_and_step_once(self) -> Tensor:
+        norm = self.clip()
+        self.optimizer.step()
+        return norm
+
 
 class Backward(NamedTuple):
     """What `ActorCriticLearner.differentiate` found besides the gradient."""
@@ -64,7 +83,7 @@ class Backward(NamedTuple):
     def figures(self) -> dict[str, Tensor]:
         """For the record of the update."""
         return {
-            "loss": self.loss.total.detach(),
+            "loss": self.loss.total,
             "loss_policy": self.loss.policy,
             "loss_value": self.loss.value,
             "entropy_nats": self.loss.entropy,
@@ -101,6 +120,7 @@ class ActorCriticLearner(_Learner):
         log_epsilon: see there too.
         ratio_clip: see there too.
         max_grad_norm: None: the gradient is not clipped.
+        compute: how the callables run.
     """
 
     def __init__(
@@ -116,8 +136,9 @@ class ActorCriticLearner(_Learner):
         log_epsilon: float = 0.0,
         ratio_clip: float | None = None,
         max_grad_norm: float | None = None,
+        compute: Compute = AS_WRITTEN,
     ) -> None:
-        super().__init__(parameters, optimizer, max_grad_norm)
+        super().__init__(parameters, optimizer, max_grad_norm, compute)
         self.network = network
         self.estimate = estimate
         self._entropy_weight = entropy_weight
@@ -125,10 +146,17 @@ class ActorCriticLearner(_Learner):
         self._reduction = reduction
         self._log_epsilon = log_epsilon
         self._ratio_clip = ratio_clip
+        device = parameters.gradients.device
+        self._loss = compute.traced(self._loss_once)
+        self._backward = compute.fixed(self._backward_once, device)
+        self._values = compute.fixed(compute.traced(self._values_once), device)
 
-    @torch.no_grad()
     def values(self, observations: Tensor, state: Tensor) -> Tensor:
         """V [B] of observations [B, ...], seen in a state [B, S] of the network."""
+        return self._values(observations, state)
+
+    @torch.no_grad()
+    def _values_once(self, observations: Tensor, state: Tensor) -> Tensor:
         value: Tensor = self.network(observations, state)[1]
         return value
 
@@ -141,7 +169,15 @@ class ActorCriticLearner(_Learner):
             batch: on the network's device.
             keep: [T, B] bool; samples to leave out are False.
         """
+        return self._backward(batch._replace(values=None), keep)
+
+    def _backward_once(self, batch: Batch, keep: Tensor | None) -> Backward:
         self.parameters.zero_gradients()
+        found = self._loss(batch, keep)
+        found.loss.total.backward()  # type: ignore[no-untyped-call]
+        return found._replace(loss=found.loss._replace(total=found.loss.total.detach()))
+
+    def _loss_once(self, batch: Batch, keep: Tensor | None) -> Backward:
         log_probs, values = self.network.unroll(batch.observations, batch.state, ~batch.valid)
         values_to_last = torch.cat([values.detach(), batch.bootstrap.unsqueeze(0)])  # [T + 1, B]
         if batch.lengths is not None:
@@ -171,8 +207,8 @@ class ActorCriticLearner(_Learner):
             valid=batch.valid,
             ratio_clip=self._ratio_clip,
             log_ratios=log_ratios,
+            there=None if batch.lengths is None else batch.lengths > 0,
         )
-        loss.total.backward()  # type: ignore[no-untyped-call]
         n_cut = None if log_ratios is None else self._n_cut(log_ratios.detach().exp(), psi.advantages, mask)
         return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum(), n_cut)
 
@@ -209,6 +245,7 @@ class QLearner(_Learner):
         td_error_clip: see `q_loss`.
         reduction: see there too.
         max_grad_norm: None: the gradient is not clipped.
+        compute: how the callables run.
     """
 
     def __init__(
@@ -222,23 +259,47 @@ class QLearner(_Learner):
         td_error_clip: float | None,
         reduction: str,
         max_grad_norm: float | None = None,
+        compute: Compute = AS_WRITTEN,
     ) -> None:
-        super().__init__(parameters, optimizer, max_grad_norm)
+        super().__init__(parameters, optimizer, max_grad_norm, compute)
         self.network = network
         self.target_network = target_network
         self._double = double
         self._td_error_clip = td_error_clip
         self._reduction = reduction
+        self._loss = compute.traced(self._loss_once)
+        self._backward = compute.fixed(self._backward_once, parameters.gradients.device)
 
     def differentiate(self, sample: Sample) -> QBackward:
         """The gradient of the loss over B steps from a replay, on the networks' device."""
+        return self._backward(
+            sample.observations,
+            sample.actions,
+            sample.rewards,
+            sample.discounts,
+            sample.next_observations,
+            sample.weights,
+        )
+
+    def _backward_once(self, *sample: Tensor) -> QBackward:
         self.parameters.zero_gradients()
-        with torch.no_grad():
-            next_q = self.target_network(sample.next_observations)
-            choosing_q = self.network(sample.next_observations) if self._double else None
-            targets = q_targets(sample.rewards, sample.discounts, next_q, choosing_q)
-        q = self.network(sample.observations).gather(-1, sample.actions.unsqueeze(-1)).squeeze(-1)
-        td_errors = targets - q
-        loss = q_loss(td_errors, sample.weights, self._td_error_clip, self._reduction)
+        loss, td_errors = self._loss(*sample)
         loss.backward()  # type: ignore[no-untyped-call]
         return QBackward(loss.detach(), td_errors.detach())
+
+    def _loss_once(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        discounts: Tensor,
+        next_observations: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            next_q = self.target_network(next_observations)
+            choosing_q = self.network(next_observations) if self._double else None
+            targets = q_targets(rewards, discounts, next_q, choosing_q)
+        q = self.network(observations).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        td_errors = targets - q
+        return q_loss(td_errors, weights, self._td_error_clip, self._reduction), td_errors

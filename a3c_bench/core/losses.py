@@ -32,6 +32,7 @@ def actor_critic_loss(
     valid: Tensor | None = None,
     ratio_clip: float | None = None,
     log_ratios: Tensor | None = None,
+    there: Tensor | None = None,
 ) -> ActorCriticLoss:
     """L = reduce[ -log pi(a_t | s_t) psi_t - beta H(pi(. | s_t)) + c (R_t - V(s_t))^2 ]  (Mnih et al. 2016, section 4).
 
@@ -62,6 +63,7 @@ def actor_critic_loss(
             min(w psi, clip(w, 1 - epsilon, 1 + epsilon) psi) (Schulman et al. 2017, equation 7). Its gradient is that
             of log pi psi where pi = mu, and 0 where the policy has moved further than that in the direction of psi.
         log_ratios: [T, B], log w, with gradient; for ratio_clip.
+        there: [B], bool; False for what only fills a batch up, which is not among the B either. None: all are.
     """
     if log_epsilon > 0.0:
         log_of_pi = (log_probs.exp() + log_epsilon).log()
@@ -84,7 +86,8 @@ def actor_critic_loss(
         total = total / n_valid
     elif reduction == "mean_over_envs":
         left_out = torch.zeros_like(mask[0]) if valid is None else valid.any(0) & ~mask.any(0)
-        total = total / (~left_out).sum().clamp(min=1)
+        counted = ~left_out if there is None else ~left_out & there
+        total = total / counted.sum().clamp(min=1)
     elif reduction != "sum":
         raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
     return ActorCriticLoss(total, policy.detach() / n_valid, value.detach() / n_valid, entropy.detach() / n_valid)

@@ -1,6 +1,6 @@
 """Optimisers as the papers wrote them, over one flat vector of parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
@@ -110,6 +110,8 @@ class RMSProp(torch.optim.Optimizer):
         epsilon_inside_root: where eps stands.
         initial_square: 0 (DeepMind, torch) or 1 (TensorFlow).
         centered: divide by an estimate of the standard deviation instead of the root mean square.
+
+    `update` changes one parameter: what one compiles.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class RMSProp(torch.optim.Optimizer):
             "centered": centered,
         }
         super().__init__(parameters, defaults)
+        self.update: Callable[[Tensor, Tensor, dict[str, Tensor], dict[str, Any]], None] = self._update
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]
@@ -152,7 +155,7 @@ class RMSProp(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, self.state[parameter], group)
+                    self.update(parameter, parameter.grad, self.state[parameter], group)
         return loss
 
     @staticmethod
@@ -178,13 +181,14 @@ class RMSProp(torch.optim.Optimizer):
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the learning rate of every parameter group.
 
-    On a GPU it is a tensor that stays where it is: filling it waits for nothing, and a captured graph reads it anew.
+    On a GPU it is a tensor that stays where it is: filling it waits for nothing, and a captured graph reads it anew. On
+    a CPU it is one if it was one before: what is compiled would be compiled again for each other number.
     """
     for group in optimizer.param_groups:
         device, present = group["params"][0].device, group["lr"]
-        if device.type == "cpu":
-            group["lr"] = lr
-        elif isinstance(present, Tensor) and present.device == device:
+        if isinstance(present, Tensor) and present.device == device:
             present.fill_(lr)
+        elif device.type == "cpu":
+            group["lr"] = lr
         else:  # the first time, or a checkpoint of another device was loaded
             group["lr"] = torch.full((), lr, device=device)

@@ -19,6 +19,7 @@ sum tree that does it also knows which steps can be drawn, for the others weigh 
 known yet, and those whose stack has lost a frame to the ring's head.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,16 +49,11 @@ class Sample(NamedTuple):
     seconds_at_choice: NDArray[np.float64]  # [B]
     frames_at_insertion: NDArray[np.int64]  # [B], of the whole run, when the step was added here
 
-    def to(self, device: torch.device) -> "Sample":
-        """The same with its tensors on that device."""
-        return self._replace(
-            observations=self.observations.to(device),
-            actions=self.actions.to(device),
-            rewards=self.rewards.to(device),
-            discounts=self.discounts.to(device),
-            next_observations=self.next_observations.to(device),
-            weights=self.weights.to(device),
-        )
+    def to(self, move: Callable[[str, Tensor], Tensor]) -> "Sample":
+        """The same with its tensors where `move` takes them, by name: to a device, say."""
+        parts = self._asdict().items()
+        moved: dict[str, Any] = {name: move(name, part) for name, part in parts if isinstance(part, Tensor)}
+        return self._replace(**moved)
 
     def origins(self) -> NDArray[np.float64]:
         """Where the samples come from, [B, 4]: what `lag_of` wants to know."""

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.core.lag import Stamp, age, policy_divergence, split
+from a3c_bench.core.lag import Repeated, Samples, Stamp, age, only, policy_divergence, split
 
 
 class Rollout:
@@ -94,7 +94,7 @@ class Rollout:
             values=self.values[:n] if self.has_values else None,
         )
 
-    def lag(self, now: Stamp, mask: Tensor, taken: int | None = None) -> dict[str, NDArray[Any]]:
+    def lag(self, now: Stamp, mask: Tensor, taken: int | None = None) -> dict[str, Samples]:
         """lag_updates and its parts, lag_frames and lag_seconds of some samples, if they were learnt from now.
 
         Args:
@@ -102,9 +102,13 @@ class Rollout:
             mask: [T, B] bool, the samples.
             taken: theta's version when a learner took the rollout; None: that of now, as nobody else changes theta.
         """
-        stamps = np.repeat(np.array(self._stamps), mask.sum(-1).cpu().numpy(), axis=0)
+        stamps, n_samples = np.array(self._stamps), mask.sum(-1)  # [T, 3], [T]
         taken = now.version if taken is None else taken
-        return age(stamps, now) | split(stamps[:, 0], self.complete_at, taken, now.version)
+        ages = age(stamps, now) | split(stamps[:, 0], self.complete_at, taken, now.version)
+        each = {unit: Repeated(figures, n_samples, mask.numel()) for unit, figures in ages.items()}
+        if mask.device.type == "cpu":
+            return {unit: np.asarray(figures) for unit, figures in each.items()}
+        return {**each}  # nobody waits for how many they are
 
 
 class Batch(NamedTuple):
@@ -119,12 +123,12 @@ class Batch(NamedTuple):
     truncated: Tensor  # [T, B] bool; also where a stretch ends before T
     valid: Tensor  # [T, B] bool; False for phantoms and padding
     bootstrap: Tensor  # [B], V of the state after the last step
-    lengths: Tensor | None = None  # [B] int64, of the stretches; None: all are T
+    lengths: Tensor | None = None  # [B] int64, of the stretches, 0 of those that fill it up; None: all are T
     values: Tensor | None = None  # [T, B], V of who acted when it acted; None: it was not asked
 
 
 def divergence(batch: Batch, log_probs: Tensor, mask: Tensor, values: Tensor | None = None) -> dict[str, Tensor]:
-    """lag_kl_nats and importance_ratio of some samples, and value_lag if V of then and of now are known.
+    """lag_kl_nats and importance_ratio of some samples, and value_lag if V of then and of now are known; as `lag.only`.
 
     Args:
         batch: with what acted.
@@ -132,8 +136,8 @@ def divergence(batch: Batch, log_probs: Tensor, mask: Tensor, values: Tensor | N
         mask: [T, B] bool, the samples.
         values: [T, B], V of now.
     """
-    kl, ratio = policy_divergence(batch.log_probs[mask], log_probs[mask], batch.actions[mask])
+    kl, ratio = policy_divergence(batch.log_probs, log_probs, batch.actions)
     diverged = {"lag_kl_nats": kl, "importance_ratio": ratio}
     if batch.values is not None and values is not None:
-        diverged["value_lag"] = (values - batch.values)[mask].abs()
-    return diverged
+        diverged["value_lag"] = (values - batch.values).abs()
+    return {unit: only(figures, mask) for unit, figures in diverged.items()}

@@ -69,9 +69,13 @@ class Notes:
     def take(self) -> WorkerReport:
         """All of it, for another thread; and begins anew."""
         report, self.pending = self.pending, WorkerReport()
+        report.waiting = self._ratios.waiting()
         report.ratios, report.seconds = self._ratios.sums(), self.timer.take()
         return report
 
     def report(self) -> WorkerReport:
         """All of it, for another process; and begins anew."""
-        return self.take().packed()
+        ratios = self._ratios.sums()
+        report = self.take()
+        report.ratios = ratios
+        return report.packed()

@@ -71,17 +71,28 @@ class Ratios:
             before = self._sums.get(column, (0.0, 0.0))
             self._sums[column] = (before[0] + part, before[1] + whole)
 
+    def waiting(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Takes out what is on a device, as it was added: whoever adds it again need not wait for it either."""
+        pending, self._pending = self._pending, []
+        return pending
+
     def sums(self) -> dict[str, tuple[float, float]]:
         """Both sums of each column since the last call."""
         pending, self._pending = self._pending, []
-        for column, part, whole in pending:
-            self.add(column, float(part), float(whole))
+        for column in dict.fromkeys(column for column, *_ in pending):
+            parts, wholes = zip(*((part, whole) for name, part, whole in pending if name == column), strict=True)
+            self.add(column, _sum(parts), _sum(wholes))
         sums, self._sums = self._sums, {}
         return sums
 
     def take(self) -> dict[str, float]:
         """The columns since the last call; those of nothing at all are left out."""
         return {column: part / whole for column, (part, whole) in self.sums().items() if whole}
+
+
+def _sum(parts: Sequence[Tensor]) -> float:
+    """By one copy from the device."""
+    return float(torch.stack([part.double() for part in parts]).sum())
 
 
 @dataclass
@@ -95,7 +106,13 @@ class WorkerReport:
     fits: list[Fit] = field(default_factory=list)
     lags: list[dict[str, Samples]] = field(default_factory=list)
     ratios: dict[str, tuple[float, float]] = field(default_factory=dict)
+    waiting: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)  # ratios too, still on a device
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
+
+    def with_share(self, column: str, phases: Sequence[str]) -> "WorkerReport":
+        """The same, with the share of its time that these phases took in a column."""
+        self.ratios[column] = sum(self.seconds[phase] for phase in phases), sum(self.seconds.values())
+        return self
 
     def packed(self) -> "WorkerReport":
         """The same in few arrays, for a pipe: tensors would travel in a file each."""

@@ -204,6 +204,8 @@ class Session:
             self.lag.add(**samples)
         for column, (part, whole) in report.ratios.items():
             self.ratio(column, part, whole)
+        for column, on_device, of_device in report.waiting:
+            self.ratio(column, on_device, of_device)
         self.timer.add(report.seconds)
 
     def adjusted(self, window: Window) -> None:

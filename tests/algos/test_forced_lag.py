@@ -273,7 +273,7 @@ def test_the_value_with_which_returns_end_is_that_of_theta_as_it_learns(lstm_siz
         paac, _ = make_paac(replace(lagged, algo=replace(lagged.algo, stale_bootstrap=stale)))
         for _ in range(4):
             paac.update()
-        acts = paac.actor._network
+        acts = paac.actor._policy.network
         rollout = paac.act()
         end = rollout.observations[rollout.length], rollout.end_state
         with torch.no_grad():

@@ -24,6 +24,7 @@ from a3c_bench.algos.ga3c import (
 from a3c_bench.algos.settings import AdjustConfig
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.rollout import Batch
+from a3c_bench.core.transfer import Transfer
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import EARLIER
 from a3c_bench.runtime.directory import read_status
@@ -202,7 +203,7 @@ def test_a_fresh_bootstrap_is_the_value_of_the_same_state_to_theta_as_it_learns(
     parts = Parts(replace(config, network=replace(config.network, lstm_size=lstm_size)))
     slots = parts.collect(6)
     as_seen = torch.from_numpy(parts.experience.bootstrap[slots].copy())
-    values = partial(parts.trainer.learner.values, *parts.experience.ends(slots, torch.device("cpu")))
+    values = partial(parts.trainer.learner.values, *parts.experience.ends(slots, Transfer(torch.device("cpu"))))
     torch.testing.assert_close(values(), as_seen)  # theta has not changed yet
     parts.trainer.learn(parts.collect(6))
     fresh, seen = values(), []
@@ -223,7 +224,7 @@ def test_merging_pads_at_the_end() -> None:
     slots = parts.collect(40)
     rollouts = parts.rollouts(slots)
     assert len({len(rollout.actions) for rollout in rollouts}) > 1
-    batch = parts.experience.batch(slots, torch.device("cpu"))
+    batch = parts.experience.batch(slots, Transfer(torch.device("cpu")))
     log_probs, _ = parts.predictor.network.unroll(batch.observations, batch.state, ~batch.valid)
     for b, rollout in enumerate(rollouts):
         n = len(rollout.actions)
