@@ -25,6 +25,7 @@ from torch import Tensor
 
 from a3c_bench import build
 from a3c_bench.algos import find_algorithm
+from a3c_bench.core.compiled import Compute
 from a3c_bench.core.learning import QLearner
 from a3c_bench.core.losses import actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
@@ -56,8 +57,9 @@ class Calibration:
 def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7) -> Calibration:
     """Measures raw simulation, forward at the acting batch and forward + backward at the training batch, in turn.
 
-    Simulation is stepped with random actions; forward is without gradient; forward + backward holds the loss but no
-    optimiser step. Repeats of the three are interleaved, so that a machine which drifts slows all of them.
+    The latter two run as config.compute says. Simulation is stepped with random actions; forward is without gradient;
+    forward + backward holds the loss but no optimiser step. Repeats of the three are interleaved, so that a machine
+    which drifts slows all of them.
 
     Args:
         config: of the run; its algorithm says in which batches it works.
@@ -76,16 +78,16 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
     rng = np.random.default_rng(0)
     n_actions = envs.n_actions
     observations = torch.from_numpy(envs.reset()).to(device)
-    act = _acting(network, observations)
+    compute = build.make_compute(config)
+    act = _acting(network, observations, compute)
     if workload.replayed_batch is None:
         training_batch = n_steps = n_envs * t_max
-        differentiate = _actor_critic_training(network, observations, t_max, n_actions)
+        differentiate = _actor_critic_training(network, observations, t_max, n_actions, compute)
     else:
         training_batch, n_steps = workload.replayed_batch, workload.update_period_agent_steps
         target_network = algorithm.make_network(config, envs, device)
-        learner = QLearner(
-            network, target_network, parameters, double=workload.double, td_error_clip=1.0, reduction="sum"
-        )
+        options: dict[str, Any] = {"double": workload.double, "td_error_clip": 1.0, "reduction": "sum"}
+        learner = QLearner(network, target_network, parameters, **options, compute=compute)
         differentiate = _q_training(learner, observations, training_batch)
 
     def simulate() -> None:
@@ -126,27 +128,37 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
     )
 
 
-def _acting(network: ActorCritic | QNetwork, observations: Tensor) -> Callable[[], Tensor]:
-    if isinstance(network, QNetwork):
-        return lambda: network(observations)
-    state = network.initial_state(len(observations))
-    return lambda: network(observations, state)[0]
+def _acting(network: ActorCritic | QNetwork, observations: Tensor, compute: Compute) -> Callable[[], Tensor]:
+    state = None if isinstance(network, QNetwork) else network.initial_state(len(observations))
+
+    def forward(seen: Tensor) -> Tensor:
+        found: Tensor = network(seen) if state is None else network(seen, state)[0]
+        return found
+
+    fixed = compute.fixed(compute.traced(forward), observations.device)
+    return lambda: fixed(observations)
 
 
-def _actor_critic_training(network: ActorCritic, observations: Tensor, t_max: int, n_actions: int) -> Work:
+def _actor_critic_training(
+    network: ActorCritic, observations: Tensor, t_max: int, n_actions: int, compute: Compute
+) -> Work:
     n_envs, device = len(observations), observations.device
     batch = observations.repeat(t_max, *([1] * observations.dim()))
     state = network.initial_state(n_envs)
     actions = torch.randint(n_actions, (t_max, n_envs), device=device)
     ones = torch.ones((t_max, n_envs), device=device)
 
-    def work() -> None:
+    def loss() -> Tensor:
         log_probs, values = network.unroll(batch, state, ~ones.bool())
         samples = (log_probs, values, actions, ones, ones, ones.bool())
-        loss = actor_critic_loss(*samples, entropy_weight=0.01, value_weight=0.25, reduction="mean")
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        return actor_critic_loss(*samples, entropy_weight=0.01, value_weight=0.25, reduction="mean").total
 
-    return work
+    traced = compute.traced(loss)
+
+    def work() -> None:
+        traced().backward()  # type: ignore[no-untyped-call]
+
+    return compute.fixed(work, device)
 
 
 def _q_training(learner: QLearner, observations: Tensor, batch_size: int) -> Work:

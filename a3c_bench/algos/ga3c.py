@@ -84,6 +84,7 @@ class Predictor:
     ) -> None:
         self.budget_frames = config.budget.frames or float("inf")
         self.agents = agents
+        self.network = network
         self.tally = tally
         self.device = resolve_device(config.device)
         policy = Policy(network, torch_generator(self.device, seed), compute=compute)
