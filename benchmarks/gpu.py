@@ -4,6 +4,7 @@
     python benchmarks/gpu.py --out DIR --device cpu --tiny      # tries all of it on CPUs within a minute
     python benchmarks/gpu.py --out DIR --steps agree,speed_dqn  # some steps: names, or what names begin with
     python benchmarks/gpu.py --out DIR --limit 300              # seconds for the whole
+    python benchmarks/gpu_figures.py DIR                        # the figures again, on any machine
 
 Steps run in order of worth, each in a process of its own, which is ended with all of its children when its limit is
 over. Each result is a line of DIR/results.jsonl as soon as it is there; the first line is the machine. `kind` says what
@@ -58,15 +59,19 @@ class Step:
 
 
 STEPS = (
-    Step("agree_paac", "agree", ("paac",), 60.0),
-    Step("agree_ga3c", "agree", ("ga3c",), 60.0),
-    Step("agree_dqn", "agree", ("dqn",), 60.0),
+    Step("agree_paac", "agree", ("paac", "graphs", "eager"), 60.0),
+    Step("agree_ga3c", "agree", ("ga3c", "graphs", "eager"), 60.0),
+    Step("agree_dqn", "agree", ("dqn", "graphs", "eager"), 60.0),
     Step("agree_draws", "draws", (), 30.0),
-    Step("parts", "parts", (), 90.0),
-    Step("speed_paac", "speed", ("paac",), 75.0),
-    Step("speed_ga3c", "speed", ("ga3c",), 75.0),
-    Step("speed_dqn", "speed", ("dqn",), 75.0),
-    Step("pong", "pong", (), 330.0),
+    Step("speed_paac", "speed", ("paac",), 100.0),
+    Step("speed_ga3c", "speed", ("ga3c",), 80.0),
+    Step("speed_dqn", "speed", ("dqn",), 100.0),
+    Step("pong_paac", "pong", ("paac",), 150.0),
+    Step("ceilings", "ceilings", (), 90.0),
+    Step("pong_ga3c", "pong", ("ga3c",), 150.0),
+    Step("compiled_paac", "agree", ("paac", "compiled"), 90.0),
+    Step("compiled_ga3c", "agree", ("ga3c", "compiled"), 90.0),
+    Step("compiled_dqn", "agree", ("dqn", "compiled"), 90.0),
 )
 MACHINE = Step("machine", "machine_facts", (), 60.0)
 
@@ -265,9 +270,20 @@ def measure(job: Job, steps: Sequence[Step]) -> int:
     outcomes = run_steps(steps, job)
     lines = read_results(job.out)
     print_table(lines)
+    draw_figures(job.out)
     print(f"All of it: {job.out / 'results.jsonl'}")
     agrees = all(line.get("agrees", True) for line in lines)
     return 0 if agrees and not {"failed", "limit"} & set(outcomes) else 1
+
+
+def draw_figures(out: Path) -> None:
+    """Draws what was found; where this machine cannot, another one can, from results.jsonl."""
+    try:
+        from benchmarks.gpu_figures import draw
+
+        print("Figures: " + ", ".join(str(file) for file in draw(read_results(out), out)))
+    except ImportError as error:
+        print(f"No figures: {error}. Elsewhere: python benchmarks/gpu_figures.py {out}")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -331,18 +347,21 @@ def _agree_words(line: Line) -> tuple[str, str]:
     if line["step"] == "agree_draws":
         return f"{line['n_draws']:,} draws", f"frequencies off by {line['difference']:.1e} at most: {verdict}"
     moved = f"theta moved by {line['moved']:.1e} of its norm"
-    return f"update {line['updates']}", f"difference {line['difference']:.1e} of the norm: {verdict} ({moved})"
+    found = f"difference {line['difference']:.1e} of the norm: {verdict} ({moved})"
+    return f"{line['mode']}, update {line['updates']}", found
 
 
-def _parts_words(line: Line) -> tuple[str, str]:
+def _ceilings_words(line: Line) -> tuple[str, str]:
     names = {"simulation": "simulate", "forward": "forward", "forward_backward": "forward + backward"}
     found = ", ".join(f"{word} {line[f'{name}_agent_steps_per_second']:,.0f}" for name, word in names.items())
-    return f"{line['network']}, {line['acting_batch']} envs", f"{found} agent steps/s"
+    return f"{line['network']}, {line['mode']}, {line['n_envs']} envs", f"{found} agent steps/s"
 
 
 def _speed_words(line: Line) -> tuple[str, str]:
     shares = ", ".join(f"{name.removeprefix('share_')} {share:.0%}" for name, share in line["shares"].items())
-    return f"{line['n_envs']} envs", f"{line['agent_steps_per_second']:,.0f} agent steps/s; {shares}"
+    cost = f"; measuring lag costs {line['lag_cost']:.1%}" if "lag_cost" in line else ""
+    found = f"{line['agent_steps_per_second']:,.0f} agent steps/s, {line['share_of_raw']:.0%} of raw simulation"
+    return f"{line['way']}, {line['mode']}, {line['n_envs']} envs", f"{found}; {shares}{cost}"
 
 
 def _pong_words(line: Line) -> tuple[str, str]:
@@ -352,7 +371,8 @@ def _pong_words(line: Line) -> tuple[str, str]:
 
 
 _WORDS: dict[str, Callable[[Line], tuple[str, str]]] = {
-    "agree": _agree_words, "parts": _parts_words, "speed": _speed_words, "pong": _pong_words,
+    "agree": _agree_words, "compiled": _agree_words, "ceilings": _ceilings_words, "speed": _speed_words,
+    "pong": _pong_words,
 }  # fmt: skip
 
 

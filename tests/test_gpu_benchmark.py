@@ -13,10 +13,14 @@ import pandas as pd
 import pytest
 import step_targets
 import torch
+from tape import CpuTape
 
+from a3c_bench.acting.policy import Policy
+from a3c_bench.core import compiled
+from a3c_bench.core.networks import ActorCritic
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.schema import Config
-from benchmarks import gpu, gpu_steps
+from benchmarks import gpu, gpu_figures, gpu_steps
 from benchmarks.gpu import Job, Step
 from benchmarks.gpu_steps import Trained
 
@@ -52,7 +56,7 @@ def test_two_runs_act_alike_and_part_when_they_learn_otherwise(
     """On one device the difference is 0; with longer steps on the second it is not, and the step says so."""
     monkeypatch.setattr(gpu_steps, "N_UPDATES", (6,))
     job = make_job(tmp_path, f"agree_{algo}")
-    gpu_steps.agree(job, algo)
+    gpu_steps.agree(job, algo, "eager", "graphs")  # of which no CPU has the latter: once
     train, rates = gpu_steps.train, iter((0.001, 0.0015))
 
     def train_otherwise(config: Config, directory: Path) -> dict[str, Any]:
@@ -61,9 +65,9 @@ def test_two_runs_act_alike_and_part_when_they_learn_otherwise(
 
     monkeypatch.setattr(gpu_steps, "train", train_otherwise)
     other = make_job(tmp_path, f"agree_{algo}_otherwise")
-    gpu_steps.agree(other, algo)
+    gpu_steps.agree(other, algo, "eager")
     alike, otherwise = gpu.read_results(tmp_path)
-    assert (alike["difference"], alike["agrees"]) == (0.0, True)
+    assert (alike["mode"], alike["difference"], alike["agrees"]) == ("eager", 0.0, True)
     assert alike["updates"] == alike["updates_on_device"] >= 6
     assert not otherwise["agrees"]
     assert otherwise["difference"] > 1e-4
@@ -154,6 +158,69 @@ def test_bad_input_ends_in_one_sentence(
     assert (tmp_path / "results.jsonl").read_text() == "{}\n"
 
 
+def test_actions_of_the_table_are_the_same_captured_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is captured reads on in it; a table that was read while it was recorded would give one row for ever."""
+    monkeypatch.setattr(compiled, "CudaTape", CpuTape)
+    log_probs = torch.zeros(3, 2)
+    config = gpu_steps.agreeing_configuration(make_job(tmp_path), "paac", 1)
+    rows = []
+    for compute in (compiled.Compute(), compiled.Compute(cuda_graphs=True)):
+        with gpu_steps.same_actions(config) as n_drawn:
+            policy = Policy(ActorCritic((4,), 2), torch.Generator(), compute=compute)
+            rows.append([policy(torch.zeros(3, 4), log_probs[:, :0]).actions.tolist() for _ in range(8)])
+            assert n_drawn() == 8 * 4
+    assert rows[0] == rows[1]
+    assert len({str(row) for row in rows[0]}) > 1
+
+
+def made_up_results() -> list[dict[str, Any]]:
+    machine = {"step": "machine", "kind": "machine", "gpu": "Imaginary GPU", "cpu": "A CPU", "cores": 16}
+    shares = {"share_simulate": 0.5, "share_train": 0.3, "share_predict": 0.2}
+    speeds = [
+        {"step": f"speed_{algo}", "kind": "result", "algo": algo, "way": "plain", "mode": mode, "n_envs": n,
+         "agent_steps_per_second": 10.0 * n, "raw_agent_steps_per_second": 20.0 * n, "shares": shares}
+        for algo in ("paac", "dqn") for mode in ("graphs", "eager") for n in (128, 32)
+    ]  # fmt: skip
+    return [machine, *speeds, {"step": "pong_paac", "kind": "end", "outcome": "skipped"}]
+
+
+def test_figures_are_drawn_of_what_was_found_and_no_others(tmp_path: Path) -> None:
+    lines = made_up_results()
+    assert [file.name for file in gpu_figures.draw(lines, tmp_path)] == ["throughput.png", "time_shares.png"]
+    axes = gpu_figures.throughput([line for line in lines if line["kind"] == "result"]).axes
+    assert [axis.get_title() for axis in axes] == ["paac", "dqn"]
+    graphs, eager, raw = axes[0].get_lines()
+    assert (graphs.get_label(), raw.get_label()) == ("plain, graphs", "simulation alone")
+    assert graphs.get_xydata().tolist() == [[32.0, 320.0], [128.0, 1280.0]]
+    assert raw.get_xydata().tolist() == [[32.0, 640.0], [128.0, 2560.0]]
+    assert eager.get_linestyle() != graphs.get_linestyle()
+
+
+def test_figures_of_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_figures.main([str(tmp_path)]) == 2
+    assert "has no results of gpu.py" in capsys.readouterr().err
+
+
+def test_no_step_measures_what_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU one speed stands for eager and graphs; each way is another configuration."""
+    ran: list[Config] = []
+
+    def speed_of(job: Job, config: Config, name: str) -> dict[str, Any]:
+        ran.append(config)
+        return {"agent_steps_per_second": 100.0 if config.lag.enabled else 125.0}
+
+    monkeypatch.setattr(gpu_steps, "speed_of", speed_of)
+    monkeypatch.setattr(gpu_steps, "raw_agent_steps_per_second", lambda config, n, seconds: 400.0)
+    gpu_steps.speed(make_job(tmp_path, "speed_paac"), "paac")
+    found = gpu.read_results(tmp_path)
+    assert [(line["way"], line["mode"]) for line in found] == [
+        ("plain", "eager"), ("overlap", "eager"), ("lag not measured", "eager"),
+    ]  # fmt: skip
+    assert [config.algo.overlap for config in ran] == [False, True, False]
+    assert [line["share_of_raw"] for line in found] == [0.25, 0.25, 0.3125]
+    assert found[-1]["lag_cost"] == pytest.approx(0.2)
+
+
 BLOCKED = (
     "wandb",
     "tensorboard",
@@ -170,7 +237,7 @@ BLOCKED = (
 
 @pytest.mark.slow
 def test_all_of_it_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:
-    """A minute on two idle cores; from another directory, not installed."""
+    """Two minutes on two idle cores; from another directory, not installed."""
     block = f"import sys\nsys.modules.update(dict.fromkeys({BLOCKED}))\n"
     (tmp_path / "sitecustomize.py").write_text(block)
     out = tmp_path / "out"
@@ -189,18 +256,28 @@ def test_all_of_it_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path: Pat
     assert {line["outcome"] for line in ends} == {"done"}
     results = {step.name: [x for x in rest if x["step"] == step.name and x["kind"] == "result"] for step in gpu.STEPS}
     for algo in ("paac", "ga3c", "dqn"):
-        few, many = results[f"agree_{algo}"]
-        assert few["updates"] == 1
-        assert 50 <= many["updates"] < 60
-        assert (many["difference"], many["agrees"]) == (0.0, True)
-        assert many["moved"] > 10 * gpu_steps.TOLERANCE
-        (speed,) = results[f"speed_{algo}"]
-        assert speed["agent_steps_per_second"] > speed["updates_per_second"] > 0.0
-        assert sum(speed["shares"].values()) == pytest.approx(1.0, abs=0.01)
-    for part in results["parts"]:
+        for step, mode in (("agree", "eager"), ("compiled", "compiled")):
+            few, many = results[f"{step}_{algo}"]
+            assert few["updates"] == 1
+            assert 50 <= many["updates"] < 60
+            assert (many["mode"], many["agrees"]) == (mode, True)
+            assert many["moved"] > 10 * gpu_steps.TOLERANCE
+            assert mode == "compiled" or many["difference"] == 0.0
+        ways = [speed["way"] for speed in results[f"speed_{algo}"]]
+        assert ways == [way for way, mode, _ in gpu_steps.SPEEDS[algo] if (way, mode) != ("plain", "eager")]
+        for speed in results[f"speed_{algo}"]:
+            assert speed["agent_steps_per_second"] > speed["updates_per_second"] > 0.0
+            assert speed["agent_steps_per_second"] == speed["share_of_raw"] * speed["raw_agent_steps_per_second"]
+            assert sum(speed["shares"].values()) == pytest.approx(1.0, abs=0.01)
+            assert ("lag_cost" in speed) == (speed["way"] == "lag not measured")
+            assert ("lag_updates_mean" in speed["lag"]) == (speed["way"] != "lag not measured")
+    assert [part["mode"] for part in results["ceilings"]] == ["eager", "eager", "compiled"]
+    for part in results["ceilings"]:
         assert part["forward_agent_steps_per_second"] > part["forward_backward_agent_steps_per_second"] > 0.0
-    (pong,) = results["pong"]
-    assert pong["reached"] == (pong["mean_return_100_games"] >= pong["target_return"])
-    assert pong["course"]["frames"][-1] <= pong["frames"]
+    for algo in ("paac", "ga3c"):
+        (pong,) = results[f"pong_{algo}"]
+        assert pong["reached"] == ((pong["mean_return_100_games"] or 0.0) >= pong["target_return"])
+        assert pong["course"]["frames"][-1] <= pong["frames"]
+    assert {file.name for file in out.glob("*.png")} == {f"{name}.png" for name in gpu_figures.FIGURES}
     assert "agree_paac" in ended.stdout
     assert not list(out.rglob("*.pt"))

@@ -31,7 +31,9 @@ class Transfer:
         tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
         if self.device.type == "cpu":
             return tensor
-        place = self._places.setdefault(name, _Pinned())
+        if name not in self._places:
+            self._places[name] = _Pinned()
+        place = self._places[name]
         kept = place.hold(tensor)
         with torch.cuda.stream(self._stream):
             moved = kept.to(self.device, non_blocking=True)
