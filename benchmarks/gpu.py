@@ -67,11 +67,12 @@ STEPS = (
     Step("speed_ga3c", "speed", ("ga3c",), 80.0),
     Step("speed_dqn", "speed", ("dqn",), 100.0),
     Step("pong_paac", "pong", ("paac",), 150.0),
-    Step("ceilings", "ceilings", (), 90.0),
+    Step("ceilings", "ceilings", ("eager", "graphs"), 90.0),
     Step("pong_ga3c", "pong", ("ga3c",), 150.0),
-    Step("compiled_paac", "agree", ("paac", "compiled"), 90.0),
+    Step("compiled_paac", "agree", ("paac", "compiled"), 90.0),  # each compiles first, on few cores for a minute
     Step("compiled_ga3c", "agree", ("ga3c", "compiled"), 90.0),
     Step("compiled_dqn", "agree", ("dqn", "compiled"), 90.0),
+    Step("ceilings_compiled", "ceilings", ("compiled",), 90.0),
 )
 MACHINE = Step("machine", "machine_facts", (), 60.0)
 

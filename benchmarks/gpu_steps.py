@@ -233,12 +233,11 @@ CEILINGS = (  # network, mode, numbers of environments
 )
 
 
-def ceilings(job: "Job") -> None:
+def ceilings(job: "Job", *modes: str) -> None:
     """Simulation on all cores, forward, and forward + backward, each alone, by number of environments."""
     repeats, seconds = (1, 0.05) if job.tiny else (3, 0.3)
-    for network, wanted, sizes in (("mlp", "eager", (2, 4)), ("mlp", "compiled", (2,))) if job.tiny else CEILINGS:
-        mode = mode_there(job, wanted)
-        for n in sizes if mode == wanted else ():
+    for network, mode, sizes in (("mlp", "eager", (2, 4)), ("mlp", "compiled", (2,))) if job.tiny else CEILINGS:
+        for n in sizes if mode in modes and mode_there(job, mode) == mode else ():
             words = ["algo=paac", f"network={network}", f"algo.n_envs={n}", *MODES[mode]]
             found = asdict(calibrate(configuration(job, *words), repeats, seconds))
             job.tell(network=network, mode=mode, n_envs=n, **found)
