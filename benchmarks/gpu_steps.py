@@ -257,19 +257,19 @@ WAYS: dict[str, tuple[str, ...]] = {
 SPEEDS: dict[str, tuple[tuple[str, str, tuple[int, ...]], ...]] = {  # way, mode, numbers of environments
     "paac": (
         ("plain", "graphs", (32, 128, 512)),
-        ("plain", "eager", (32, 128, 512)),
+        ("plain", "eager", (128,)),
         ("overlap", "graphs", (128, 512)),
         ("lag not measured", "graphs", (128,)),
     ),
     "ga3c": (
         ("plain", "graphs", (32, 128, 512)),
-        ("plain", "eager", (32, 128, 512)),
+        ("plain", "eager", (128,)),
         ("lag not measured", "graphs", (128,)),
     ),
     "dqn": (
         ("plain", "graphs", (1, 8, 64)),
-        ("plain", "eager", (1, 8, 64)),
-        ("overlap", "graphs", (8, 64)),
+        ("plain", "eager", (8,)),
+        ("overlap", "graphs", (8,)),
     ),
 }
 

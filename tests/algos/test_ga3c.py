@@ -236,6 +236,23 @@ def test_merging_pads_at_the_end() -> None:
 # --- one update -------------------------------------------------------------------------------------------------------
 
 
+def test_a_batch_is_filled_up_to_few_shapes() -> None:
+    """To t_max, and with rollouts of length 0 to a multiple: what was there is there, the rest counts for nothing."""
+    parts = Parts(SMALL)
+    slots = parts.collect(3)
+    experience, here = parts.experience, Transfer(torch.device("cpu"))
+    whole, filled = experience.batch(slots, here), experience.batch(slots, here, unit=4)
+    n_steps, n = len(whole.rewards), len(slots)
+    assert filled.valid.shape == (experience.t_max, -(-n // 4) * 4)
+    for name, part in whole._asdict().items():
+        by_rollout = name in ("state", "bootstrap", "lengths")
+        there = getattr(filled, name)
+        assert torch.equal(there[:n] if by_rollout else there[:n_steps, :n], part), name
+    assert int(filled.valid.sum()) == int(whole.valid.sum())
+    assert filled.lengths is not None
+    assert filled.lengths[n:].tolist() == [0] * (filled.valid.shape[1] - n)
+
+
 def naive_update(parts: Parts, config: Config, rollouts: list[Rollout], epsilon: float = 0.0) -> torch.Tensor:
     """Theta after one update: summed loss, n-step returns from the acting bootstrap, RMSProp by hand."""
     options, network = config.algo, parts.trainer.network

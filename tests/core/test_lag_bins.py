@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from a3c_bench.core import lag
-from a3c_bench.core.lag import BIN_EDGES, REAL_UNITS, UNITS, LagMeter, policy_divergence
+from a3c_bench.core.lag import (
+    BIN_EDGES,
+    REAL_UNITS,
+    UNITS,
+    LagMeter,
+    Repeated,
+    effective_sample_size,
+    policy_divergence,
+)
 
 
 def naive_bin(unit: str, value: float) -> tuple[float, float]:
@@ -117,3 +125,25 @@ def test_divergence_by_hand() -> None:
     by_hand = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
     np.testing.assert_allclose(kl.numpy(), [by_hand, 0.0], atol=1e-6)
     np.testing.assert_allclose(ratio.numpy(), [0.5, 1.0], rtol=1e-6)
+
+
+def test_what_nobody_waited_for_counts_as_what_it_stands_for() -> None:
+    """As a GPU's updates give it: figures of so many samples each, and NaN where there is no sample."""
+    at_once, later = LagMeter(), LagMeter()
+    mask = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
+    ratios = torch.tensor([[1.0, 2.0, 9.0], [9.0, 9.0, 9.0], [4.0, 0.5, 8.0]])
+    for shift in (0.0, 3.0):
+        figures = np.array([5.0, 6.0, 7.0]) + shift
+        at_once.add(lag_updates=np.repeat(figures, [2, 0, 3]), importance_ratio=(ratios + shift)[mask])
+        repeated = Repeated(figures, mask.sum(-1), mask.numel())
+        assert len(repeated) == 9
+        later.add(lag_updates=repeated, importance_ratio=torch.where(mask, ratios + shift, torch.nan).flatten())
+    assert later.interval() == at_once.interval()
+    assert later.histogram() == at_once.histogram()
+    kept, marked = ratios[mask], torch.where(mask, ratios, torch.nan).flatten()
+    expected = kept.sum().square() / (len(kept) * kept.square().sum())
+    for given in (kept, marked):
+        found = effective_sample_size({"importance_ratio": given})["effective_sample_size"]
+        torch.testing.assert_close(found, expected)
+    nobody = effective_sample_size({"importance_ratio": torch.full((4,), torch.nan)})
+    assert float(nobody["effective_sample_size"]) == 1.0

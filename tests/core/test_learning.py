@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from a3c_bench.core import advantages
+from a3c_bench.core.compiled import padded
+from a3c_bench.core.lag import LagMeter, Stamp, effective_sample_size
 from a3c_bench.core.learning import ActorCriticLearner, QLearner
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters, RMSProp
 from a3c_bench.core.replay import Sample
-from a3c_bench.core.rollout import Batch
+from a3c_bench.core.rollout import Batch, Rollout, divergence
+from a3c_bench.runtime.ledger import Ratios
 
 T, B, A = 4, 3, 2
 WEIGHTS: dict[str, Any] = {"entropy_weight": 0.01, "value_weight": 0.5, "reduction": "mean"}
@@ -24,7 +27,7 @@ def actor_critic_learner(kind: str, device: str, lstm_size: int | None = None, *
     parameters = FlatParameters(network)
     estimate = advantages.estimator(kind, 0.9, 0.95, 1.0, 1.0)
     optimizer = RMSProp([parameters.values], 1.0, decay=0.0, epsilon=0.0)
-    return ActorCriticLearner(network, parameters, optimizer, estimate, **WEIGHTS, **options)
+    return ActorCriticLearner(network, parameters, optimizer, estimate, **(WEIGHTS | options))
 
 
 def batch(device: str, state_size: int = 0, lengths: Tensor | None = None) -> Batch:
@@ -67,6 +70,61 @@ def test_an_actor_critic_learns_without_a_look_at_the_device(kind: str, lstm_siz
     assert {part.device.type for part in found.figures().values()} == {"meta"}
     with pytest.raises(RuntimeError):
         float(found.loss.total.detach())
+
+
+def test_the_record_of_an_update_asks_the_device_for_nothing() -> None:
+    """All that PAAC does between acting and acting, but for the environments."""
+    learner = actor_critic_learner("vtrace", "meta", max_grad_norm=0.5)
+    rollout = Rollout(T, B, (5,), np.dtype(np.float32), A, torch.device("meta"))
+    rollout.start(torch.zeros(B, 5, device="meta"), torch.zeros(B, 0, device="meta"))
+    yes = np.ones(B, dtype=np.bool_)
+    for t in range(T):
+        rollout.add(Stamp(t, 10 * t, float(t)), np.zeros(B, np.float32), ~yes, ~yes, yes)
+    rollout.has_values = True
+    rollout.bootstrap = learner.values(rollout.observations[T], rollout.state)
+    batch, ratios, meter = rollout.batch(), Ratios(), LagMeter()
+    found = learner.differentiate(batch)
+    diverged = divergence(batch, found.log_probs, found.mask, found.values)
+    meter.add(**rollout.lag(Stamp(9, 90, 9.0), found.mask), **diverged)
+    ratios.add("unusable_share", *found.unusable)
+    ratios.add("clip_share", *found.cut)
+    figures = found.figures() | effective_sample_size(diverged) | {"gradient_norm": learner.apply(0.1)}
+    assert {part.device.type for part in figures.values()} == {"meta"}
+    assert {unit: len(part) for unit, part in diverged.items()} == {
+        "lag_kl_nats": T * B,
+        "importance_ratio": T * B,
+        "value_lag": T * B,
+    }
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        meter.interval()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        ratios.sums()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "mean_over_envs"])
+@pytest.mark.parametrize("kind", ["nstep", "gae", "monte_carlo", "vtrace"])
+def test_padding_changes_no_number(kind: str, reduction: str) -> None:
+    """Steps after the end of a rollout, and rollouts of no step: gradient, figures and counts are those without."""
+    learner = actor_critic_learner(kind, "cpu", reduction=reduction, log_epsilon=1e-6)
+    lengths = torch.tensor([T, 2, 3])
+    steps = torch.arange(T).unsqueeze(-1)
+    valid, ends = steps < lengths, steps == lengths - 1
+    whole = batch("cpu", lengths=lengths)
+    whole = whole._replace(valid=valid, terminated=ends & torch.tensor([True, False, True]), truncated=ends)
+    sizes = {1: (T + 2, B + 4), 0: (B + 4,)}
+    parts = {name: part for name, part in whole._asdict().items() if part is not None}
+    by_rollout = ("state", "bootstrap", "lengths")
+    filled = {k: torch.from_numpy(padded(part.numpy(), *sizes[k not in by_rollout])) for k, part in parts.items()}
+    found, gradients = [], []
+    for each in (parts, filled):
+        found.append(learner.differentiate(Batch(**each)))
+        gradients.append(learner.parameters.gradients.clone())
+    assert gradients[0].norm() > 0.01
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+    plain, full = found
+    for name, figure in plain.figures().items():
+        torch.testing.assert_close(full.figures()[name], figure)
+    assert [int(n) for n in (*full.unusable, *full.cut)] == [int(n) for n in (*plain.unusable, *plain.cut)]
 
 
 @pytest.mark.parametrize("double", [False, True])
