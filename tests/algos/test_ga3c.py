@@ -27,6 +27,7 @@ from a3c_bench.core.rollout import Batch
 from a3c_bench.core.transfer import Transfer
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.tally import EARLIER
+from a3c_bench.runtime import clock
 from a3c_bench.runtime.directory import read_status
 from a3c_bench.schema import (
     AdvantageConfig,
@@ -464,23 +465,33 @@ def test_the_share_of_unusable_rollouts_is_recorded(kind: str, tmp_path: Path) -
     assert 0.3 < pd.read_csv(tmp_path / "metrics.csv").unusable_share.mean() < 1.0
 
 
+class Jumping:
+    """The clock of this machine, and what has been added to it."""
+
+    added = 0.0
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.added
+
+
 def test_an_evaluation_is_no_lag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rollouts that waited in the queue meanwhile are no older for it, and nobody waited."""
-    real = train_module.evaluate
+    """Rollouts that waited in the queue for 1000 s meanwhile are no older for it, and nobody waited."""
+    real, jumping = train_module.evaluate, Jumping()
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(1.5)
+        jumping.added += 1000.0
         return real(*arguments)
 
+    monkeypatch.setattr(clock, "time", jumping)
     monkeypatch.setattr(train_module, "evaluate", slow)
     status = train(replace(SMALL, evaluation=EvaluationConfig(n_games=2, n_envs=2, interval_frames=700)), tmp_path)
     assert len(pd.read_csv(tmp_path / "eval.csv").frames.unique()) == 2
     lag = pd.read_csv(tmp_path / "lag.csv")
     assert lag.lag_seconds_max.min() >= 0.0
-    assert lag.lag_seconds_max.max() < min(1.5, status["wall_seconds"])
+    assert lag.lag_seconds_max.max() < status["wall_seconds"] < 900.0
     shares = pd.read_csv(tmp_path / "metrics.csv").filter(regex="^share_(simulate|predict|train|wait)$")
     assert shares.sum(axis=1).to_numpy() == pytest.approx(np.ones(len(shares)), abs=1e-4)
-    assert shares.share_simulate.max() < 0.7
+    assert shares.share_simulate.max() < 0.95
 
 
 FAR = with_algo(optimizer=replace(CONSTANT, lr=0.1))  # far enough to clip ratios
@@ -585,7 +596,7 @@ def test_what_is_learnt_from_is_what_is_counted(kind: str) -> None:
 def lock_step(tmp_path: Path, advantage: str = "nstep", **changes: Any) -> torch.Tensor:
     """Theta after a run without lag."""
     name = ",".join(f"{key}={value}" for key, value in changes.items()) or advantage
-    config = with_algo(synchronous=True, **changes)
+    config = replace(with_algo(synchronous=True, **changes), budget=BudgetConfig(frames=600))
     train(replace(config, advantage=AdvantageConfig(kind=advantage)), tmp_path / name)
     parts = torch.load(tmp_path / name / "checkpoint" / "latest.pt", weights_only=True)["parts"]
     return torch.cat([tensor.flatten() for tensor in parts["network"].values()])
@@ -665,12 +676,12 @@ def test_more_predictors_than_agents_to_go_round(tmp_path: Path, monkeypatch: py
         {"min_training_batch": 20, "n_trainers": 1, "n_predictors": 3},
         {"prediction_batch": 6, "n_predictors": 1, "n_trainers": 4},
         {"n_agents": 64, "prediction_batch": None},
-        {"optimizer": replace(CONSTANT, kind="adam", lr=1e-3)},
+        pytest.param({"optimizer": replace(CONSTANT, kind="adam", lr=1e-3)}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 def test_a_run_counts_every_step_and_update(tmp_path: Path, changes: dict[str, Any]) -> None:
-    status = train(with_algo(**changes), tmp_path)
+    status = train(replace(with_algo(**changes), budget=BudgetConfig(frames=800)), tmp_path)
     assert status["state"] == "finished"
     assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
     lag = pd.read_csv(tmp_path / "lag_histogram.csv").groupby("unit").samples.sum()
@@ -683,7 +694,7 @@ def test_a_run_counts_every_step_and_update(tmp_path: Path, changes: dict[str, A
     options = with_algo(**changes).algo
     assert metrics.training_batch.min() >= options.min_training_batch
     assert metrics.training_queue_depth.max() <= options.training_queue_size
-    assert 1200 <= status["frames"] < 4200
+    assert 800 <= status["frames"] < 3800
     assert set(pd.read_csv(tmp_path / "eval.csv").final) == {False, True}
 
 
@@ -761,11 +772,12 @@ def test_sizes_are_adjusted_within_a_bound_on_lag(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    train(SMALL, tmp_path)
+    config = replace(SMALL, budget=BudgetConfig(frames=400))
+    train(config, tmp_path)
     first = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
     status = read_status(tmp_path)
     (tmp_path / "status.json").write_text((tmp_path / "status.json").read_text().replace("finished", "preempted"))
-    again = train(SMALL, tmp_path)
+    again = train(config, tmp_path)
     second = torch.load(tmp_path / "checkpoint" / "latest.pt", weights_only=True)
     assert (again["frames"], again["updates"]) == (status["frames"], status["updates"])
     for name, part in first["parts"].items():

@@ -139,7 +139,7 @@ def test_one_update_by_hand(kind: str, n_shards: int) -> None:
 
 
 @functools.cache
-def learnt(config: Config, n_updates: int = 40) -> torch.Tensor:
+def learnt(config: Config, n_updates: int = 24) -> torch.Tensor:
     parts = make_parts(config)
     parts.run(n_updates)
     return parts.shared.server.theta.clone()

@@ -26,7 +26,7 @@ TASKS: dict[str, tuple[list[str], Policy]] = {
     "acrobot": (["env=acrobot"], lambda t, seen: 2 if seen[5] > 0.0 else 0),  # pushes along, and so swings up
     "lunarlander": (["env=lunarlander"], lambda t, seen: 0),  # falls
     "catch": (["env=catch"], lambda t, seen: 1),
-    "pong": (["env=pong"], lambda t, seen: 0),  # loses by 0 to 21
+    "kangaroo": (["env=atari", "env.game=Kangaroo"], lambda t, seen: 0),  # is hit three times, the soonest of games
     "cliff_walking": (["env.id=tabular/CliffWalking-v0"], lambda t, seen: 0 if t == 0 else 1 if t < 12 else 2),
     "frozen_lake": (["env.id=FrozenLake-v1"], lambda t, seen: 2),
     "blackjack": (["env.id=Blackjack-v1"], lambda t, seen: 1),

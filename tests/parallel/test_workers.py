@@ -188,13 +188,13 @@ def test_a_fault_midway_ends_the_run_with_the_workers_own_words(action: Any, wor
     ("main", "words"),
     [
         (raise_at_start, ["Worker 1 raised ZeroDivisionError", "in raise_at_start"]),
-        (hang_at_start, ["Worker 1 said nothing for 6 seconds", "in hang_at_start"]),
+        (hang_at_start, ["Worker 1 said nothing for 4 seconds", "in hang_at_start"]),
         (die_at_start, ["Worker 1 was killed by SIGKILL"]),
     ],
 )
 def test_a_fault_at_the_start_too(main: Any, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if main is hang_at_start:
-        monkeypatch.setattr(workers_module, "_SECONDS_TO_GET_READY", 6.0)
+        monkeypatch.setattr(workers_module, "_SECONDS_TO_GET_READY", 4.0)
         monkeypatch.setattr(workers_module, "usable_cores", lambda: N)
     message, _ = run_until_it_fails(main, None)
     assert all(word in message for word in words), message
