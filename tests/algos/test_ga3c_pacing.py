@@ -1,5 +1,6 @@
 """GA3C with agents that are held back: the bound on lag, in whole runs and step by step."""
 
+import itertools
 import signal
 import threading
 import time
@@ -144,10 +145,17 @@ def test_all_agents_take_turns() -> None:
 def test_a_run_ends_while_all_agents_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     slow(monkeypatch, 0.15)
     config = paced(0, n_frames=100_000, **ONE)
-    seconds = 0.6 if end == "budget" else 60.0
+    seconds = 1.0 if end == "budget" else 60.0
     config = replace(config, budget=BudgetConfig(frames=None, wall_clock_seconds=seconds))
     if end == "signal":
-        threading.Timer(0.6, signal.raise_signal, [signal.SIGTERM]).start()
+        learn, n_calls = Trainer.learn, itertools.count(1)
+
+        def signalling(trainer: Trainer, *arguments: Any) -> Any:
+            if next(n_calls) == 4:
+                signal.raise_signal(signal.SIGTERM)
+            return learn(trainer, *arguments)
+
+        monkeypatch.setattr(Trainer, "learn", signalling)
     began = time.monotonic()
     status = train(config, tmp_path)
     assert status["state"] == {"budget": "finished", "signal": "preempted"}[end]
@@ -155,7 +163,7 @@ def test_a_run_ends_while_all_agents_wait(tmp_path: Path, monkeypatch: pytest.Mo
     assert time.monotonic() - began < 30.0
     assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
     if end == "signal":  # and goes on from there
-        seconds = status["wall_seconds"] + 0.5
+        seconds = status["wall_seconds"] + 1.0
         again = train(replace(config, budget=BudgetConfig(frames=None, wall_clock_seconds=seconds)), tmp_path)
         assert again["state"] == "finished"
         assert again["updates"] > status["updates"]

@@ -18,6 +18,12 @@ def count(member: Member) -> None:
         time.sleep(0.0005)
 
 
+@pytest.fixture
+def given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that hangs is not waited for in the end."""
+    monkeypatch.setattr(crew_module, "_SECONDS_TO_END", 0.1)
+
+
 def run_for(crew: Crew, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -150,7 +156,7 @@ def test_a_thread_that_raises_ends_the_run_with_its_traceback() -> None:
     assert not bystander.thread.is_alive()
 
 
-def test_a_thread_that_hangs_ends_the_run_with_its_stack() -> None:
+def test_a_thread_that_hangs_ends_the_run_with_its_stack(given_up_soon: None) -> None:
     release = threading.Event()
 
     def hang_here(member: Member) -> None:
@@ -169,7 +175,7 @@ def test_a_thread_that_hangs_ends_the_run_with_its_stack() -> None:
     release.set()
 
 
-def test_a_thread_that_is_hired_on_the_way_and_hangs_is_found_before_any_pause() -> None:
+def test_a_thread_that_is_hired_on_the_way_and_hangs_is_found_before_any_pause(given_up_soon: None) -> None:
     release = threading.Event()
 
     def hang_here(member: Member) -> None:
@@ -205,7 +211,7 @@ def test_a_thread_may_take_longer_to_start_than_to_be_found_silent() -> None:
     assert len(reported) > 10
 
 
-def test_a_thread_that_never_starts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_never_starts_is_found(given_up_soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew_module, "_SECONDS_TO_GET_READY", 0.4)
     release = threading.Event()
     with pytest.raises(WorkerError, match=r"The sleeper said nothing for 0\.4 seconds"):  # noqa: PT012, SIM117

@@ -178,7 +178,11 @@ def run_until_it_fails(main: Callable[..., None], action: Callable[[int], None] 
         (freeze, ["Worker 1 said nothing for", "did not say where it is"]),
     ],
 )
-def test_a_fault_midway_ends_the_run_with_the_workers_own_words(action: Any, words: list[str]) -> None:
+def test_a_fault_midway_ends_the_run_with_the_workers_own_words(
+    action: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if action is freeze:
+        monkeypatch.setattr(workers_module, "_SECONDS_TO_DIE", 0.2)  # so long it is asked where it is
     message, seconds = run_until_it_fails(count, action)
     assert all(word in message for word in words), message
     assert seconds < 15

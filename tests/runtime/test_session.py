@@ -39,6 +39,11 @@ def steady(config: Config, **budget: Any) -> Config:
     return replace(config, algo=algo, budget=BudgetConfig(**budget), checkpoint_interval_seconds=1e6)
 
 
+def short_games(config: Config) -> Config:
+    """A hundred games within a second or so: each of five steps."""
+    return replace(config, env=replace(config.env, max_episode_frames=5))
+
+
 @pytest.fixture
 def one_second_updates(ticks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every update takes a second of training, and nothing else any."""
@@ -82,7 +87,7 @@ def test_training_time_counts_over_attempts(
 
 def test_a_mean_return_ends_a_run(tiny: Config, tmp_path: Path) -> None:
     """Over 100 games: fewer, however good, do not."""
-    status = train(steady(tiny, frames=1_000_000, target_return=1.0), tmp_path)
+    status = train(steady(short_games(tiny), frames=1_000_000, target_return=1.0), tmp_path)
     episodes = pd.read_csv(tmp_path / "episodes.csv")
     assert status["state"] == "finished"
     assert 100 <= len(episodes) <= 104
@@ -101,7 +106,7 @@ def test_a_worse_game_that_is_reported_late_changes_nothing(
     real = paac.train
     algorithm = replace(paac.ALGORITHM, train=train_paac)
     monkeypatch.setattr(train_module, "find_algorithm", lambda name: algorithm)
-    status = train(steady(tiny, frames=1_000_000, target_return=1.0), tmp_path)
+    status = train(steady(short_games(tiny), frames=1_000_000, target_return=1.0), tmp_path)
     assert status["state"] == "finished"
     assert status["final"]["mean_return_100_games"] < 1.0
     assert "evaluation_mean_return" in status["final"]
@@ -121,7 +126,7 @@ def test_a_budget_that_was_spent_stays_so_when_the_last_evaluation_is_cut_off(
         os.kill(os.getpid(), signal.SIGTERM)
 
     real = paac.train
-    config = steady(tiny, frames=1_000_000, target_return=1.0)
+    config = steady(short_games(tiny), frames=1_000_000, target_return=1.0)
     monkeypatch.setattr(train_module, "find_algorithm", lambda name: replace(paac.ALGORITHM, train=train_paac))
     with pytest.MonkeyPatch.context() as once:
         once.setattr(train_module, "evaluate", evaluate)
@@ -133,8 +138,8 @@ def test_a_budget_that_was_spent_stays_so_when_the_last_evaluation_is_cut_off(
 
 
 def test_a_return_that_is_not_reached_does_not(tiny: Config, tmp_path: Path) -> None:
-    status = train(steady(tiny, frames=4_000, target_return=501.0), tmp_path)
-    assert status["frames"] >= 4_000
+    status = train(steady(short_games(tiny), frames=1_000, target_return=501.0), tmp_path)
+    assert status["frames"] >= 1_000
     assert len(pd.read_csv(tmp_path / "episodes.csv")) > 100
 
 
