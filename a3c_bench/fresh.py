@@ -25,7 +25,7 @@ class NoComparison:
     """Compares nothing, as nobody asked for it."""
 
     def keep(self, gradient: Tensor, theta: Tensor) -> None:
-        """Call it just before each update, with the gradient [P] as it is applied, and theta [P]."""
+        """Call it just before each update, with its gradient [P], clipped or not, and theta [P]."""
 
     def cosine(self) -> dict[str, Tensor]:
         """Call it after the update: `gradient_cosine`, a scalar, of an update whose turn it was; else nothing."""

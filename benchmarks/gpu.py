@@ -362,6 +362,7 @@ def _speed_words(line: Line) -> tuple[str, str]:
     shares = ", ".join(f"{name.removeprefix('share_')} {share:.0%}" for name, share in line["shares"].items())
     cost = f"; measuring lag costs {line['lag_cost']:.1%}" if "lag_cost" in line else ""
     found = f"{line['agent_steps_per_second']:,.0f} agent steps/s, {line['share_of_raw']:.0%} of raw simulation"
+    found += "" if line["gpu_memory_mib"] is None else f", {line['gpu_memory_mib']:,.0f} MiB"
     return f"{line['way']}, {line['mode']}, {line['n_envs']} envs", f"{found}; {shares}{cost}"
 
 

@@ -45,7 +45,8 @@ def throughput(results: Sequence[Line]) -> Figure:
             axis.plot(*zip(*points, strict=True), STYLES[mode], marker="o", markersize=3, label=f"{way}, {mode}")
         raw = sorted(set(_points(own, "raw_agent_steps_per_second")))
         axis.plot(*zip(*raw, strict=True), color="black", linewidth=0.8, label="simulation alone")
-        axis.set(xscale="log", xlabel="environments", ylabel="agent steps per second", title=algo, ylim=(0, None))
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="environments", ylabel="agent steps per second", title=algo, ylim=(0, None))
         axis.legend(fontsize=6)
     return figure
 
@@ -75,7 +76,8 @@ def ceilings(results: Sequence[Line]) -> Figure:
             points = sorted(_points(results, f"{part}_agent_steps_per_second", network=network, mode=mode))
             axis.plot(*zip(*points, strict=True), STYLES[mode], marker="o", markersize=3, label=f"{network}, {mode}")
         title = part.replace("_", " + ")
-        axis.set(xscale="log", yscale="log", xlabel="environments", ylabel="agent steps per second", title=title)
+        axis.set_xscale("log", base=2)
+        axis.set(yscale="log", xlabel="environments", ylabel="agent steps per second", title=title)
         axis.legend(fontsize=6)
     return figure
 

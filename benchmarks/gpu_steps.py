@@ -310,6 +310,7 @@ def speed_of(job: "Job", config: Config, name: str) -> dict[str, Any]:
     """What a run did once it was warm, and the lag that it had."""
     on_gpu = config.device.startswith("cuda")
     if on_gpu:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # else there are no statistics yet
         torch.cuda.reset_peak_memory_stats(config.device)
     rows = trained(config, job.runs / name)
     memory = torch.cuda.max_memory_reserved(config.device) / 2**20 if on_gpu else None

@@ -16,7 +16,11 @@ from a3c_bench.core.optim import RMSProp, set_learning_rate
 from a3c_bench.core.transfer import Transfer
 from benchmarks import gpu, gpu_steps
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(600),  # compiling takes a minute
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+]
 GRAPHS = Compute(cuda_graphs=True)
 
 

@@ -159,6 +159,7 @@ class Ahead:
         self.device = device
         self.notes = Notes(Tally(1, config.env.frame_skip, session.clock), 0)
         self.thread = ThreadPoolExecutor(1, "a3c_bench actor")
+        self.stream = own_stream(device)  # one for all rollouts: what is freed there is found again there alone
         self.next: Future[tuple[Rollout, WorkerReport]] | None = None
 
     def exchange(self, choose_policy: Callable[[], int | None], act: Callable[[], Rollout]) -> Rollout:
@@ -182,7 +183,7 @@ class Ahead:
     def gather(self, act: Callable[[], Rollout]) -> tuple[Rollout, WorkerReport]:
         """What the thread does."""
         self.notes.timer.start()
-        with own_stream(self.device):
+        with self.stream:
             rollout = act()
             wait_for_own_stream(self.device)
         return rollout, self.notes.take()

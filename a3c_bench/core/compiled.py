@@ -164,8 +164,13 @@ class CudaTape:
         Raises:
             RuntimeError: it asks the device for something.
         """
-        with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
-            return call()
+        try:  # "thread_local": others may go on with what asks the device
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+                return call()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"It cannot be captured in a CUDA graph, run it without compute.cuda_graphs: {error}"
+            ) from error
 
     def replay(self) -> None:
         """Makes the call, on the stream of whoever asks."""

@@ -77,7 +77,7 @@ def theta(parts: dict[str, Any]) -> Tensor:
     return torch.cat([part.flatten() for part in parts["network"].values()])
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("," in name)) for name in RUNS])
 @pytest.mark.usefixtures("graphs")
 def test_graphs_compute_the_same_bit_by_bit(name: str, tmp_path: Path) -> None:
     """And go on as one without does: with its random numbers, and an annealed learning rate."""
