@@ -43,11 +43,13 @@ def make_envs(
     render: bool = False,
     n_threads: int | None = None,
     batch_size: int | None = None,
+    first: int = 0,
 ) -> VectorEnv:
     """Environments of the run's task, simulated on n_threads threads; by default on those that the run may use.
 
     Gymnasium's, with env.simulate=processes, in so many processes; one environment alone, one to be drawn and those of
-    a worker in place. With env.step_time they take longer than they do.
+    a worker in place. With env.step_time they take longer than they do. Of some that step apart from others, `first`
+    tells which they are of all: environment i of a run plays the same games then, whoever steps beside it.
     """
     env, n_threads = config.env, n_threads or config.env.n_threads or usable_cores()
     in_processes = env.simulate == "processes" and uses_gymnasium(env) and n_envs > 1 and not render
@@ -56,8 +58,8 @@ def make_envs(
     simulation = _in_processes(config) if in_processes else simulate
     if env.step_time.distribution != "none":
         key = (int(Stream.STEP_TIME), *seed.spawn_key)
-        simulation = slowed(simulation, env.step_time, np.random.SeedSequence(seed.entropy, spawn_key=key))
-    return VectorEnv(env, n_envs, seed, n_threads, render, batch_size, simulation)
+        simulation = slowed(simulation, env.step_time, np.random.SeedSequence(seed.entropy, spawn_key=key), first)
+    return VectorEnv(env, n_envs, seed, n_threads, render, batch_size, simulation, first)
 
 
 def _in_processes(config: Config) -> Simulate:

@@ -1,23 +1,54 @@
-"""Acting: an environment batch under a policy, a rollout at a time."""
+"""Acting: environments under a policy, a rollout at a time.
+
+    one part      all environments step, then the policy answers all of them
+    two halves    simulate:  | 1 |  2  | 1 |  2  | 1 | ...     one half simulates while the policy answers the other:
+                  predict:       | 1 | 2 | 1 | 2 | ...         predictions take no time where simulation takes longer
+
+Halves end a rollout together, and theta acts as it is in both of them: lag is what it is without them.
+"""
 
 from collections import deque
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from a3c_bench.acting.policy import AS_WRITTEN, Policy
 from a3c_bench.core.compiled import Compute
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.rollout import Rollout
 from a3c_bench.core.transfer import Transfer
-from a3c_bench.envs import VectorEnv
+from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.runtime.ledger import Ledger
+
+
+class _Part:
+    """Environments that step together, and their columns of a rollout.
+
+    Args:
+        number: of the part.
+        envs: of it; they have been started.
+        columns: theirs.
+        state: [b, S], of the network.
+        device: that acts.
+    """
+
+    def __init__(self, number: int, envs: VectorEnv, columns: slice, state: Tensor, device: torch.device) -> None:
+        self.number = number
+        self.envs = envs
+        self.columns = columns
+        self.state = state
+        self.stamp: Stamp  # when the actions were chosen that the environments take
+        self.step: Step | None = None  # that has come of them and is in no rollout yet
+        self.to_device = Transfer(device)
 
 
 class Actor:
     """Steps B environments under a network, and carries observations and LSTM state from rollout to rollout.
 
     Args:
-        envs: B of them; closed by whoever made them.
+        envs: B of them; closed by whoever made them. Several batches of environments, B in all, take turns.
         network: chooses the actions.
         generator: draws them.
         t_max: steps of a rollout.
@@ -32,7 +63,7 @@ class Actor:
 
     def __init__(
         self,
-        envs: VectorEnv,
+        envs: VectorEnv | Sequence[VectorEnv],
         network: ActorCritic,
         generator: torch.Generator,
         t_max: int,
@@ -44,18 +75,25 @@ class Actor:
         values_end: bool = True,
         compute: Compute = AS_WRITTEN,
     ) -> None:
-        self._envs = envs
+        batches = [envs] if isinstance(envs, VectorEnv) else list(envs)
+        ends = [sum(batch.n_envs for batch in batches[: i + 1]) for i in range(len(batches))]
+        first, n_envs = batches[0], ends[-1]
         self._policy = Policy(network, generator, compute=compute)
-        self._to_device = Transfer(device)
         self._ledger = ledger
-        self._end_with_episode = end_with_episode and envs.n_envs == 1
-        shapes = (envs.observation_shape, envs.observation_dtype, envs.n_actions)
-        self._rollouts = deque(Rollout(t_max, envs.n_envs, *shapes, device) for _ in range(n_rollouts))
+        self._end_with_episode = end_with_episode and n_envs == 1
         self._values_every = values_every
         self._values_end = values_end
         self._n_begun = 0  # rollouts
-        self._observations = torch.from_numpy(envs.reset()).to(device)
-        self._state = network.initial_state(envs.n_envs)
+        for batch in batches:
+            batch.start()
+        self._parts = [
+            _Part(i, batch, slice(end - batch.n_envs, end), network.initial_state(batch.n_envs), device)
+            for i, (batch, end) in enumerate(zip(batches, ends, strict=True))
+        ]
+        columns = [part.columns for part in self._parts]
+        shapes = (first.observation_shape, first.observation_dtype, first.n_actions)
+        self._rollouts = deque(Rollout(t_max, n_envs, *shapes, device, columns) for _ in range(n_rollouts))
+        self._observations = torch.cat([torch.from_numpy(batch.receive().observations) for batch in batches]).to(device)
 
     @property
     def rollout(self) -> Rollout:
@@ -69,36 +107,72 @@ class Actor:
         A first step in which every environment was reset is left out: it is nobody's experience.
         """
         self._rollouts.rotate()
-        rollout, ledger, timer = self.rollout, self._ledger, self._ledger.timer
-        rollout.start(self._observations, self._state)
+        rollout, ended = self.rollout, False
         rollout.has_values = self._values_every > 0 and self._n_begun % self._values_every == 0
         self._n_begun += 1
-        while rollout.length < rollout.t_max:
+        self._begin()
+        while rollout.length < rollout.t_max and not ended:
             t = rollout.length
-            choice = self._policy(rollout.observations[t], self._state, rollout.has_values)
-            if rollout.has_values:
-                rollout.values[t] = choice.values
-            rollout.log_probs[t], rollout.actions[t], self._state = choice.log_probs, choice.actions, choice.state
-            stamp = ledger.stamp()
-            actions = choice.actions.cpu().numpy()
-            timer.lap("predict")
-            step = self._envs.step(actions)
-            timer.lap("simulate")
-            n_valid = int(step.valid.sum())
-            ledger.count(n_valid, step.episodes)
-            if n_valid < len(step.valid) and self._state.numel():  # new games have begun
-                self._state[torch.from_numpy(~step.valid)] = 0.0
-            if n_valid == 0 and t == 0:
-                rollout.start(self._to_device("observations", step.observations), self._state)
-                continue
-            rollout.add(stamp, step.rewards, step.terminated, step.truncated, step.valid)
-            rollout.observations[t + 1].copy_(self._to_device("observations", step.observations))
-            if self._end_with_episode and (step.terminated[0] or step.truncated[0]):
-                break
+            for part in self._parts:
+                step = self._receive(part)
+                rollout.add(part.number, part.stamp, step.rewards, step.terminated, step.truncated, step.valid)
+                self._show(part, step, t + 1)
+                part.step = None
+                ended = self._end_with_episode and bool(step.terminated[0] or step.truncated[0])
+                if t + 1 < rollout.t_max and not ended:
+                    self._send(part, t + 1)
         self._observations = rollout.observations[rollout.length]
-        rollout.end_state = self._state
+        rollout.end_state = self._state()
         if self._values_end:
-            rollout.bootstrap = self._policy.value(self._observations, self._state)  # leaves the state as it is
-        rollout.complete_at = ledger.theta_version
-        timer.lap("predict")
+            rollout.bootstrap = self._policy.value(self._observations, rollout.end_state)  # leaves the state as it is
+        rollout.complete_at = self._ledger.theta_version
+        self._ledger.timer.lap("predict")
         return rollout
+
+    def _begin(self) -> None:
+        """Lets all parts take the first step of a rollout, which is more than a reset for somebody."""
+        rollout = self.rollout
+        rollout.start(self._observations, self._state())
+        while True:
+            for part in self._parts:
+                self._send(part, 0)
+            if any(self._receive(part).valid.any() for part in self._parts):  # asks no further than it must
+                return
+            for part in self._parts:
+                self._show(part, self._receive(part), 0)
+                part.step = None
+            rollout.start(rollout.observations[0], self._state())
+
+    def _send(self, part: _Part, t: int) -> None:
+        """Chooses a part's actions for step t of the rollout, and lets its environments take them."""
+        rollout, columns = self.rollout, part.columns
+        choice = self._policy(rollout.observations[t, columns], part.state, rollout.has_values)
+        if rollout.has_values:
+            rollout.values[t, columns] = choice.values
+        rollout.log_probs[t, columns], rollout.actions[t, columns] = choice.log_probs, choice.actions
+        part.state = choice.state
+        part.stamp = self._ledger.stamp()
+        actions = choice.actions.cpu().numpy()
+        self._ledger.timer.lap("predict")
+        part.envs.send_all(actions)
+
+    def _receive(self, part: _Part) -> Step:
+        """What has come of a part's actions; waits for it the first time."""
+        if part.step is None:
+            part.step = step = part.envs.receive()
+            self._ledger.timer.lap("simulate")
+            n_valid = int(step.valid.sum())
+            self._ledger.count(n_valid, step.episodes)
+            if n_valid < len(step.valid) and part.state.numel():  # new games have begun
+                part.state[torch.from_numpy(~step.valid)] = 0.0
+        return part.step
+
+    def _show(self, part: _Part, step: Step, t: int) -> None:
+        """Puts what a part sees before step t into the rollout."""
+        seen = part.to_device("observations", step.observations)
+        self.rollout.observations[t, part.columns].copy_(seen)
+
+    def _state(self) -> Tensor:
+        """[B, S], of the network."""
+        states = [part.state for part in self._parts]
+        return states[0] if len(states) == 1 else torch.cat(states)

@@ -18,8 +18,10 @@ and recorded like everybody's. Beyond the paper the lag can be set, so that two 
     algo.overlap=true       act:    |  r_1, theta_0  |  r_2, theta_1  |  r_3, theta_2  |
                             learn:  |  r_0           |  r_1           |  r_2           |   the next rollout is gathered
                             while the last one is learnt from: the same numbers as with k = 1, in less time
+    algo.alternate=true     act:    |  half 1  |  half 2  |  half 1  | ...     one half simulates while the policy
+                            answers the other (`acting.actor`); the lag stays what it is
 
-Only the policy is old then. The value with which returns end is theta's, as all others are; with
+With a lag only the policy is old. The value with which returns end is theta's, as all others are; with
 algo.stale_bootstrap=true it is that of who acted, as in GA3C.
 """
 
@@ -39,7 +41,9 @@ from a3c_bench.core.lag import Stamp, effective_sample_size
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.optim import FlatParameters, GradientVariance
 from a3c_bench.core.rollout import Rollout, divergence
-from a3c_bench.envs import find_spec
+from a3c_bench.envs import VectorEnv, find_spec
+from a3c_bench.envs.spec import uses_gymnasium
+from a3c_bench.errors import ConfigError
 from a3c_bench.fresh import make_comparison
 from a3c_bench.parallel.crew import own_stream, wait_for_own_stream
 from a3c_bench.parallel.notes import Notes
@@ -65,8 +69,8 @@ class PAAC:
         options, device = self.options, resolve_device(config.device)
         self.session = session
         self.measure_lag = config.lag.enabled
-        self.envs = build.make_envs(config, options.n_envs, sequence(config.seed, Stream.ENVIRONMENTS, session.attempt))
-        self.network: ActorCritic = build.make_network(config, self.envs, device)
+        self.envs = make_envs(config, sequence(config.seed, Stream.ENVIRONMENTS, session.attempt))
+        self.network: ActorCritic = build.make_network(config, self.envs[0], device)
         self.parameters = FlatParameters(self.network)
         self.gradient_variance = GradientVariance()
         compute = build.make_compute(config)
@@ -79,7 +83,7 @@ class PAAC:
         self.past: PastParameters | None = None  # None: theta itself acts
         acts = self.network
         if options.overlap or options.lag.updates > 0:
-            acts = build.make_network(config, self.envs, device)
+            acts = build.make_network(config, self.envs[0], device)
             theta, acting = self.parameters.values.data, FlatParameters(acts).values.data
             lag = options.lag
             self.past = PastParameters(theta, acting, lag.updates, lag.distribution, self.lag_generator)
@@ -143,6 +147,22 @@ class PAAC:
         """Where the run stands: with the frames of the rollout that is being gathered, which are not counted yet."""
         stamp = self.session.stamp()
         return stamp._replace(frames=self.ahead.notes.tally.frames) if self.ahead else stamp
+
+    def close(self) -> None:
+        """Ends whatever acts and simulates."""
+        if self.ahead:
+            self.ahead.close()
+        for envs in self.envs:
+            envs.close()
+        self.fresh.close()
+
+
+def make_envs(config: Config, seed: np.random.SeedSequence) -> list[VectorEnv]:
+    """The n_e environments; in halves, if they are to alternate."""
+    n_envs = config.algo.n_envs
+    half = n_envs // 2 if config.algo.alternate else 0
+    parts = [(half, 0)] if half else []
+    return [build.make_envs(config, size, seed, first=first) for size, first in [*parts, (n_envs - half, half)]]
 
 
 class Ahead:
@@ -212,14 +232,16 @@ def train(config: Config, session: Session) -> None:
         while session.running(paac.ahead.standstill if paac.ahead else nullcontext):
             paac.update()
     finally:
-        if paac.ahead:
-            paac.ahead.close()
-        paac.envs.close()
-        paac.fresh.close()
+        paac.close()
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for more versions of theta than the memory holds."""
+    """Raises ConfigError for more versions of theta than the memory holds, and for halves that cannot alternate."""
+    if config.algo.alternate and uses_gymnasium(config.env) and config.env.simulate != "processes":
+        raise ConfigError(
+            "algo.alternate=true has nothing to do where environments are simulated by who acts: say "
+            "env.simulate=processes with it."
+        )
     lag = config.algo.lag
     if lag.updates == 0:
         return

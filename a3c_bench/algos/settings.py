@@ -71,6 +71,7 @@ class PAACConfig:
     lag: ForcedLagConfig = section(ForcedLagConfig)
     overlap: bool = False  # the next rollout is gathered while the last one is learnt from: a lag of exactly 1
     stale_bootstrap: bool = False  # with lag, returns end with V of who acted; false: of theta as it learns
+    alternate: bool = False  # half of the environments simulate while the policy answers the other half
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=0.0224, initial_square=1.0, max_grad_norm=40.0))
 
 
@@ -83,6 +84,8 @@ def check_paac(config: Config) -> None:
             f"algo.overlap=true has a lag of exactly 1 update: say algo.lag.updates=0 with it, or algo.overlap=false "
             f"with algo.lag.updates={options.lag.updates}."
         )
+    if options.alternate and options.n_envs < 2:
+        raise ConfigError(f"algo.alternate=true needs two halves: say algo.n_envs=2 or more, not {options.n_envs}.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A stretch of experience: up to t_max agent steps of B environments, and what an actor-critic learns from it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ class Rollout:
         observation_dtype: NumPy's.
         n_actions: A.
         device: of the tensors.
+        parts: of the B columns, one after the other, each with the environments that step together.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Rollout:
         observation_dtype: np.dtype[Any],
         n_actions: int,
         device: torch.device,
+        parts: Sequence[slice] = (slice(None),),
     ) -> None:
         frame_dtype = torch.from_numpy(np.empty(0, dtype=observation_dtype)).dtype
         pin = device.type == "cuda"
@@ -50,7 +53,8 @@ class Rollout:
         self._reward_rows = self._rewards.numpy()
         self._flag_rows = self._flags.numpy()
         self._device = device
-        self._stamps: list[Stamp] = []
+        self._parts = parts
+        self._stamps: list[Stamp] = []  # of each step's parts
 
     def start(self, observations: Tensor, state: Tensor) -> None:
         """Empties it; the first step is taken from these observations [B, ...] and this state [B, S]."""
@@ -61,20 +65,30 @@ class Rollout:
 
     def add(
         self,
+        part: int,
         stamp: Stamp,
         rewards: NDArray[np.float32],
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
         valid: NDArray[np.bool_],
     ) -> None:
-        """Ends one step: when its actions were chosen, and what [B] the environments answered to them."""
-        t = self.length
-        self._reward_rows[t] = rewards
-        self._flag_rows[0, t] = terminated
-        self._flag_rows[1, t] = truncated
-        self._flag_rows[2, t] = valid
+        """Ends one step of a part, the last of which ends the step.
+
+        Args:
+            part: the next of them.
+            stamp: when its actions were chosen.
+            rewards: what its environments answered; this and the others are as long as the part.
+            terminated: see `Batch`.
+            truncated: likewise.
+            valid: likewise.
+        """
+        t, columns = self.length, self._parts[part]
+        self._reward_rows[t, columns] = rewards
+        self._flag_rows[0, t, columns] = terminated
+        self._flag_rows[1, t, columns] = truncated
+        self._flag_rows[2, t, columns] = valid
         self._stamps.append(stamp)
-        self.length = t + 1
+        self.length = t + (part + 1 == len(self._parts))
 
     def batch(self) -> "Batch":
         """What was collected, on the device."""
@@ -102,7 +116,8 @@ class Rollout:
             mask: [T, B] bool, the samples.
             taken: theta's version when a learner took the rollout; None: that of now, as nobody else changes theta.
         """
-        stamps, n_samples = np.array(self._stamps), mask.sum(-1)  # [T, 3], [T]
+        n_samples = torch.stack([mask[:, columns].sum(-1) for columns in self._parts], dim=-1).flatten()
+        stamps = np.array(self._stamps)  # [T times parts, 3]
         taken = now.version if taken is None else taken
         ages = age(stamps, now) | split(stamps[:, 0], self.complete_at, taken, now.version)
         each = {unit: Repeated(figures, n_samples, mask.numel()) for unit, figures in ages.items()}

@@ -68,11 +68,11 @@ def make_draw(options: StepTimeConfig, seed: np.random.SeedSequence) -> Draw:
     return lambda: float(generator.lognormal(np.log(mean) - variance / 2, np.sqrt(variance)))
 
 
-def slowed(simulate: Simulate, options: StepTimeConfig, seed: np.random.SeedSequence) -> Simulate:
-    """The same environments, with time added to their steps; environment i draws from child i of the sequence."""
+def slowed(simulate: Simulate, options: StepTimeConfig, seed: np.random.SeedSequence, first: int = 0) -> Simulate:
+    """The same environments, with time added to their steps; environment i draws from child `first` + i of the seed."""
 
     def simulation(spec: EnvSpec, seeds: Sequence[int], n_threads: int, render: bool, batch_size: int) -> Slow:
-        draws = [make_draw(options, child) for child in seed.spawn(len(seeds))]
+        draws = [make_draw(options, child) for child in seed.spawn(first + len(seeds))[first:]]
         return Slow(simulate(spec, seeds, n_threads, render, batch_size), draws, batch_size == len(seeds))
 
     return simulation

@@ -34,11 +34,12 @@ class VectorEnv:
     Args:
         config: the task.
         n_envs: N.
-        seed: environment i gets child i of this sequence.
+        seed: environment i gets child `first` + i of this sequence.
         n_threads: simulation threads, or processes; results do not depend on them.
         render: keep what `frames` needs.
         batch_size: B, so many that `receive` gives: the first to have finished. None: all N, by `step`.
         simulation: makes what simulates; by default EnvPool's threads, or Gymnasium's environments in place.
+        first: of the sequence's children, that environment 0 gets.
 
     Raises:
         ConfigError: see `find_spec`; or an environment that does not start on this machine.
@@ -53,6 +54,7 @@ class VectorEnv:
         render: bool = False,
         batch_size: int | None = None,
         simulation: Simulate = simulate,
+        first: int = 0,
     ) -> None:
         self.config = config
         self.spec = spec = find_spec(config)
@@ -62,7 +64,7 @@ class VectorEnv:
         self.observation_shape = spec.observation_shape
         self.observation_dtype = spec.observation_dtype
         self._lock_step = batch_size in (None, n_envs)  # all N come then, in the order in which they were sent
-        seeds = [int(s) for s in seed.generate_state(n_envs) % np.uint32(2**31 - 1)]
+        seeds = [int(s) for s in seed.generate_state(first + n_envs)[first:] % np.uint32(2**31 - 1)]
         self._simulation = simulation(spec, seeds, n_threads, render, batch_size or n_envs)
         self.frame_skip = config.frame_skip
         self._all_ids = np.arange(n_envs, dtype=np.int32)
@@ -79,7 +81,7 @@ class VectorEnv:
 
     def step(self, actions: NDArray[np.integer]) -> Step:
         """Takes one action [N] in every environment; where a game has just ended, the action is ignored."""
-        self.send(actions, self._all_ids)
+        self.send_all(actions)
         return self.receive()
 
     def start(self) -> None:
@@ -87,6 +89,10 @@ class VectorEnv:
         self._tracker = EpisodeTracker(self.n_envs, resetting=True)
         self._cut[:] = False
         self._simulation.reset(self._all_ids)
+
+    def send_all(self, actions: NDArray[np.integer]) -> None:
+        """Gives one action [N] to every environment; `receive` gives what came of them."""
+        self.send(actions, self._all_ids)
 
     def send(self, actions: NDArray[np.integer], env_ids: NDArray[np.int32]) -> None:
         """Gives actions [B] to environments that were received; `receive` gives what came of them."""

@@ -81,13 +81,13 @@ class FakeSession:
 
 def hold_environments(paac: PAAC, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """From the rollout after the one that is gathered now, environments wait for the event before each step."""
-    held, step = threading.Event(), VectorEnv.step
+    held, send = threading.Event(), VectorEnv.send_all
 
-    def slow(envs: VectorEnv, actions: Any) -> Any:
+    def slow(envs: VectorEnv, actions: Any) -> None:
         assert held.wait(20.0)
-        return step(envs, actions)
+        send(envs, actions)
 
     assert paac.ahead is not None
     with paac.ahead.standstill():
-        monkeypatch.setattr(VectorEnv, "step", slow)
+        monkeypatch.setattr(VectorEnv, "send_all", slow)
     return held

@@ -57,7 +57,7 @@ def test_who_acts_is_theta_as_it_was_k_updates_ago(k: int, lstm_size: int | None
         paac.learn(rollout)
         assert set(session.lags[-1]["lag_updates"]) == {min(version, k)}
     assert not torch.equal(thetas[0], thetas[1])
-    paac.envs.close()
+    paac.close()
 
 
 def test_a_uniform_lag_is_so_and_is_k_on_average() -> None:
@@ -119,8 +119,7 @@ def test_overlap_learns_while_it_acts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert paac.ahead.next is not None
     assert not paac.ahead.next.done()
     held.set()
-    paac.ahead.close()
-    paac.envs.close()
+    paac.close()
 
 
 @pytest.mark.parametrize("config", [forced(5), forced(2, "uniform"), OVERLAP])
@@ -168,16 +167,16 @@ def test_a_run_that_was_stopped_goes_on(config: Config, tmp_path: Path, monkeypa
 
 
 def test_a_fault_of_who_acts_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, n_steps = VectorEnv.step, 0
+    send, n_steps = VectorEnv.send_all, 0
 
-    def failing(envs: VectorEnv, actions: Any) -> Any:
+    def failing(envs: VectorEnv, actions: Any) -> None:
         nonlocal n_steps
         n_steps += 1
         if n_steps == 50:
             raise RuntimeError("the simulator is gone")
-        return step(envs, actions)
+        send(envs, actions)
 
-    monkeypatch.setattr(VectorEnv, "step", failing)
+    monkeypatch.setattr(VectorEnv, "send_all", failing)
     with pytest.raises(RuntimeError, match="the simulator is gone"):
         train(OVERLAP, tmp_path)
     assert [t.name for t in threading.enumerate() if t.name.startswith("a3c_bench")] == []
@@ -203,7 +202,7 @@ def test_no_lag_needs_no_second_network() -> None:
     assert paac.past is None
     assert paac.choose_policy() is None
     assert paac_module.ALGORITHM.check(replace(SMALL, budget=BudgetConfig(frames=10))) is None
-    paac.envs.close()
+    paac.close()
 
 
 CORRECTED = {
@@ -281,7 +280,7 @@ def test_the_value_with_which_returns_end_is_that_of_theta_as_it_learns(lstm_siz
         assert not torch.allclose(of_theta, of_who_acted)
         paac.learn(rollout)
         torch.testing.assert_close(rollout.bootstrap, of_who_acted if stale else of_theta)
-        paac.envs.close()
+        paac.close()
 
 
 @pytest.mark.parametrize("config", [SMALL, forced(1), OVERLAP])

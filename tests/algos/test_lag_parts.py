@@ -120,8 +120,7 @@ def test_the_one_update_of_overlap_is_where_it_was_applied(slow: str, monkeypatc
     where, nowhere = (ROLLOUT, QUEUE) if slow == "who acts" else (QUEUE, ROLLOUT)
     assert set(session.lags[-1][where]) == set(session.lags[-1]["lag_updates"]) == {1}
     assert set(session.lags[-1][nowhere]) == set(session.lags[-1][GRADIENT]) == {0}
-    paac.ahead.close()
-    paac.envs.close()
+    paac.close()
 
 
 def test_a_histogram_of_an_older_version_goes_on_without_the_parts() -> None:
@@ -155,9 +154,7 @@ def test_the_value_lag_is_how_far_the_value_moved(k: int, overlap: bool) -> None
             then, now = (values_at(paac, theta, batch) for theta in (thetas[max(version - k, 0)], thetas[version]))
             torch.testing.assert_close(session.lags[-1]["value_lag"], (now - then).abs(), rtol=1e-4, atol=1e-6)
             assert (session.lags[-1]["value_lag"].max() > 1e-4) == (k > 0 and version > 0)
-    if paac.ahead:
-        paac.ahead.close()
-    paac.envs.close()
+    paac.close()
 
 
 def values_at(paac: PAAC, theta: torch.Tensor, batch: Batch) -> torch.Tensor:

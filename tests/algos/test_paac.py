@@ -179,7 +179,7 @@ def trained_parameters(config: Config, n_updates: int = 12) -> torch.Tensor:
         paac.actor.act()
         set_learning_rate(paac.learner.optimizer, 0.01)
         paac.learn(paac.actor.rollout)
-    paac.envs.close()
+    paac.close()
     return paac.parameters.values.detach()
 
 
