@@ -252,13 +252,16 @@ WAYS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "overlap": ("algo.overlap=true",),
     "lag not measured": ("lag.enabled=false",),
-    # PAAC's halves that alternate: their words here, and a line in SPEEDS
+    "alternate": ("algo.alternate=true",),
+    "alternate and overlap": ("algo.alternate=true", "algo.overlap=true"),
 }
 SPEEDS: dict[str, tuple[tuple[str, str, tuple[int, ...]], ...]] = {  # way, mode, numbers of environments
     "paac": (
         ("plain", "graphs", (32, 128, 512)),
         ("plain", "eager", (128,)),
         ("overlap", "graphs", (128, 512)),
+        ("alternate", "graphs", (128, 512)),
+        ("alternate and overlap", "graphs", (512,)),
         ("lag not measured", "graphs", (128,)),
     ),
     "ga3c": (

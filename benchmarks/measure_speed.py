@@ -5,6 +5,7 @@
     python benchmarks/measure_speed.py ga3c       GA3C against PAAC
     python benchmarks/measure_speed.py lag        what it costs to measure lag: PAAC, A3C and GA3C with it and without
     python benchmarks/measure_speed.py overlap    PAAC and DQN that learn while environments step, against others
+    python benchmarks/measure_speed.py alternate  PAAC in halves that alternate, alone and with overlap, against PAAC
     python benchmarks/measure_speed.py bundles    Gorila's updates per second with 2 bundles against 1
 
 Pong and the nips network, if not said otherwise. The sides of a comparison take turns, `--rounds` times, so that a
@@ -176,6 +177,26 @@ def overlap(rounds: int) -> None:
             compare(rounds, sides)
 
 
+def alternate(rounds: int) -> None:
+    """On Pong, whose prediction is long; with 10 ms added to each step, which a half may wait for; and on CartPole."""
+    added = ("env.step_time.distribution=constant", "env.step_time.mean_seconds=0.01")
+    for name, words in {
+        "paac on Pong": (*PRESET, "algo=paac", "budget.frames=120_000"),
+        "paac on Pong, 10 ms more": (*PRESET, "algo=paac", "budget.frames=60_000", *added),
+        "paac on CartPole": ("algo=paac", "budget.frames=150_000"),
+    }.items():
+        switches = {
+            "": (),
+            ", alternate": ("alternate",),
+            ", overlap": ("overlap",),
+            ", both": ("alternate", "overlap"),
+        }
+        compare(
+            rounds,
+            {f"{name}{side}": (*words, *(f"algo.{key}=true" for key in keys)) for side, keys in switches.items()},
+        )
+
+
 def bundles(rounds: int) -> None:
     """With one torch thread each, until the two cores are full."""
     sides = {f"{n} bundle{'s' * (n > 1)}": (*GORILA, f"algo.n_learners={n}", "budget.frames=40_000") for n in (1, 2)}
@@ -184,7 +205,8 @@ def bundles(rounds: int) -> None:
 
 def main() -> None:
     """The command line."""
-    whats = {"bound": bound, "workers": workers, "ga3c": ga3c, "lag": lag, "overlap": overlap, "bundles": bundles}
+    whats = {"bound": bound, "workers": workers, "ga3c": ga3c, "lag": lag, "overlap": overlap, "alternate": alternate}
+    whats |= {"bundles": bundles}
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=list(whats))
     parser.add_argument("--rounds", type=int, default=3)

@@ -214,10 +214,12 @@ def test_no_step_measures_what_there_is_not(tmp_path: Path, monkeypatch: pytest.
     gpu_steps.speed(make_job(tmp_path, "speed_paac"), "paac")
     found = gpu.read_results(tmp_path)
     assert [(line["way"], line["mode"]) for line in found] == [
-        ("plain", "eager"), ("overlap", "eager"), ("lag not measured", "eager"),
+        ("plain", "eager"), ("overlap", "eager"), ("alternate", "eager"), ("alternate and overlap", "eager"),
+        ("lag not measured", "eager"),
     ]  # fmt: skip
-    assert [config.algo.overlap for config in ran] == [False, True, False]
-    assert [line["share_of_raw"] for line in found] == [0.25, 0.25, 0.3125]
+    assert [config.algo.overlap for config in ran] == [False, True, False, True, False]
+    assert [config.algo.alternate for config in ran] == [False, False, True, True, False]
+    assert [line["share_of_raw"] for line in found] == [0.25, 0.25, 0.25, 0.25, 0.3125]
     assert found[-1]["lag_cost"] == pytest.approx(0.2)
 
 
