@@ -9,7 +9,8 @@
 Steps run in order of worth, each in a process of its own, which is ended with all of its children when its limit is
 over. Each result is a line of DIR/results.jsonl as soon as it is there; the first line is the machine. `kind` says what
 a line is: "machine", "result", or "end" of a step with its `outcome`: done, failed, limit (was ended) or skipped (no
-time left). DIR/logs has what each step printed, DIR/runs its run directories without their checkpoints.
+time left). DIR/logs has what each step printed, DIR/runs its run directories without their checkpoints, DIR/compiled
+what torch.compile made.
 
 Exit status: 0; 1 if a step failed or was ended, or the device and the CPU disagree; 2 for bad input.
 """
@@ -69,10 +70,10 @@ STEPS = (
     Step("pong_paac", "pong", ("paac",), 150.0),
     Step("ceilings", "ceilings", ("eager", "graphs"), 90.0),
     Step("pong_ga3c", "pong", ("ga3c",), 150.0),
-    Step("compiled_paac", "agree", ("paac", "compiled"), 90.0),  # each compiles first, on few cores for a minute
-    Step("compiled_ga3c", "agree", ("ga3c", "compiled"), 90.0),
-    Step("compiled_dqn", "agree", ("dqn", "compiled"), 90.0),
-    Step("ceilings_compiled", "ceilings", ("compiled",), 90.0),
+    Step("compiled_paac", "agree", ("paac", "compiled"), 180.0),  # each compiles first, on few cores for a minute
+    Step("compiled_ga3c", "agree", ("ga3c", "compiled"), 180.0),
+    Step("compiled_dqn", "agree", ("dqn", "compiled"), 180.0),
+    Step("ceilings_compiled", "ceilings", ("compiled",), 180.0),
 )
 MACHINE = Step("machine", "machine_facts", (), 60.0)
 
@@ -128,6 +129,8 @@ def run_in_this_process(step: Step, job: Job) -> None:
     """The life of a step's process; what it prints goes to its log."""
     os.setsid()
     die_with_parent()
+    # The compiler's files, of this step alone: what is ended while it writes one leaves it broken.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(job.out.resolve() / "compiled" / step.name)
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "w") as log:
         for number in (1, 2):
@@ -282,7 +285,8 @@ def draw_figures(out: Path) -> None:
     try:
         from benchmarks.gpu_figures import draw
 
-        print("Figures: " + ", ".join(str(file) for file in draw(read_results(out), out)))
+        files = draw(read_results(out), out)
+        print("Figures: " + (", ".join(map(str, files)) or "none, as there is nothing to draw"))
     except ImportError as error:
         print(f"No figures: {error}. Elsewhere: python benchmarks/gpu_figures.py {out}")
 
