@@ -49,9 +49,9 @@ def files_are_parsed_once() -> Iterator[None]:
     That is a file with another time or size, and another sys.path. What another process composes is not touched.
     """
     Plugins.instance()  # imports its sources anew
-    files = SourcesRegistry.instance().resolve("file")
-    parse, look_up = files.load_config, importlib.metadata.entry_points
-    parsed: dict[tuple[Path, int, int], ConfigResult] = {}
+    files, hydras = (SourcesRegistry.instance().resolve(kind) for kind in ("file", "pkg"))
+    parse, parse_hydras, look_up = files.load_config, hydras.load_config, importlib.metadata.entry_points
+    parsed: dict[tuple[Any, ...], ConfigResult] = {}
 
     def load(source: ConfigSource, config_path: str) -> ConfigResult:
         path = Path(source.path, source._normalize_file_name(config_path))
@@ -62,6 +62,12 @@ def files_are_parsed_once() -> Iterator[None]:
             parsed[key] = parse(source, config_path)
         return copy.deepcopy(parsed[key])
 
+    def load_hydras(source: ConfigSource, config_path: str) -> ConfigResult:
+        """Of a package, which nobody changes."""
+        if (key := (source.path, config_path)) not in parsed:
+            parsed[key] = parse_hydras(source, config_path)
+        return copy.deepcopy(parsed[key])
+
     @functools.cache
     def found(path: tuple[str, ...], **wanted: str) -> Any:
         return look_up(**wanted)
@@ -69,6 +75,7 @@ def files_are_parsed_once() -> Iterator[None]:
     interpolations = functools.cache(omegaconf.grammar_parser.parse)  # trees that nobody changes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "load_config", load)
+        patch.setattr(hydras, "load_config", load_hydras)
         patch.setattr(omegaconf.base, "parse", interpolations)
         patch.setattr(importlib.metadata, "entry_points", lambda **wanted: found(tuple(sys.path), **wanted))
         yield
