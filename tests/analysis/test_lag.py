@@ -358,7 +358,7 @@ def test_nothing_leaves_the_figure_or_overlaps(make_run, boxes_inside, tmp_path)
 # --- the command line
 
 
-def test_the_command_writes_figure_and_numbers(make_run, tmp_path, capsys):
+def test_the_command_writes_figure_and_numbers(make_run, tmp_path, capsys, draft):
     for seed in range(3):
         write_zero(make_run(seed=seed))
         write_large(make_run(algo="ga3c", seed=seed))
