@@ -239,13 +239,13 @@ BLOCKED = (
 
 @pytest.mark.slow
 def test_all_of_it_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:
-    """Two minutes on two idle cores; from another directory, not installed."""
+    """Some minutes on two idle cores, mostly compiling; from another directory, not installed."""
     block = f"import sys\nsys.modules.update(dict.fromkeys({BLOCKED}))\n"
     (tmp_path / "sitecustomize.py").write_text(block)
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(out), "--device", "cpu", "--tiny"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=570)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=700)
     lines: list[dict[str, Any]] = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert ended.returncode == 0, (ended.stdout, ended.stderr, lines)
     machine, *rest = lines
