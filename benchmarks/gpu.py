@@ -1,7 +1,7 @@
 """Measures a machine with a GPU end to end within ten minutes.
 
     python benchmarks/gpu.py --out DIR                          # on the first GPU
-    python benchmarks/gpu.py --out DIR --device cpu --tiny      # tries all of it on CPUs in some minutes, mostly compiling
+    python benchmarks/gpu.py --out DIR --device cpu --tiny      # tries all of it on CPUs in some minutes
     python benchmarks/gpu.py --out DIR --steps agree,speed_dqn  # some steps: names, or what names begin with
     python benchmarks/gpu.py --out DIR --limit 300              # seconds for the whole
     python benchmarks/gpu_figures.py DIR                        # the figures again, on any machine
