@@ -184,6 +184,11 @@ class Agents:
         self._parking = threading.Lock()
         self._nobody = _nobody(envs)
 
+    @property
+    def n_held_back(self) -> int:
+        """Agents that pacing lets wait now."""
+        return max(0, self.n_wanted - self.n_working)
+
     def receive(self) -> Step:
         """The first B agents to have finished a step; while some are held back, that share of the others, or nobody."""
         if not self.pacing.held_back:

@@ -178,6 +178,7 @@ class Predictor:
         """Sends the agents on their way, but for those that are parked."""
         self.notes.ratio("prediction_batch", len(step.env_ids), 1)
         going = self.agents.park(step, prediction.stamp.version)
+        self.notes.ratio("n_agents_held_back", self.agents.n_held_back, self.agents.pacing.held_back)
         if not going.all():
             prediction = prediction.only(going)
         env_ids = step.env_ids[going]

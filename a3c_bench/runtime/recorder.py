@@ -50,6 +50,7 @@ METRIC_COLUMNS = (
     "training_queue_depth",
     "prediction_batch",
     "n_agents",
+    "n_agents_held_back",
     "n_predictors",
     "n_trainers",
     "share_simulate",

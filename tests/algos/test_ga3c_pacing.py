@@ -105,7 +105,7 @@ def test_nothing_is_discarded_and_nothing_taken_is_older_than_the_bound(
 
 def test_pacing_learns_from_what_discarding_throws_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow(monkeypatch, 0.02)  # much slower than agents, also on a machine that does other work beside
-    pace, share, updates, oldest = paced(1, **ONE), {}, {}, {}
+    pace, share, updates, oldest, held = paced(1, **ONE), {}, {}, {}, {}
     for kind, config in {
         "pace": pace,
         "discard": replace(pace, algo=replace(pace.algo, lag_control="discard")),
@@ -113,11 +113,14 @@ def test_pacing_learns_from_what_discarding_throws_away(tmp_path: Path, monkeypa
     }.items():
         updates[kind] = train(config, tmp_path / kind)["updates"]
         share[kind] = pd.read_csv(tmp_path / kind / "metrics.csv").discarded_share.max()
+        held[kind] = pd.read_csv(tmp_path / kind / "metrics.csv").n_agents_held_back
         oldest[kind] = pd.read_csv(tmp_path / kind / "lag.csv").lag_updates_max.max()
     assert (share["pace"], share["neither"]) == (0.0, 0.0)
     assert share["discard"] > 0.3
     assert updates["pace"] > 1.3 * updates["discard"]
     assert oldest["pace"] <= 1 < oldest["neither"]
+    assert 1.0 < held["pace"].max() < pace.algo.n_agents
+    assert held["discard"].isna().all()
 
 
 def test_all_agents_take_turns() -> None:
