@@ -132,6 +132,22 @@ def test_submitit_stays_in_its_two_launchers() -> None:
     assert importers("submitit") == {"a3c_bench.launch.local", "a3c_bench.launch.cluster"}
 
 
+def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path: Path) -> None:
+    """It would take a third of what a run has to import before its first frame, in each process."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from a3c_bench.config import compose\n"
+        "from a3c_bench.train import train\n"
+        f"config = compose(['experiment=tiny', 'algo=paac', 'root={tmp_path}'])\n"
+        f"train(config, Path({str(tmp_path / 'run')!r}))\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_plugin_is_light() -> None:
     """Hydra imports it for every application of the machine, and every job begins with launch.job."""
     code = (
