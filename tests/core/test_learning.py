@@ -79,7 +79,7 @@ def test_the_record_of_an_update_asks_the_device_for_nothing() -> None:
     rollout.start(torch.zeros(B, 5, device="meta"), torch.zeros(B, 0, device="meta"))
     yes = np.ones(B, dtype=np.bool_)
     for t in range(T):
-        rollout.add(Stamp(t, 10 * t, float(t)), np.zeros(B, np.float32), ~yes, ~yes, yes)
+        rollout.add(0, Stamp(t, 10 * t, float(t)), np.zeros(B, np.float32), ~yes, ~yes, yes)
     rollout.has_values = True
     rollout.bootstrap = learner.values(rollout.observations[T], rollout.state)
     batch, ratios, meter = rollout.batch(), Ratios(), LagMeter()
