@@ -44,7 +44,7 @@ def throughput(results: Sequence[Line]) -> Figure:
             points = sorted(_points(own, "agent_steps_per_second", way=way, mode=mode))
             axis.plot(*zip(*points, strict=True), STYLES[mode], marker="o", markersize=3, label=f"{way}, {mode}")
         raw = sorted(set(_points(own, "raw_agent_steps_per_second")))
-        axis.plot(*zip(*raw, strict=True), color="black", linewidth=0.8, label="simulation alone")
+        axis.plot(*zip(*raw, strict=True), color="black", linewidth=0.8, marker="_", label="simulation alone")
         axis.set_xscale("log", base=2)
         axis.set(xlabel="environments", ylabel="agent steps per second", title=algo, ylim=(0, None))
         axis.legend(fontsize=6)
