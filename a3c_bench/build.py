@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from a3c_bench import plugins
 from a3c_bench.core import advantages
-from a3c_bench.core.compiled import Compute
-from a3c_bench.core.learning import AS_WRITTEN, ActorCriticLearner, QLearner
+from a3c_bench.core.compiled import AS_WRITTEN, Compute
+from a3c_bench.core.learning import ActorCriticLearner, QLearner
 from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, Layers, QNetwork, kinds_that_read
 from a3c_bench.core.optim import FlatParameters, RMSProp
 from a3c_bench.core.schedules import linear

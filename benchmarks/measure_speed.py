@@ -185,16 +185,8 @@ def alternate(rounds: int) -> None:
         "paac, the preset, 10 ms more": (*PRESET, "algo=paac", "budget.frames=60_000", *added),
         "paac, n_e = 32": ("algo=paac", "budget.frames=120_000"),
     }.items():
-        switches = {
-            "": (),
-            ", alternate": ("alternate",),
-            ", overlap": ("overlap",),
-            ", both": ("alternate", "overlap"),
-        }
-        compare(
-            rounds,
-            {f"{name}{side}": (*words, *(f"algo.{key}=true" for key in keys)) for side, keys in switches.items()},
-        )
+        ways = ((), ("alternate",), ("overlap",), ("alternate", "overlap"))
+        compare(rounds, {", ".join([name, *way]): (*words, *(f"algo.{key}=true" for key in way)) for way in ways})
 
 
 def bundles(rounds: int) -> None:
@@ -205,8 +197,7 @@ def bundles(rounds: int) -> None:
 
 def main() -> None:
     """The command line."""
-    whats = {"bound": bound, "workers": workers, "ga3c": ga3c, "lag": lag, "overlap": overlap, "alternate": alternate}
-    whats |= {"bundles": bundles}
+    whats = {one.__name__: one for one in (bound, workers, ga3c, lag, overlap, alternate, bundles)}
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=list(whats))
     parser.add_argument("--rounds", type=int, default=3)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from a3c_bench.acting.policy import AS_WRITTEN, Policy
-from a3c_bench.core.compiled import Compute
+from a3c_bench.acting.policy import Policy
+from a3c_bench.core.compiled import AS_WRITTEN, Compute
 from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import ActorCritic
 from a3c_bench.core.rollout import Rollout

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from a3c_bench.acting.policy import AS_WRITTEN, Exploration
-from a3c_bench.core.compiled import Compute
+from a3c_bench.acting.policy import Exploration
+from a3c_bench.core.compiled import AS_WRITTEN, Compute
 from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.q_learning import ValueCheck

@@ -7,11 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a3c_bench.core.compiled import Compute, padded, rounded_up
+from a3c_bench.core.compiled import AS_WRITTEN, Compute, padded, rounded_up
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample_actions
 from a3c_bench.core.transfer import Transfer
-
-AS_WRITTEN = Compute()
 
 
 class Choice(NamedTuple):

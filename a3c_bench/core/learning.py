@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from a3c_bench.core.advantages import Estimator
-from a3c_bench.core.compiled import Compute
+from a3c_bench.core.compiled import AS_WRITTEN, Compute
 from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
 from a3c_bench.core.q_learning import q_loss, q_targets
 from a3c_bench.core.replay import Sample
 from a3c_bench.core.rollout import Batch
-
-AS_WRITTEN = Compute()
 
 
 class _Learner:
