@@ -230,17 +230,21 @@ def policy_divergence(behaviour_log_probs: Tensor, current_log_probs: Tensor, ac
     return kl, ratio
 
 
-def only(figures: Tensor, mask: Tensor) -> Tensor:
-    """The figures [N] of some samples.
+def only(figures: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """The figures of some samples, [N] each, by unit.
 
     On a GPU it takes waiting to know how many these are: there all are kept, and NaN stands for the others, which
     `LagMeter` and `effective_sample_size` leave out.
 
     Args:
-        figures: [T, B], of all.
+        figures: [T, B] each, of all.
         mask: [T, B] bool, the samples.
     """
-    return figures[mask] if figures.device.type == "cpu" else torch.where(mask, figures, torch.nan).flatten()
+    if mask.device.type != "cpu":
+        return {unit: torch.where(mask, figure, torch.nan).flatten() for unit, figure in figures.items()}
+    if mask.all():  # as almost always: to gather them takes longer than to find out
+        return {unit: figure.flatten() for unit, figure in figures.items()}
+    return {unit: figure[mask] for unit, figure in figures.items()}
 
 
 def effective_sample_size(diverged: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -253,11 +257,18 @@ def effective_sample_size(diverged: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ratios = diverged.get("importance_ratio")
     if ratios is None or not len(ratios):
         return {}
-    there = ~ratios.isnan()
-    ratios = torch.where(there, ratios, 0.0)
+    missing = ratios.isnan()
+    if ratios.device.type == "cpu" and not missing.any():
+        return {"effective_sample_size": _worth(ratios, len(ratios))}
+    n_samples = (~missing).sum()
+    worth = _worth(ratios.masked_fill(missing, 0.0), n_samples)
+    return {"effective_sample_size": torch.where(n_samples > 0, worth, 1.0)}
+
+
+def _worth(ratios: Tensor, n_samples: Tensor | int) -> Tensor:
+    """The effective share of n samples, a scalar."""
     ratios = ratios / ratios.max().clamp(min=_SMALLEST)  # else the squares of small ones would all be 0
-    worth = ratios.sum().square() / (there.sum() * ratios.square().sum()).clamp(min=_SMALLEST)
-    return {"effective_sample_size": torch.where(there.any(), worth, 1.0)}
+    return ratios.sum().square() / (n_samples * ratios.square().sum()).clamp(min=_SMALLEST)
 
 
 def _joined(pending: Sequence[Samples]) -> NDArray[np.float64]:

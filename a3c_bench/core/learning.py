@@ -76,6 +76,7 @@ class Backward(NamedTuple):
     returns: Tensor  # [T, B]
     mask: Tensor  # [T, B] bool, the samples that were learnt from
     n_valid: Tensor  # scalar: the samples there were, learnt from or not; phantoms are none
+    n_learnt: Tensor  # scalar: those of the mask
     n_cut: Tensor | None = None  # scalar: of those learnt from, the samples whose ratio a correction cut
 
     def figures(self) -> dict[str, Tensor]:
@@ -90,13 +91,12 @@ class Backward(NamedTuple):
     @property
     def unusable(self) -> tuple[Tensor, Tensor]:
         """How many samples were not learnt from, and how many there were."""
-        return self.n_valid - self.mask.sum(), self.n_valid
+        return self.n_valid - self.n_learnt, self.n_valid
 
     @property
-    def cut(self) -> tuple[Tensor, Tensor]:
+    def cut(self) -> tuple[Tensor | float, Tensor]:
         """The samples whose ratio a correction cut, and how many were learnt from."""
-        n_learnt = self.mask.sum()
-        return torch.zeros_like(n_learnt) if self.n_cut is None else self.n_cut, n_learnt
+        return 0.0 if self.n_cut is None else self.n_cut, self.n_learnt
 
     @property
     def fit(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,7 +208,8 @@ class ActorCriticLearner(_Learner):
             there=None if batch.lengths is None else batch.lengths > 0,
         )
         n_cut = None if log_ratios is None else self._n_cut(log_ratios.detach().exp(), psi.advantages, mask)
-        return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, batch.valid.sum(), n_cut)
+        sizes = batch.valid.sum(), mask.sum()
+        return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, *sizes, n_cut)
 
     def _n_cut(self, ratios: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """Samples whose ratio the correction cuts, a scalar."""

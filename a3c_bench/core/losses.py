@@ -85,9 +85,8 @@ def actor_critic_loss(
     if reduction == "mean":
         total = total / n_valid
     elif reduction == "mean_over_envs":
-        left_out = torch.zeros_like(mask[0]) if valid is None else valid.any(0) & ~mask.any(0)
-        counted = ~left_out if there is None else ~left_out & there
-        total = total / counted.sum().clamp(min=1)
+        counted = torch.ones_like(mask[0]) if valid is None else mask.any(0) | ~valid.any(0)  # without those left out
+        total = total / (counted if there is None else counted & there).sum().clamp(min=1)
     elif reduction != "sum":
         raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
     return ActorCriticLoss(total, policy.detach() / n_valid, value.detach() / n_valid, entropy.detach() / n_valid)

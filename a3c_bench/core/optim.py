@@ -56,7 +56,7 @@ class FlatParameters:
 
     def clip_gradients(self, max_norm: float | None) -> Tensor:
         """Scales the gradients so that their global L2 norm is at most max_norm; gives the norm before, a scalar."""
-        norm = self.gradients.norm()
+        norm = torch.linalg.vector_norm(self.gradients)
         if max_norm is not None:
             self.gradients.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
@@ -74,8 +74,13 @@ class GradientVariance:
 
     def add(self, gradients: Tensor) -> dict[str, Tensor]:
         """The estimate from these gradients [P] and those before, as `gradient_variance`; nothing for the first."""
-        previous, self._previous = self._previous, gradients.clone()
-        return {} if previous is None else {"gradient_variance": (gradients - previous).square().sum() / 2.0}
+        previous = self._previous
+        if previous is None:
+            self._previous = gradients.clone()
+            return {}
+        variance = torch.sub(gradients, previous, out=previous).square_().sum() / 2.0
+        previous.copy_(gradients)
+        return {"gradient_variance": variance}
 
 
 class SharedOptimizerState:

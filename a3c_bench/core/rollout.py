@@ -120,10 +120,10 @@ class Rollout:
         stamps = np.array(self._stamps)  # [T times parts, 3]
         taken = now.version if taken is None else taken
         ages = age(stamps, now) | split(stamps[:, 0], self.complete_at, taken, now.version)
-        each = {unit: Repeated(figures, n_samples, mask.numel()) for unit, figures in ages.items()}
         if mask.device.type == "cpu":
-            return {unit: np.asarray(figures) for unit, figures in each.items()}
-        return {**each}  # nobody waits for how many they are
+            each = np.repeat(np.stack(list(ages.values())), n_samples.numpy(), axis=1)
+            return dict(zip(ages, each, strict=True))
+        return {unit: Repeated(figures, n_samples, mask.numel()) for unit, figures in ages.items()}  # nobody waits
 
 
 class Batch(NamedTuple):
@@ -155,4 +155,4 @@ def divergence(batch: Batch, log_probs: Tensor, mask: Tensor, values: Tensor | N
     diverged = {"lag_kl_nats": kl, "importance_ratio": ratio}
     if batch.values is not None and values is not None:
         diverged["value_lag"] = (values - batch.values).abs()
-    return {unit: only(figures, mask) for unit, figures in diverged.items()}
+    return only(diverged, mask)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from a3c_bench.core.adjustment import Sizes, Window
 from a3c_bench.core.lag import SUMMARY, UNITS, LagMeter
@@ -215,7 +216,7 @@ class Recorder:
         means = {}
         for key in dict.fromkeys(key for update in self._updates for key in update):
             parts = [update[key] for update in self._updates if key in update]
-            mean = float(torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1) for part in parts]).mean())
+            mean = float(_joined(parts).mean())
             if not abs(mean) < float("inf"):
                 raise DivergedError(f"{key} became {mean} before frame {counters['frames']:.0f}: the run diverged.")
             means[key] = mean
@@ -228,3 +229,12 @@ class Recorder:
             means["explained_variance"] = float(explained_variance(*fits))
             self._fits = []
         return means
+
+
+def _joined(parts: Sequence[Any]) -> Tensor:
+    """The figures of updates, scalars or flat arrays, in one float32 tensor [N]."""
+    if all(isinstance(part, Tensor) and part.dim() == 0 for part in parts):
+        return torch.stack(list(parts)).float()
+    if all(isinstance(part, float) for part in parts):
+        return torch.tensor(parts, dtype=torch.float32)
+    return torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1) for part in parts])
