@@ -24,20 +24,18 @@ from a3c_bench.runtime.ledger import Ledger
 
 
 class _Part:
-    """Environments that step together, and their columns of a rollout.
+    """Environments that step together.
 
     Args:
         number: of the part.
         envs: of it; they have been started.
-        columns: theirs.
         state: [b, S], of the network.
         device: that acts.
     """
 
-    def __init__(self, number: int, envs: VectorEnv, columns: slice, state: Tensor, device: torch.device) -> None:
+    def __init__(self, number: int, envs: VectorEnv, state: Tensor, device: torch.device) -> None:
         self.number = number
         self.envs = envs
-        self.columns = columns
         self.state = state
         self.stamp: Stamp  # when the actions were chosen that the environments take
         self.step: Step | None = None  # that has come of them and is in no rollout yet
@@ -86,11 +84,8 @@ class Actor:
         self._n_begun = 0  # rollouts
         for batch in batches:
             batch.start()
-        self._parts = [
-            _Part(i, batch, slice(end - batch.n_envs, end), network.initial_state(batch.n_envs), device)
-            for i, (batch, end) in enumerate(zip(batches, ends, strict=True))
-        ]
-        columns = [part.columns for part in self._parts]
+        self._parts = [_Part(i, batch, network.initial_state(batch.n_envs), device) for i, batch in enumerate(batches)]
+        columns = [slice(end - batch.n_envs, end) for batch, end in zip(batches, ends, strict=True)]
         shapes = (first.observation_shape, first.observation_dtype, first.n_actions)
         self._rollouts = deque(Rollout(t_max, n_envs, *shapes, device, columns) for _ in range(n_rollouts))
         self._observations = torch.cat([torch.from_numpy(batch.receive().observations) for batch in batches]).to(device)
@@ -145,11 +140,13 @@ class Actor:
 
     def _send(self, part: _Part, t: int) -> None:
         """Chooses a part's actions for step t of the rollout, and lets its environments take them."""
-        rollout, columns = self.rollout, part.columns
-        choice = self._policy(rollout.observations[t, columns], part.state, rollout.has_values)
+        rollout = self.rollout
+        row = rollout.rows[t][part.number]
+        choice = self._policy(row.observations, part.state, rollout.has_values)
         if rollout.has_values:
-            rollout.values[t, columns] = choice.values
-        rollout.log_probs[t, columns], rollout.actions[t, columns] = choice.log_probs, choice.actions
+            row.values.copy_(choice.values)
+        row.log_probs.copy_(choice.log_probs)
+        row.actions.copy_(choice.actions)
         part.state = choice.state
         part.stamp = self._ledger.stamp()
         actions = choice.actions.cpu().numpy()
@@ -169,8 +166,9 @@ class Actor:
 
     def _show(self, part: _Part, step: Step, t: int) -> None:
         """Puts what a part sees before step t into the rollout."""
-        seen = part.to_device("observations", step.observations)
-        self.rollout.observations[t, part.columns].copy_(seen)
+        rollout = self.rollout
+        place = rollout.rows[t][part.number].observations if t < rollout.t_max else rollout.ends[part.number]
+        place.copy_(part.to_device("observations", step.observations))
 
     def _state(self) -> Tensor:
         """[B, S], of the network."""

@@ -11,6 +11,15 @@ from torch import Tensor
 from a3c_bench.core.lag import Repeated, Samples, Stamp, age, only, policy_divergence, split
 
 
+class Row(NamedTuple):
+    """A step of the environments that step together: views of a rollout, [b, ...] each."""
+
+    observations: Tensor
+    log_probs: Tensor
+    actions: Tensor
+    values: Tensor
+
+
 class Rollout:
     """Up to t_max steps of B environments, kept on the device that learns; allocated once and filled anew each time.
 
@@ -47,6 +56,9 @@ class Rollout:
         self.actions = torch.zeros((t_max, n_envs), dtype=torch.int64, device=device)
         self.values = torch.zeros((t_max, n_envs), device=device)  # of who acted
         self.has_values = False
+        steps = (self.observations, self.log_probs, self.actions, self.values)
+        self.rows = [[Row(*(step[t, part] for step in steps)) for part in parts] for t in range(t_max)]
+        self.ends = [self.observations[t_max, part] for part in parts]  # what is seen after the last step
         # What the environments say arrives in main memory, and moves to the device once per rollout.
         self._rewards = torch.zeros((t_max, n_envs), pin_memory=pin)
         self._flags = torch.zeros((3, t_max, n_envs), dtype=torch.bool, pin_memory=pin)
