@@ -87,12 +87,13 @@ class Explorer:
         actions, max_q, stamp = chosen
         step = self._envs.receive()
         timer.lap("simulate")
-        n_valid = int(step.valid.sum())
+        n_valid = int(np.count_nonzero(step.valid))
         ledger.count(n_valid, step.episodes)
         outcome = (step.rewards, step.terminated, step.truncated, step.valid)
         total_q, total_return, n_states = self._check.add(max_q, *outcome)
-        ledger.ratio("max_q", total_q, n_states)
-        ledger.ratio("discounted_return", total_return, n_states)
+        if n_states:
+            ledger.ratio("max_q", total_q, n_states)
+            ledger.ratio("discounted_return", total_return, n_states)
         with self._exclusively:
             frames = ledger.stamp().frames
             self._replay.add(self._env_ids, step.observations, actions, *outcome, stamp, frames)

@@ -130,17 +130,17 @@ class Exploration:
         self._network = network
         self._generator = generator
         self._to_device = Transfer(device)
-        self._best = compute.fixed(compute.traced(self._best_once), device)
+        self._q = compute.fixed(compute.traced(self._q_once), device)
 
     def __call__(self, observations: NDArray[Any], epsilon: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Actions and max Q, [B] each, for observations [B, ...], all in main memory."""
-        max_q, greedy = self._best(self._to_device("observations", observations)).cpu().numpy()  # one copy
-        explores = self._generator.random(len(greedy)) < epsilon
-        anything = self._generator.integers(self._network.head.out_features, size=len(greedy))
-        return np.where(explores, anything, greedy.astype(np.int64)), max_q
+        q = self._q(self._to_device("observations", observations)).cpu().numpy()  # one copy
+        n_envs, n_actions = q.shape
+        explores = self._generator.random(n_envs) < epsilon
+        anything = self._generator.integers(n_actions, size=n_envs)
+        return np.where(explores, anything, q.argmax(1)), q.max(1)
 
     @torch.no_grad()
-    def _best_once(self, observations: Tensor) -> Tensor:
-        """Max Q and whose it is [2, B]; a float32 holds an action without loss."""
-        max_q, greedy = self._network(observations).max(-1)
-        return torch.stack([max_q, greedy.to(max_q.dtype)])
+    def _q_once(self, observations: Tensor) -> Tensor:
+        q: Tensor = self._network(observations)
+        return q

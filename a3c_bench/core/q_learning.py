@@ -18,8 +18,11 @@ def q_targets(rewards: Tensor, discounts: Tensor, next_q: Tensor, choosing_q: Te
         choosing_q: [B, A], of the network that chooses a*: the online one in Double DQN; None: the target network,
             whose maximum is then taken.
     """
-    best = (next_q if choosing_q is None else choosing_q).argmax(-1, keepdim=True)
-    return rewards + discounts * next_q.gather(-1, best).squeeze(-1)
+    if choosing_q is None:
+        best_q = next_q.amax(-1)
+    else:
+        best_q = next_q.gather(-1, choosing_q.argmax(-1, keepdim=True)).squeeze(-1)
+    return rewards + discounts * best_q
 
 
 def q_loss(td_errors: Tensor, weights: Tensor, clip: float | None, reduction: str) -> Tensor:
@@ -71,13 +74,16 @@ class ValueCheck:
         Returns:
             sums of max Q and of returns over the states of the episodes that ended with it, and how many these are.
         """
-        for env_id in np.flatnonzero(valid).tolist():
-            self._values[env_id].append(float(max_q[env_id]))
-            self._rewards[env_id].append(float(rewards[env_id]))
         sums = (0.0, 0.0, 0)
-        for env_id in np.flatnonzero(valid & (terminated | truncated)).tolist():
-            total_q, total_return, n_states = self._close(env_id, complete=bool(terminated[env_id]))
-            sums = (sums[0] + total_q, sums[1] + total_return, sums[2] + n_states)
+        columns = (column.tolist() for column in (max_q, rewards, terminated, truncated, valid))
+        for env_id, (value, reward, complete, cut, counts) in enumerate(zip(*columns, strict=True)):
+            if not counts:
+                continue
+            self._values[env_id].append(value)
+            self._rewards[env_id].append(reward)
+            if complete or cut:
+                total_q, total_return, n_states = self._close(env_id, complete)
+                sums = (sums[0] + total_q, sums[1] + total_return, sums[2] + n_states)
         return sums
 
     def _close(self, env_id: int, complete: bool) -> tuple[float, float, int]:

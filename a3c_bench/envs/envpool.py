@@ -254,14 +254,14 @@ class Threads:
         """Waits for the first B to have finished; EnvPool lets other threads run meanwhile."""
         state = self._pool._recv()
         env_ids, observations, rewards, done, truncated, elapsed = [state[place] for place in self._places]
+        # `a > b` is `a and not b`, in one call.
         if self._cast is not None:
             observations = observations.astype(self._cast)
         if not self._atari_places:
-            truncated = truncated & done
-            return Arrival(env_ids, observations, rewards, done & ~truncated, truncated, elapsed)
+            return Arrival(env_ids, observations, rewards, done > truncated, done & truncated, elapsed)
         lives, game_over = [state[place] for place in self._atari_places]
-        terminated = (done & ~truncated) | (game_over != 0)
-        truncated = truncated & ~terminated  # a true end is an end, at a time limit too
+        terminated = (done > truncated) | (game_over != 0)
+        truncated = truncated > terminated  # a true end is an end, at a time limit too
         return Arrival(env_ids, observations, rewards, terminated, truncated, elapsed, lives)
 
     def picture(self) -> NDArray[np.uint8]:

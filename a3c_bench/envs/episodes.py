@@ -36,8 +36,7 @@ class EpisodeTracker:
 
     def __init__(self, n_envs: int, resetting: bool = False) -> None:
         self._returns = np.zeros(n_envs, dtype=np.float64)
-        self._lengths = np.zeros(n_envs, dtype=np.int64)
-        self._ended = np.full(n_envs, resetting)  # the next step of this environment is the reset
+        self._lengths = np.full(n_envs, -1 if resetting else 0)  # -1: the next step of this environment is the reset
         self._lives = np.zeros(n_envs, dtype=np.int64)
 
     def update(
@@ -52,16 +51,15 @@ class EpisodeTracker:
         Returns:
             valid [B], False for phantom steps, and the games that ended.
         """
-        valid = ~self._ended[env_ids]
         self._returns[env_ids] += rewards
-        self._lengths[env_ids] += valid
-        self._ended[env_ids] = game_over
+        lengths = self._lengths[env_ids] + 1
+        self._lengths[env_ids] = lengths
         episodes: list[Episode] = []
         for env_id in env_ids[game_over].tolist() if game_over.any() else ():
             episodes.append(Episode(env_id, float(self._returns[env_id]), int(self._lengths[env_id])))
             self._returns[env_id] = 0.0
-            self._lengths[env_id] = 0
-        return valid, episodes
+            self._lengths[env_id] = -1
+        return lengths > 0, episodes
 
     def lost_life(
         self, env_ids: NDArray[np.int32], lives: NDArray[np.integer], valid: NDArray[np.bool_]

@@ -98,6 +98,7 @@ class VectorEnv:
         """Gives actions [B] to environments that were received; `receive` gives what came of them."""
         cut = self._cut[env_ids]
         if cut.any():
+            self._cut[env_ids] = False
             self._reset_later(env_ids[cut])
             env_ids, actions = env_ids[~cut], actions[~cut]
         if len(env_ids):
@@ -118,9 +119,10 @@ class VectorEnv:
         env_ids, observations, rewards, terminated, truncated, elapsed, lives = arrival
         ended = terminated | truncated
         if self.spec.limit_agent_steps is not None:
-            cut = (elapsed >= self.spec.limit_agent_steps) & ~ended
-            self._cut[env_ids] = cut
-            truncated, ended = truncated | cut, ended | cut
+            cut = (elapsed >= self.spec.limit_agent_steps) > ended  # there, and not over by itself
+            if cut.any():
+                self._cut[env_ids] |= cut
+                truncated, ended = truncated | cut, ended | cut
         valid, episodes = self._tracker.update(env_ids, rewards, ended)
         if lives is not None and self.config.life_loss_terminal:
             terminated = terminated | self._tracker.lost_life(env_ids, lives, valid)
