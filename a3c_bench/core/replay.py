@@ -20,7 +20,7 @@ known yet, and those whose stack has lost a frame to the ring's head.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from a3c_bench.core.arrays import Allocate, in_memory
 from a3c_bench.core.lag import Stamp, age, split
 from a3c_bench.core.sum_tree import SumTree
 
+_Ints: TypeAlias = NDArray[np.int64]
+_Bools: TypeAlias = NDArray[np.bool_]
 _ACTED, _TERMINATED, _TRUNCATED = 1, 2, 4  # flags of a row; without _ACTED nothing was chosen there
 
 
@@ -58,7 +60,7 @@ class Sample(NamedTuple):
     def origins(self) -> NDArray[np.float64]:
         """Where the samples come from, [B, 4]: what `lag_of` wants to know."""
         columns = (self.versions, self.frames_at_choice, self.seconds_at_choice, self.frames_at_insertion)
-        return np.stack([column.astype(np.float64) for column in columns], axis=1)
+        return np.array(columns, dtype=np.float64).T
 
     def lag(self, now: Stamp) -> dict[str, NDArray[np.float64]]:
         """The lag of these samples by unit, if they are learnt from now."""
@@ -130,6 +132,10 @@ class Replay:
         self._alpha = priority_exponent
         self._discounts = gamma ** np.arange(n_step + 1)  # [n + 1]
         self._all_ids = np.arange(n_envs)
+        self._ahead = np.arange(stack)
+        self._back = np.arange(n_step - 1, -1, -1)
+        self._is_full = self._back == n_step - 1  # the step whose n-step future ends here
+        self._around = np.arange(-n_step, stack)  # of a row: those that it concerns
         whole = np.dtype(np.int64)
         self._written = allocate_state("written", (n_envs,), whole)  # rows so far; the newest is one less
         self._waiting = allocate_state("waiting", (n_envs,), whole)  # newest steps whose n-step future is not known yet
@@ -191,9 +197,11 @@ class Replay:
         Raises:
             ValueError: stacks that do not repeat one frame.
         """
-        ids = self._all_ids if env_ids is None else env_ids.astype(np.int64)
+        ids = self._all_ids if env_ids is None else np.asarray(env_ids, dtype=np.int64)
         self._cut_off(ids)
-        self._append(ids, observations, np.zeros(len(ids), dtype=np.bool_))
+        rows = self._written[ids]
+        lost = self._append(ids, rows, self._near(ids, rows), observations, np.zeros(len(ids), dtype=np.bool_))
+        self._change(lost, lost[:0])
 
     def add(
         self,
@@ -223,65 +231,61 @@ class Replay:
         Raises:
             ValueError: a step of a game that was not started, or a first stack that does not repeat one frame.
         """
-        ids = env_ids.astype(np.int64)
-        acted = ids[valid]
-        rows = self._written[acted] - 1
-        if (rows < 0).any():
-            raise ValueError(f"environment {acted[rows < 0][0]} took a step before its first observation")
-        slots = self._slots(acted, rows)
-        self._flags[slots] = _ACTED + _TERMINATED * terminated[valid] + _TRUNCATED * truncated[valid]
-        self._actions[slots] = actions[valid]
-        self._rewards[slots] = rewards[valid]
+        ids = np.asarray(env_ids, dtype=np.int64)
+        rows = self._written[ids]
+        if (early := valid & (rows == 0)).any():
+            raise ValueError(f"environment {ids[early][0]} took a step before its first observation")
+        near, all_acted = self._near(ids, rows), bool(valid.all())
+        acted = slice(None) if all_acted else valid  # a slice costs less
+        slots = near[acted, self._n_step - 1]
+        self._flags[slots] = (_ACTED + _TERMINATED * terminated + _TRUNCATED * truncated)[acted]
+        self._actions[slots] = actions[acted]
+        self._rewards[slots] = rewards[acted]
         self._priorities[slots] = self._max_priority  # so that each is learnt from soon
         self._versions[slots] = stamp.version
         self._frames_at_choice[slots] = stamp.frames
         self._seconds_at_choice[slots] = stamp.seconds
         self._frames_at_insertion[slots] = frames
-        if len(acted) < len(ids):
+        if not all_acted:
             self._cut_off(ids[~valid])
-        self._append(ids, observations, valid)
-        self._waiting[acted] += 1
-        self._release(acted, rows, (terminated | truncated)[valid])
+        lost = self._append(ids, rows, near, observations, valid)
+        self._change(lost, self._known(ids, near, self._waiting[ids] + valid, valid & (terminated | truncated)))
 
-    def _append(self, env_ids: NDArray[np.int64], observations: NDArray[Any], goes_on: NDArray[np.bool_]) -> None:
-        """Writes the next row of the environments [B]; where `goes_on` [B] is False a game begins there."""
+    def _near(self, env_ids: _Ints, rows: _Ints) -> _Ints:
+        """The slots [B, n + k] about the rows [B]: of the n rows before, of themselves, and of the k - 1 after them."""
+        return self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] + self._around)
+
+    def _append(self, env_ids: _Ints, rows: _Ints, near: _Ints, observations: NDArray[Any], goes_on: _Bools) -> _Ints:
+        """Writes the next rows [B], where games go on or begin; gives the slots of those that lose a frame by it."""
         stacks = observations.reshape(len(env_ids), self._stack, *self._frames.shape[1:])
-        first = stacks[~goes_on]
-        if (first[:, :-1] != first[:, -1:]).any():
+        if not goes_on.all() and (stacks[~goes_on, :-1] != stacks[~goes_on, -1:]).any():
             raise ValueError("the first observation of a game is not a stack that repeats one frame")
-        rows = self._written[env_ids]
-        slots = self._slots(env_ids, rows)
-        self._forget(env_ids, rows)
+        before, slots, ahead = near[:, self._n_step - 1], near[:, self._n_step], near[:, self._n_step :]
+        lost = ahead[(self._history[ahead] >= self._ahead) & (self._tree[ahead] > 0.0)]
         # First of all, so that a run that is killed here and goes on later knows that the old row is gone.
         self._rows[slots] = rows
         self._flags[slots] = 0
-        history = self._history[self._slots(env_ids, rows - 1)].astype(np.int64)
-        self._history[slots] = np.where(goes_on, np.minimum(history + 1, self._stack - 1), 0)
+        history = self._history[before]
+        self._history[slots] = (history + (history < self._stack - 1)) * goes_on
         self._frames[slots] = stacks[:, -1]
-        self._written[env_ids] += 1
+        self._written[env_ids] = rows + 1
+        return lost
 
-    def _forget(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        """Bars the steps whose stacks have a frame where the rows [B] are to be written."""
-        ahead = np.arange(self._stack)
-        slots = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] + ahead)  # [B, k]
-        lost = slots[(self._history[slots] >= ahead) & (self._tree[slots] > 0.0)]
-        if len(lost):
-            self._tree[lost] = 0.0
-            self._ready_count -= len(lost)
+    def _known(self, env_ids: _Ints, near: _Ints, waiting: _Ints, ended: _Bools) -> _Ints:
+        """The slots of the steps whose future is known now that each environment [B] has come to its next row.
 
-    def _release(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64], ended: NDArray[np.bool_]) -> None:
-        """Lets those steps be drawn whose future is known now that each environment [B] has come to the end of a row.
-
-        That is the step n - 1 rows before; and all that wait, where an episode has ended [B].
+        That is the step n rows before; and all that wait, so many [B], where an episode has ended [B].
         """
-        back = np.arange(self._n_step)
-        waiting = self._waiting[env_ids]
-        known = (back < waiting[:, np.newaxis]) & (ended[:, np.newaxis] | (back == self._n_step - 1))  # [B, n]
-        slots = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] - back)[known]
-        if len(slots):
-            self._tree[slots] = self._priorities[slots] ** self._alpha
-            self._ready_count += len(slots)
         self._waiting[env_ids] = np.where(ended, 0, np.minimum(waiting, self._n_step - 1))
+        return near[:, : self._n_step][(self._back < waiting[:, np.newaxis]) & (ended[:, np.newaxis] | self._is_full)]
+
+    def _change(self, lost: _Ints, known: _Ints) -> None:
+        """Bars the steps in some slots, and lets those in others be drawn."""
+        slots = np.concatenate([lost, known])
+        weights = self._priorities[slots] ** self._alpha
+        weights[: len(lost)] = 0.0
+        self._tree[slots] = weights
+        self._ready_count[0] += len(known) - len(lost)
 
     def _cut_off(self, env_ids: NDArray[np.int64]) -> None:
         """Makes games that are abandoned without an end truncated ones: their newest observation is their last."""
@@ -289,7 +293,9 @@ class Replay:
         slots = self._slots(env_ids, rows)
         unfinished = (rows >= 0) & (self._flags[slots] == _ACTED)
         self._flags[slots[unfinished]] |= _TRUNCATED
-        self._release(env_ids[unfinished], rows[unfinished], np.ones(int(unfinished.sum()), dtype=np.bool_))
+        ids, rows = env_ids[unfinished], rows[unfinished]
+        known = self._known(ids, self._near(ids, rows + 1), self._waiting[ids], np.ones(len(ids), dtype=np.bool_))
+        self._change(known[:0], known)
 
     # --- Drawing ------------------------------------------------------------------------------------------------------
 
@@ -333,21 +339,22 @@ class Replay:
 
     def _gather(self, slots: NDArray[np.int64], weights: NDArray[np.float64]) -> Sample:
         env_ids, rows = slots // self._capacity, self._rows[slots]
-        stretch = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] + np.arange(self._n_step))  # [B, n]
+        stretch = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] + self._back[::-1])  # [B, n]
         flags = self._flags[stretch]
-        ended = (flags & (_TERMINATED | _TRUNCATED)) != 0
+        ended = flags > _ACTED
         within = np.ones_like(ended)  # no end before this row
         within[:, 1:] = ~np.logical_or.accumulate(ended[:, :-1], axis=1)
         n_steps = within.sum(1)  # m
         terminated = (within & ((flags & _TERMINATED) != 0)).any(1)
         rewards = np.where(within, self._rewards[stretch], 0.0) @ self._discounts[:-1]
         discounts = np.where(terminated, 0.0, self._discounts[n_steps])
+        observations, next_observations = self._stacks(env_ids, np.stack([rows, rows + n_steps]))
         return Sample(
-            self._stacks(env_ids, rows),
+            observations,
             torch.from_numpy(self._actions[slots]),
             torch.from_numpy(rewards.astype(np.float32)),
             torch.from_numpy(discounts.astype(np.float32)),
-            self._stacks(env_ids, rows + n_steps),
+            next_observations,
             torch.from_numpy(weights.astype(np.float32)),
             rows * self.n_envs + env_ids,
             self._versions[slots],
@@ -356,12 +363,12 @@ class Replay:
             self._frames_at_insertion[slots],
         )
 
-    def _stacks(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:  # [B, ...]
-        back = np.arange(self._stack - 1, -1, -1)
+    def _stacks(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
+        """Observations [T, B, ...] of T rows [T, B] of each of the environments [B]."""
         history = self._history[self._slots(env_ids, rows)]
-        back = np.minimum(back, history[:, np.newaxis])  # [B, k]; before a game's first frame stands that frame
-        frames = self._frames[self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] - back)]  # [B, k, ...]
-        return torch.from_numpy(frames.reshape(len(rows), *self._observation_shape))
+        back = np.minimum(self._ahead[::-1], history[..., np.newaxis])  # [T, B, k]; a game's first frame repeats
+        frames = self._frames[self._slots(env_ids[:, np.newaxis], rows[..., np.newaxis] - back)]  # [T, B, k, ...]
+        return torch.from_numpy(frames.reshape(*rows.shape, *self._observation_shape))
 
     def _slots(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return env_ids * self._capacity + rows % self._capacity

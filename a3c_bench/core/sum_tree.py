@@ -44,7 +44,7 @@ class SumTree:
         self._flat[0][indices] = weights
         for children, sums in zip(self._levels, self._flat[1:], strict=False):
             indices = indices // FAN_OUT
-            sums[indices] = children[indices].sum(1)
+            sums[indices] = np.add.reduce(children[indices], 1)
 
     def clear(self) -> None:
         """Sets all weights to 0."""
@@ -69,7 +69,7 @@ class SumTree:
             masses = np.minimum(masses, np.nextafter(upper[:, -1], 0.0))
             before = upper <= masses[:, np.newaxis]
             masses = masses - np.where(before, upper, 0.0).max(1)
-            nodes = nodes * FAN_OUT + before.sum(1)
+            nodes = nodes * FAN_OUT + before.argmin(1)
         return nodes
 
 
