@@ -205,6 +205,8 @@ def make_optimizer(
     Adam and AdaGrad are one fused operation each: there is nothing in them to compile.
     """
     lr, epsilon = options.lr, options.epsilon
+    if options.kind != "rmsprop":
+        import torch._dynamo  # else it is with the first step, for seconds in which a worker would be silent
     if options.kind == "adam":
         betas, capturable = (options.beta1, options.beta2), compute.cuda_graphs
         adam = torch.optim.Adam([parameters], lr, betas, epsilon, fused=True, capturable=capturable)

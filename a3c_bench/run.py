@@ -32,6 +32,7 @@ from a3c_bench.config import (
     run_directory,
 )
 from a3c_bench.errors import ConfigError, TrainingError, UserError
+from a3c_bench.launch.ahead import start_ahead
 from a3c_bench.launch.sweep import exit_statuses, n_points
 from a3c_bench.runtime.signals import ended_by_interrupt
 from a3c_bench.schema import Config
@@ -57,13 +58,14 @@ def main() -> None:
             config = from_hydra(composed)
             check_settings(config)
             _say_which_point(config)
-            # EnvPool and torch take seconds to import, for which bad input need not wait.
+            directory = run_directory(config, HydraConfig.get().overrides.task)
+            # EnvPool and torch take seconds to import, for which bad input need not wait, and no run twice.
+            start_ahead(config, directory)
             from a3c_bench.envs import find_spec
 
             find_spec(config.env)
             from a3c_bench.train import train
 
-            directory = run_directory(config, HydraConfig.get().overrides.task)
             status = train(config, directory)
         except (UserError, TrainingError) as error:
             _say(str(error))

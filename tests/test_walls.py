@@ -146,6 +146,7 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path: Path) -> None
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+    assert not [name_of(file) for file in MODULES if ("torch._dynamo", True) in imports(file)]  # workers import all
 
 
 def test_the_plugin_is_light() -> None:

@@ -45,6 +45,7 @@ class Settings:
     config_class: type  # as that of Algorithm
     check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError; no simulator, no torch
     computes: bool = False  # it has its callables made by `core.compiled`, as config.compute says
+    forks: bool = False  # its work is done by processes of the fork server
 
 
 @dataclass(frozen=True)
@@ -350,9 +351,9 @@ def check_gorila(config: Config) -> None:
 
 
 SETTINGS = {
-    "a3c": Settings(A3CConfig, check_a3c),
+    "a3c": Settings(A3CConfig, check_a3c, forks=True),
     "dqn": Settings(DQNConfig, check_dqn, computes=True),
     "ga3c": Settings(GA3CConfig, check_ga3c, computes=True),
-    "gorila": Settings(GorilaConfig, check_gorila),
+    "gorila": Settings(GorilaConfig, check_gorila, forks=True),
     "paac": Settings(PAACConfig, check_paac, computes=True),
 }

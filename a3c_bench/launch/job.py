@@ -25,6 +25,7 @@ from typing import Any
 
 from a3c_bench.errors import DivergedError, RunDirectoryInUseError, TrainingError, UserError
 from a3c_bench.launch import slurm
+from a3c_bench.launch.ahead import start_ahead
 from a3c_bench.runtime.directory import diverged, read_status, timestamp, write_job, write_status
 from a3c_bench.runtime.signals import StopRequest
 
@@ -75,13 +76,15 @@ class Job:
         try:
             from a3c_bench.config import load_config
             from a3c_bench.runtime import machine
-            from a3c_bench.train import train
 
             if self.on_slurm:
                 _keep_to_own_cores()
             else:
                 machine.die_with_parent(signal.SIGTERM)
             config = load_config(path)
+            start_ahead(config, path)
+            from a3c_bench.train import train
+
             while True:
                 try:
                     return train(config, path, stop)

@@ -27,7 +27,8 @@ from a3c_bench.envs.simulation import Arrival
 from a3c_bench.envs.spec import EnvSpec
 from a3c_bench.errors import ConfigError, WorkerError
 from a3c_bench.parallel.arrays import SharedArrays
-from a3c_bench.parallel.workers import how_it_died, leave_stops_to_the_parent, start_fork_server
+from a3c_bench.parallel.fork_server import start_fork_server
+from a3c_bench.parallel.workers import how_it_died, leave_stops_to_the_parent
 from a3c_bench.runtime.machine import allow_many_files
 
 _SECONDS_BETWEEN_LOOKS = 0.5

@@ -3,8 +3,7 @@
 The parent's side is `Workers`, the worker's `Link`. They share one integer in shared memory (what to do) and a pipe per
 worker (what was done). There is no lock between them that a killed worker could leave locked.
 
-Workers are forked from multiprocessing's fork server: a process that has imported torch once, for all of them, and
-holds no thread or lock of this one. It ends with this process.
+Workers are forked from a process that has imported torch once, for all of them (`fork_server`).
 """
 
 import faulthandler
@@ -15,20 +14,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
 import torch
-import torch._dynamo  # torch imports it with the first optimiser, for seconds in which a worker would be silent
 from torch import Tensor
 from torch import multiprocessing as mp
 
 from a3c_bench.errors import WorkerError
+from a3c_bench.parallel.fork_server import start_fork_server
 from a3c_bench.runtime.machine import allow_many_files, die_with_parent, usable_cores
-from a3c_bench.runtime.signals import STOP_SIGNALS, held_back
+from a3c_bench.runtime.signals import STOP_SIGNALS
 
 _RUN, _STOP = 0, -1  # orders; a number above 0 is a pause. Each has its own: one may follow another at once
 SECONDS_BETWEEN_REPORTS = 0.1
@@ -274,18 +272,3 @@ def leave_stops_to_the_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     die_with_parent()
-
-
-def start_fork_server() -> None:
-    """Starts the helpers of multiprocessing deaf to stop signals, which may be sent to the whole process group.
-
-    Both begin with the signals blocked and never let them through, and so do the workers until they ignore them. The
-    resource tracker has a step of its own: who starts it has SIGINT and SIGTERM unblocked afterwards, and the fork
-    server, started in the same step, would be killed by them.
-    """
-    preload = ["a3c_bench.parallel.workers", "a3c_bench.build", "a3c_bench.envs.envpool"]
-    preload += ["a3c_bench.algos.a3c", "a3c_bench.algos.gorila"]  # what workers run: half of what it takes one to begin
-    multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
-    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
-        with held_back():
-            start()

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import multiprocessing as mp
 
+from a3c_bench.parallel.fork_server import start_fork_server
 from a3c_bench.parallel.tokens import Tokens
-from a3c_bench.parallel.workers import start_fork_server
 
 
 def test_tokens_are_counted() -> None:

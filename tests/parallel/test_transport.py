@@ -9,8 +9,8 @@ import torch
 from torch import multiprocessing as mp
 
 from a3c_bench.parallel.arrays import SharedArrays
+from a3c_bench.parallel.fork_server import start_fork_server
 from a3c_bench.parallel.transport import Port, SharedMemoryTransport, SharedServer
-from a3c_bench.parallel.workers import start_fork_server
 
 NO_SAMPLES = np.zeros((2, 4))
 
