@@ -49,6 +49,11 @@ def check_compute(config: Config) -> None:
     if asked and not find_settings(algo.name).computes:
         others = " or ".join(f"algo={name}" for name in algorithm_names() if find_settings(name).computes)
         raise ConfigError(f"algo={algo.name} runs as it is written: compute.{asked[0]}=true is for {others}.")
+    if options.compile and config.network.compile:
+        raise ConfigError(
+            "compute.compile=true compiles the network with all else: leave network.compile=true to algorithms that "
+            "refuse it, and to what is to be compiled alone."
+        )
     if options.cuda_graphs and not config.device.startswith("cuda"):
         raise ConfigError(f"compute.cuda_graphs=true needs a GPU, and device={config.device} is none: say device=cuda.")
     if options.cuda_graphs and algo.optimizer.kind == "adagrad":

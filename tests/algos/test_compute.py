@@ -130,6 +130,13 @@ def test_what_is_compiled_for_this_cpu_computes_nearly_the_same(tmp_path: Path) 
     torch.testing.assert_close(theta(trained(config, tmp_path / "compiled", 160)), as_written, rtol=1e-3, atol=1e-4)
 
 
+def test_the_network_is_compiled_once() -> None:
+    with pytest.raises(ConfigError, match=r"^compute.compile=true compiles the network with all else: leave network"):
+        checks.check_settings(compose(["algo=paac", "compute.compile=true", "network.compile=true"]))
+    for key in ("compute.compile", "network.compile"):
+        checks.check_settings(compose(["algo=paac", f"{key}=true"]))
+
+
 @pytest.mark.parametrize("key", ["compile", "cuda_graphs"])
 @pytest.mark.parametrize("algo", algorithm_names())
 def test_no_algorithm_ignores_it(algo: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
