@@ -94,7 +94,7 @@ class Predictor:
 
     def run(self, member: Member, training: TrainingQueue, receiving: threading.Lock) -> None:
         """Serves whichever agents have finished a step. Only one thread at a time may be `receiving`."""
-        member.resume = self.timer.start
+        member.report, member.resume = self.report, self.timer.start
         with own_stream(self.device):
             self.timer.start()
             while member.going() and not self.spent:
@@ -103,16 +103,14 @@ class Predictor:
                 self.timer.lap("simulate")
                 rollouts = self.turn(step)
                 self.timer.lap("predict")
-                for slot in rollouts:
-                    training.put(member, [slot])
+                training.put(member, [[slot] for slot in rollouts])
                 self.timer.lap("wait")
-                self.report(member)
 
     def run_in_lock_step(self, member: Member, training: TrainingQueue) -> None:
         """All agents for t_max steps, then one update from all of them, then on."""
         rollouts: list[int] = []
         n_turns = 0
-        member.resume = self.timer.start
+        member.report, member.resume = self.report, self.timer.start
         with own_stream(self.device):
             self.timer.start()
             while member.going() and not self.spent:
@@ -125,7 +123,7 @@ class Predictor:
                 rollouts += self.complete(step, prediction, step.ended | (round_is_over & begun))
                 self.timer.lap("predict")
                 if round_is_over and rollouts:  # there are none if nothing but phantoms went on
-                    training.put(member, rollouts)
+                    training.put(member, [rollouts])
                     rollouts = []
                     while training.unfinished and member.going():
                         time.sleep(0.0002)
@@ -134,7 +132,6 @@ class Predictor:
                 self.act(step, prediction)
                 n_turns += 1
                 self.timer.lap("predict")
-                self.report(member)
 
     def turn(self, step: Step) -> list[int]:
         """Sends the agents of a step on their way; gives the slots of the rollouts that it completed."""
@@ -186,9 +183,9 @@ class Predictor:
             self.agents.choose(env_ids, step.observations[going], prediction)
             self.agents.send(prediction.actions.astype(np.int32), env_ids)
 
-    def report(self, member: Member) -> None:
-        """Tells what a turn brought."""
-        member.report(self.notes.take().with_share("share_predictors_wait", ("simulate", "wait")))
+    def report(self) -> WorkerReport:
+        """What turns brought since the last call."""
+        return self.notes.take().with_share("share_predictors_wait", ("simulate", "wait"))
 
 
 class Trainer:
@@ -240,12 +237,11 @@ class Trainer:
 
     def run(self, member: Member, training: TrainingQueue) -> None:
         """Learns from rollouts as they come, merged until there are enough samples; in lock step from each round."""
-        min_samples = 1 if self.options.synchronous else self.options.min_training_batch
-        member.resume = self.timer.start
+        member.report, member.resume = self.report, self.timer.start
         with own_stream(self.device), closing(self.fresh):
             self.timer.start()
             while member.going():
-                items = training.gather(member, self.experience.lengths, min_samples)
+                items = training.gather(member)
                 if not items:
                     return
                 self.timer.lap("wait")
@@ -255,7 +251,10 @@ class Trainer:
                 self.experience.set_free(slots)
                 training.done(items)
                 self.timer.lap("train")
-                member.report(self.notes.take().with_share("share_trainers_wait", ("wait",)))
+
+    def report(self) -> WorkerReport:
+        """What updates showed since the last call."""
+        return self.notes.take().with_share("share_trainers_wait", ("wait",))
 
     def learn(self, slots: Sequence[int], queue_depth: int = 0) -> None:
         """One update of theta from the rollouts in these slots, unless every sample is too old."""
@@ -334,7 +333,8 @@ class Staff:
         # Who are held back may be too few for a batch: the others come one by one then.
         self.envs = build.make_envs(config, n_agents, seed, batch_size=1 if self.pacing.held_back else batch_size)
         self.agents = Agents(self.envs, self.network, self.experience, options.n_agents, batch_size)
-        self.training = TrainingQueue(options.training_queue_size, self.pacing)
+        n_samples = 1 if options.synchronous else options.min_training_batch  # in lock step a round is a batch
+        self.training = TrainingQueue(options.training_queue_size, self.pacing, self.experience.lengths, n_samples)
         self.receiving = threading.Lock()
         self.predictors: list[Member] = []
         self.trainers: list[Member] = []

@@ -19,7 +19,8 @@ from a3c_bench.errors import WorkerError
 
 _SECONDS_TO_GET_READY = 120.0  # by a thread that starts, on a busy machine
 _SECONDS_TO_END = 2.0
-_SECONDS_TO_WAIT = 0.05  # for a queue, before looking whether to pause or stop
+SECONDS_BETWEEN_REPORTS = 0.02  # as often as who records looks for them
+SECONDS_TO_WAIT = 0.05  # for others, before looking whether to pause or stop
 
 
 class Member:
@@ -32,19 +33,24 @@ class Member:
         self.dismissed = False  # set it to let this one go, after its turn
         self.heard = True  # since the crew last looked
         self.silent_seconds = 0.0
+        self.report: Callable[[], Any] | None = None  # gives what was done since its last call, for the crew's `handle`
         self.resume: Callable[[], None] = lambda: None  # called after a pause
         self.thread: threading.Thread
         self._crew = crew
+        self._reported_at = 0.0
 
     def going(self) -> bool:
-        """To be asked at every turn: waits while the crew is paused, and says whether to go on."""
-        return self._awake() and not self.dismissed
+        """To be asked at every turn: reports if it is time, waits while the crew is paused, says whether to go on."""
+        return self.awake() and not self.dismissed
 
-    def _awake(self) -> bool:
+    def awake(self) -> bool:
         """Waits while the crew is paused; False if it is to end. One that is dismissed finishes its turn first."""
         crew = self._crew
         self.ready = self.heard = True
+        if time.monotonic() - self._reported_at >= SECONDS_BETWEEN_REPORTS:
+            self.tell()
         while (pause := crew.pause) and not crew.stopped.is_set():
+            self.tell()
             self.stands_in = pause
             while crew.pause == pause and not crew.stopped.is_set():
                 time.sleep(0.001)
@@ -52,35 +58,18 @@ class Member:
         self.heard = True
         return not crew.stopped.is_set()
 
-    def report(self, content: Any) -> None:
-        """Hands something to the crew's `handle`, in the thread that polls."""
-        self._crew.reports.put(content)
-
-    def put(self, items: "queue.Queue[Any]", item: Any) -> bool:
-        """Puts an item as soon as there is room; False if the crew is to end first."""
-        while self._awake():
-            try:
-                items.put(item, timeout=_SECONDS_TO_WAIT)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def tell(self) -> None:
+        """Hands a report to the crew, which takes it in the thread that polls."""
+        if self.report is not None:
+            self._crew.reports.put(self.report())
+            self._reported_at = time.monotonic()
 
     def acquire(self, lock: threading.Lock) -> bool:
         """Takes a lock as soon as it is free; False if this one is to end first."""
         while self.going():
-            if lock.acquire(timeout=_SECONDS_TO_WAIT):
+            if lock.acquire(timeout=SECONDS_TO_WAIT):
                 return True
         return False
-
-    def get(self, items: "queue.Queue[Any]") -> Any:
-        """Takes an item as soon as there is one; None if the crew is to end first."""
-        while self._awake():
-            try:
-                return items.get(timeout=_SECONDS_TO_WAIT)
-            except queue.Empty:
-                continue
-        return None
 
 
 class Crew:
@@ -111,6 +100,7 @@ class Crew:
         def life() -> None:
             try:
                 main(member)
+                member.tell()
             except BaseException:
                 self.reports.put(_Raised(name, traceback.format_exc()))
 

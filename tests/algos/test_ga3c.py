@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -358,7 +357,6 @@ def test_games_keep_the_counters_of_their_end() -> None:
     parts = Parts(SMALL, seconds=7.0)
     parts.tally.begin(1000, 0)
     reports: list[Any] = []
-    member = SimpleNamespace(report=reports.append)
     while not any(report.episodes for report in reports):
         step = parts.agents.envs.receive()
         parts.predictor.answer(step)
@@ -366,13 +364,12 @@ def test_games_keep_the_counters_of_their_end() -> None:
         parts.tally.add(EARLIER, agent_steps=50)  # others go on while this one waits for room in the queue
         parts.predictor.act(step, parts.predictor.predict(step))
         parts.agents.experience.lengths[:] = 0  # nobody learns from them
-        parts.predictor.report(member)
+        reports.append(parts.predictor.report())
     for game in reports[-1].episodes:
         assert game.ended is not None
         assert game.ended[:2] == (n, n)
         assert 7.0 < game.ended.wall_seconds < 107.0
-    parts.predictor.report(member)
-    assert reports[-1].episodes == []
+    assert parts.predictor.report().episodes == []
 
 
 def test_nothing_is_done_between_the_stamp_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
