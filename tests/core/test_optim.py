@@ -315,6 +315,13 @@ def test_no_gradient_is_clipped_to_none() -> None:
     assert flat.gradients.tolist() == [0.0, 0.0]
 
 
+def test_a_gradient_that_is_not_a_number_spreads() -> None:
+    flat = FlatParameters(nn.Linear(1, 1))
+    flat.gradients.copy_(torch.tensor([torch.nan, 4.0]))
+    assert flat.clip_gradients(10.0).isnan()
+    assert flat.gradients.isnan().all()
+
+
 @layouts
 def test_loading_weights_keeps_the_views(channels_last: bool) -> None:
     network, other = small_network(channels_last), small_network(seed=1)
