@@ -9,6 +9,7 @@ from torch import Tensor
 
 from a3c_bench.core.compiled import AS_WRITTEN, Compute, padded, rounded_up
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample_actions
+from a3c_bench.core.plain import plain_forward
 from a3c_bench.core.transfer import Transfer
 
 
@@ -50,6 +51,7 @@ class Policy:
         self.network = network
         self.generator = generator
         self._greedy = greedy
+        self._plain = None if compute.fixes_shapes else plain_forward(network)
         self._forward = compute.traced(self._forward_once)
         self._choose = compute.fixed(self._choose_once, generator.device, (generator,))
         self._value = compute.fixed(compute.traced(self._value_once), generator.device)
@@ -70,7 +72,7 @@ class Policy:
 
     @torch.no_grad()
     def _choose_once(self, observations: Tensor, state: Tensor, values: bool) -> Choice:
-        log_probs, value, state = self._forward(observations, state, values)
+        log_probs, value, state = (self._plain or self._forward)(observations, state, values)
         actions = log_probs.argmax(-1) if self._greedy else sample_actions(log_probs, self.generator)
         return Choice(log_probs, value, actions, state)
 

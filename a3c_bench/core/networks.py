@@ -82,6 +82,7 @@ class _Network(nn.Module):
         self._initialise = _INITIALISATIONS[initialisation]
         self._channels_last = channels_last and kind != "mlp" and len(observation_shape) == 3
         self._bf16 = bf16
+        self._is_mlp = kind == "mlp" and own_trunk is None
         self._input_mean = input_mean
         self._input_std = input_std
         self._through = _through
@@ -111,7 +112,8 @@ class _Network(nn.Module):
         # would be answered with the weights before it for as long as any thread is inside.
         return torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False) if self._bf16 else nullcontext()
 
-    def _inputs(self, observations: Tensor) -> Tensor:
+    def scaled(self, observations: Tensor) -> Tensor:
+        """Observations [B, ...] as the first layer takes them, in float32."""
         if observations.dtype == torch.uint8:
             observations = observations.to(torch.float32).mul_(1.0 / 255.0)
         elif not observations.is_floating_point():  # numbers of cards, one-hot states, boards of bits
@@ -167,6 +169,12 @@ class ActorCritic(_Network):
         """What the network remembers at the start of B games: zeros [B, S]."""
         return self.policy_head.weight.new_zeros((n_envs, self.state_size))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a perceptron of ours under both heads, in float32, which nothing compiles: see `core.plain`."""
+        plain = self._is_mlp and self.value_trunk is None and self.lstm is None
+        return plain and not self._bf16 and self._through is _through
+
     def forward(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of B environments.
 
@@ -185,7 +193,7 @@ class ActorCritic(_Network):
 
     def policy(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, without the values: log-probabilities [B, A] and the state [B, S] after the step."""
-        features = self._hidden(self.trunk, self._inputs(observations))
+        features = self._hidden(self.trunk, self.scaled(observations))
         if self.lstm is not None:
             state = self._remember(features, state)
             features = state[:, : self.state_size // 2]
@@ -215,7 +223,7 @@ class ActorCritic(_Network):
         return log_probs.view(n_steps, n_envs, -1), values.view(n_steps, n_envs)
 
     def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:  # of the policy and of the value
-        inputs = self._inputs(observations)
+        inputs = self.scaled(observations)
         features = self._hidden(self.trunk, inputs)
         return features, features if self.value_trunk is None else self._hidden(self.value_trunk, inputs)
 
@@ -273,7 +281,7 @@ class QNetwork(_Network):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Q [B, A] of observations [B, ...]; uint8 frames are scaled to [0, 1] here."""
-        features = self._hidden(self.trunk, self._inputs(observations))
+        features = self._hidden(self.trunk, self.scaled(observations))
         if self.advantage_stream is None:
             return self.head(features)
         if features.requires_grad:

@@ -1,0 +1,41 @@
+"""The forward pass of small networks for who only acts: the same numbers without torch's modules.
+
+A module looks for hooks whenever it is called, and for its weights by name: with layers of 64 units that takes longer
+than what they compute (docs/performance.md).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from a3c_bench.core.networks import ActorCritic
+
+Forward = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+_IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.relu_}
+
+
+def plain_forward(network: nn.Module) -> Forward | None:
+    """Log-probabilities [B, A], values [B] (or empty, if they are not wanted) and state [B, S] of an actor-critic.
+
+    To be called without gradients; it reads the weights as they are then. None: the network is not made of fully
+    connected layers under both heads, in float32, without memory.
+    """
+    if type(network) is not ActorCritic or not network.is_plain:
+        return None
+    layers: list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]] = []
+    _flatten, *trunk = network.trunk
+    for linear, activation in zip(trunk[::2], trunk[1::2], strict=True):
+        assert isinstance(linear, nn.Linear)
+        layers.append((linear.weight, linear.bias, _IN_PLACE[type(activation)]))
+    policy, value = ((head.weight, head.bias) for head in (network.policy_head, network.value_head))
+
+    def forward(observations: Tensor, state: Tensor, values: bool) -> tuple[Tensor, Tensor, Tensor]:
+        features = network.scaled(observations).flatten(1)
+        for weight, bias, activate in layers:
+            features = activate(F.linear(features, weight, bias))
+        log_probs = F.log_softmax(F.linear(features, *policy), dim=-1)
+        return log_probs, F.linear(features, *value).squeeze(-1) if values else log_probs.new_empty(0), state
+
+    return forward
