@@ -17,6 +17,9 @@ _SMALLEST_SIDES = {"nips": 20, "nature": 36, SMALL: 5}  # pixels; of fewer the f
 _LARGEST_SIDES = {SMALL: 40}  # its fully connected layer has 3 million weights then
 
 
+_PLAIN = frozenset({nn.Flatten, nn.Unflatten, nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh})
+
+
 @dataclass(frozen=True)
 class Trunk:
     """One of another package, as its entry point in "a3c_bench.networks" names it."""
@@ -86,7 +89,6 @@ class _Network(nn.Module):
         self._input_mean = input_mean
         self._input_std = input_std
         self._through = _through
-        self._memory_format = torch.preserve_format
 
     def _finish(self, gains: Mapping[nn.Module, float]) -> None:
         """Draws all weights, those of heads with their gains, and lays them out; the constructors' last step."""
@@ -95,7 +97,6 @@ class _Network(nn.Module):
         for head, gain in gains.items():
             self._initialise(head, gain)
         if self._channels_last:
-            self._memory_format = torch.channels_last
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compile_trunk(self) -> None:
@@ -122,7 +123,9 @@ class _Network(nn.Module):
             observations = observations - self._input_mean
         if self._input_std != 1.0:
             observations = observations / self._input_std
-        return observations.to(memory_format=self._memory_format)  # last: another type and layout at once take longer
+        if self._channels_last:  # last: another type and layout at once take longer
+            return observations.to(memory_format=torch.channels_last)
+        return observations
 
 
 class ActorCritic(_Network):
@@ -197,7 +200,7 @@ class ActorCritic(_Network):
         if self.lstm is not None:
             state = self._remember(features, state)
             features = state[:, : self.state_size // 2]
-        return F.log_softmax(self.policy_head(features), dim=-1), state
+        return F.log_softmax(_through(self.policy_head, features), dim=-1), state
 
     def unroll(self, observations: Tensor, state: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """T steps of B environments; the same as T calls of `forward`, with the trunk in one batch.
@@ -233,8 +236,8 @@ class ActorCritic(_Network):
         return torch.cat(self.lstm(features, (h, c)), dim=-1)
 
     def _heads(self, features: Tensor, value_features: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = F.log_softmax(self.policy_head(features), dim=-1)
-        return log_probs, self.value_head(value_features).squeeze(-1)
+        log_probs = F.log_softmax(_through(self.policy_head, features), dim=-1)
+        return log_probs, _through(self.value_head, value_features).squeeze(-1)
 
 
 class QNetwork(_Network):
@@ -283,7 +286,7 @@ class QNetwork(_Network):
         """Q [B, A] of observations [B, ...]; uint8 frames are scaled to [0, 1] here."""
         features = self._hidden(self.trunk, self.scaled(observations))
         if self.advantage_stream is None:
-            return self.head(features)
+            return _through(self.head, features)
         if features.requires_grad:
             features.register_hook(_halve_power)  # type: ignore[no-untyped-call]
         with self._precision(features):
@@ -323,8 +326,16 @@ def _halve_power(gradient: Tensor) -> Tensor:
     return gradient * math.sqrt(0.5)
 
 
-def _through(trunk: nn.Module, inputs: Tensor) -> Tensor:
-    return trunk(inputs)
+def _through(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """As `layer(inputs)`; but what torch does around a plain layer's forward takes as long as a small one itself."""
+    is_watched = layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
+    if is_watched or layer._compiled_call_impl is not None:
+        return layer(inputs)
+    if type(layer) is nn.Sequential:
+        for part in layer:
+            inputs = _through(part, inputs)
+        return inputs
+    return layer.forward(inputs) if type(layer) in _PLAIN else layer(inputs)
 
 
 def sample_actions(log_probs: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from a3c_bench.core.arrays import Allocate, in_memory
 from a3c_bench.core.lag import Stamp, age, split
+from a3c_bench.core.replay_layout import layout
 from a3c_bench.core.sum_tree import SumTree
 
 _Ints: TypeAlias = NDArray[np.int64]
@@ -132,7 +133,12 @@ class Replay:
         self._alpha = priority_exponent
         self._discounts = gamma ** np.arange(n_step + 1)  # [n + 1]
         self._all_ids = np.arange(n_envs)
+        self._starts = self._all_ids * capacity_per_env  # the first slot of each environment
+        self._ring = np.array(capacity_per_env)  # NumPy is quicker with arrays than with numbers, and so below
         self._ahead = np.arange(stack)
+        self._longer = np.minimum(np.arange(1, stack + 1), stack - 1).astype(
+            np.uint8
+        )  # by what it was, a row's history
         self._back = np.arange(n_step - 1, -1, -1)
         self._is_full = self._back == n_step - 1  # the step whose n-step future ends here
         self._around = np.arange(-n_step, stack)  # of a row: those that it concerns
@@ -142,8 +148,8 @@ class Replay:
         self._ready_count = allocate_state("ready_count", (1,), whole)
         self._largest = allocate_state("largest", (1,), np.dtype(np.float64))  # priority that was ever given
         self._tree = SumTree(n_envs * capacity_per_env, allocate_state)
-        layout = _layout(n_envs * capacity_per_env, _frame_shape(observation_shape, stack), observation_dtype)
-        self._arrays = {name: allocate(name, shape, dtype) for name, (shape, dtype) in layout.items()}
+        wanted = layout(n_envs * capacity_per_env, observation_shape, observation_dtype, stack)
+        self._arrays = {name: allocate(name, shape, dtype) for name, (shape, dtype) in wanted.items()}
         columns = {name: np.asarray(array) for name, array in self._arrays.items()}  # plain views: memmap's are slower
         self._frames = columns["frames"]
         self._rows = columns["rows"]
@@ -168,8 +174,8 @@ class Replay:
     ) -> int:
         """The bytes that a full replay takes: its arrays, and the sum tree (in memory wherever the arrays are)."""
         n_slots = n_envs * capacity_per_env
-        layout = _layout(n_slots, _frame_shape(observation_shape, stack), observation_dtype)
-        arrays = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())
+        columns = layout(n_slots, observation_shape, observation_dtype, stack).values()
+        arrays = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in columns)
         return arrays + SumTree.bytes_needed(n_slots)
 
     def __len__(self) -> int:
@@ -233,12 +239,14 @@ class Replay:
         """
         ids = np.asarray(env_ids, dtype=np.int64)
         rows = self._written[ids]
-        if (early := valid & (rows == 0)).any():
+        if np.count_nonzero(rows) < len(ids) and (early := valid & (rows == 0)).any():
             raise ValueError(f"environment {ids[early][0]} took a step before its first observation")
-        near, all_acted = self._near(ids, rows), bool(valid.all())
+        near, all_acted = self._near(ids, rows), np.count_nonzero(valid) == len(ids)
         acted = slice(None) if all_acted else valid  # a slice costs less
-        slots = near[acted, self._n_step - 1]
-        self._flags[slots] = (_ACTED + _TERMINATED * terminated + _TRUNCATED * truncated)[acted]
+        slots, ended = near[acted, self._n_step - 1], valid & (terminated | truncated)
+        self._flags[slots] = _ACTED
+        if np.count_nonzero(ended):
+            self._flags[slots] += (_TERMINATED * terminated + _TRUNCATED * truncated)[acted].astype(np.uint8)
         self._actions[slots] = actions[acted]
         self._rewards[slots] = rewards[acted]
         self._priorities[slots] = self._max_priority  # so that each is learnt from soon
@@ -249,7 +257,7 @@ class Replay:
         if not all_acted:
             self._cut_off(ids[~valid])
         lost = self._append(ids, rows, near, observations, valid)
-        self._change(lost, self._known(ids, near, self._waiting[ids] + valid, valid & (terminated | truncated)))
+        self._change(lost, self._known(ids, near, self._waiting[ids] + valid, ended))
 
     def _near(self, env_ids: _Ints, rows: _Ints) -> _Ints:
         """The slots [B, n + k] about the rows [B]: of the n rows before, of themselves, and of the k - 1 after them."""
@@ -258,15 +266,14 @@ class Replay:
     def _append(self, env_ids: _Ints, rows: _Ints, near: _Ints, observations: NDArray[Any], goes_on: _Bools) -> _Ints:
         """Writes the next rows [B], where games go on or begin; gives the slots of those that lose a frame by it."""
         stacks = observations.reshape(len(env_ids), self._stack, *self._frames.shape[1:])
-        if not goes_on.all() and (stacks[~goes_on, :-1] != stacks[~goes_on, -1:]).any():
+        if np.count_nonzero(goes_on) < len(rows) and (stacks[~goes_on, :-1] != stacks[~goes_on, -1:]).any():
             raise ValueError("the first observation of a game is not a stack that repeats one frame")
         before, slots, ahead = near[:, self._n_step - 1], near[:, self._n_step], near[:, self._n_step :]
-        lost = ahead[(self._history[ahead] >= self._ahead) & (self._tree[ahead] > 0.0)]
+        lost = ahead[(self._history[ahead] >= self._ahead) & self._tree[ahead].astype(np.bool_)]
         # First of all, so that a run that is killed here and goes on later knows that the old row is gone.
         self._rows[slots] = rows
         self._flags[slots] = 0
-        history = self._history[before]
-        self._history[slots] = (history + (history < self._stack - 1)) * goes_on
+        self._history[slots] = self._longer[self._history[before]] * goes_on
         self._frames[slots] = stacks[:, -1]
         self._written[env_ids] = rows + 1
         return lost
@@ -339,22 +346,23 @@ class Replay:
 
     def _gather(self, slots: NDArray[np.int64], weights: NDArray[np.float64]) -> Sample:
         env_ids, rows = slots // self._capacity, self._rows[slots]
-        stretch = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] + self._back[::-1])  # [B, n]
+        steps = np.arange(self._n_step)
+        stretch = self._slots(env_ids[:, np.newaxis], rows[:, np.newaxis] + steps)  # [B, n]
         flags = self._flags[stretch]
-        ended = flags > _ACTED
-        within = np.ones_like(ended)  # no end before this row
-        within[:, 1:] = ~np.logical_or.accumulate(ended[:, :-1], axis=1)
-        n_steps = within.sum(1)  # m
+        ends = flags > _ACTED
+        ends[:, -1] = True
+        last = ends.argmax(1)  # of the stretch: the first end, or the last row
+        n_steps, within = last + 1, steps <= last[:, np.newaxis]  # m; [B, n]
         terminated = (within & ((flags & _TERMINATED) != 0)).any(1)
         rewards = np.where(within, self._rewards[stretch], 0.0) @ self._discounts[:-1]
         discounts = np.where(terminated, 0.0, self._discounts[n_steps])
-        observations, next_observations = self._stacks(env_ids, np.stack([rows, rows + n_steps]))
+        observations, next_observations = self._stacks(env_ids, np.array([rows, rows + n_steps]))
         return Sample(
-            observations,
+            torch.from_numpy(observations),
             torch.from_numpy(self._actions[slots]),
             torch.from_numpy(rewards.astype(np.float32)),
             torch.from_numpy(discounts.astype(np.float32)),
-            next_observations,
+            torch.from_numpy(next_observations),
             torch.from_numpy(weights.astype(np.float32)),
             rows * self.n_envs + env_ids,
             self._versions[slots],
@@ -363,15 +371,15 @@ class Replay:
             self._frames_at_insertion[slots],
         )
 
-    def _stacks(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
+    def _stacks(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
         """Observations [T, B, ...] of T rows [T, B] of each of the environments [B]."""
         history = self._history[self._slots(env_ids, rows)]
         back = np.minimum(self._ahead[::-1], history[..., np.newaxis])  # [T, B, k]; a game's first frame repeats
         frames = self._frames[self._slots(env_ids[:, np.newaxis], rows[..., np.newaxis] - back)]  # [T, B, k, ...]
-        return torch.from_numpy(frames.reshape(*rows.shape, *self._observation_shape))
+        return frames.reshape(*rows.shape, *self._observation_shape)
 
     def _slots(self, env_ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        return env_ids * self._capacity + rows % self._capacity
+        return self._starts[env_ids] + rows % self._ring
 
     # --- Resuming -----------------------------------------------------------------------------------------------------
 
@@ -420,30 +428,3 @@ class Replay:
         self._tree.clear()
         self._tree[ready] = self._priorities[ready] ** self._alpha
         self._ready_count[:] = len(ready)
-
-
-def _frame_shape(observation_shape: tuple[int, ...], stack: int) -> tuple[int, ...]:
-    """The shape of one frame of a stack, whose channels (one, or three of a colour picture) come first."""
-    if stack < 1 or not observation_shape or observation_shape[0] % stack:
-        raise ValueError(f"an observation of shape {observation_shape} is no stack of {stack} frames")
-    return observation_shape[0] // stack, *observation_shape[1:]
-
-
-def _layout(
-    n_slots: int, frame_shape: tuple[int, ...], frame_dtype: np.dtype[Any]
-) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and type of the arrays; a slot is env_id * capacity_per_env + row % capacity_per_env."""
-    columns: dict[str, type[np.generic]] = {
-        "rows": np.int64,  # which row is in the slot
-        "flags": np.uint8,
-        "history": np.uint8,  # how many frames before it belong to its stack: k - 1, or fewer where a game began
-        "actions": np.int64,
-        "rewards": np.float32,
-        "priorities": np.float64,
-        "versions": np.int64,
-        "frames_at_choice": np.int64,
-        "seconds_at_choice": np.float64,
-        "frames_at_insertion": np.int64,
-    }
-    frames = {"frames": ((n_slots, *frame_shape), np.dtype(frame_dtype))}
-    return frames | {name: ((n_slots,), np.dtype(kind)) for name, kind in columns.items()}

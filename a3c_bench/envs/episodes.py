@@ -55,7 +55,7 @@ class EpisodeTracker:
         lengths = self._lengths[env_ids] + 1
         self._lengths[env_ids] = lengths
         episodes: list[Episode] = []
-        for env_id in env_ids[game_over].tolist() if game_over.any() else ():
+        for env_id in env_ids[game_over].tolist() if np.count_nonzero(game_over) else ():
             episodes.append(Episode(env_id, float(self._returns[env_id]), int(self._lengths[env_id])))
             self._returns[env_id] = 0.0
             self._lengths[env_id] = -1

@@ -97,7 +97,7 @@ class VectorEnv:
     def send(self, actions: NDArray[np.integer], env_ids: NDArray[np.int32]) -> None:
         """Gives actions [B] to environments that were received; `receive` gives what came of them."""
         cut = self._cut[env_ids]
-        if cut.any():
+        if np.count_nonzero(cut):
             self._cut[env_ids] = False
             self._reset_later(env_ids[cut])
             env_ids, actions = env_ids[~cut], actions[~cut]
@@ -120,7 +120,7 @@ class VectorEnv:
         ended = terminated | truncated
         if self.spec.limit_agent_steps is not None:
             cut = (elapsed >= self.spec.limit_agent_steps) > ended  # there, and not over by itself
-            if cut.any():
+            if np.count_nonzero(cut):
                 self._cut[env_ids] |= cut
                 truncated, ended = truncated | cut, ended | cut
         valid, episodes = self._tracker.update(env_ids, rewards, ended)
