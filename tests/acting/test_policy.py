@@ -52,3 +52,25 @@ def test_exploration_does_anything_as_often_as_epsilon_says() -> None:
         expected = np.full(3, epsilon / 3)
         expected[int(q.argmax())] += 1.0 - epsilon
         np.testing.assert_allclose(np.bincount(actions, minlength=3) / 30_000, expected, atol=0.015)
+
+
+def test_one_environment_explores_as_one_of_several_would() -> None:
+    network, device = QNetwork((4,), 5), torch.device("cpu")
+    alone, by_array = np.random.default_rng(0), np.random.default_rng(0)
+    explore = Exploration(network, alone, device)
+    for observation in np.random.default_rng(1).standard_normal((40, 1, 4), dtype=np.float32):
+        explores, anything = by_array.random(1) < 0.5, by_array.integers(5, size=1)
+        best = network(torch.from_numpy(observation)).argmax(-1).numpy()
+        np.testing.assert_array_equal(explore(observation, 0.5)[0], np.where(explores, anything, best))
+    assert alone.bit_generator.state == by_array.bit_generator.state
+
+
+def test_the_first_of_equal_actions_is_taken_and_what_is_no_number_is_seen() -> None:
+    network, device = QNetwork((4,), 3), torch.device("cpu")
+    for biases, action, largest in (((1.0, 2.0, 2.0), 1, 2.0), ((9.0, torch.nan, 1.0), 1, torch.nan)):
+        with torch.no_grad():
+            network.head.weight.zero_()
+            network.head.bias.copy_(torch.tensor(biases))
+        actions, max_q = Exploration(network, np.random.default_rng(0), device)(np.ones((2, 4), dtype=np.float32), 0.0)
+        np.testing.assert_array_equal(actions, [action, action])
+        np.testing.assert_array_equal(max_q, np.full(2, largest, dtype=np.float32))

@@ -505,3 +505,22 @@ def test_compiled_trunks_compute_the_same() -> None:
     with torch.no_grad():
         assert network(frames[:1], network.initial_state(1))[1].shape == (1,)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled_before
+
+
+def test_hooks_fire_and_other_layers_are_called_as_modules() -> None:
+    class Doubling(nn.Linear):  # whatever another package makes of a layer
+        def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2.0 * super().__call__(inputs)
+
+    trunk, inputs = nn.Sequential(Doubling(4, 5), nn.Sequential(nn.ReLU(), nn.Linear(5, 3))), torch.randn(2, 4)
+    network = ActorCritic((4,), 2, own_trunk=lambda: trunk)
+    expected = trunk[1](2.0 * nn.functional.linear(inputs, trunk[0].weight, trunk[0].bias))
+    seen: list[nn.Module] = []
+    watched = [trunk, trunk[0], trunk[1], trunk[1][0], network.policy_head, network.value_head]
+    for module in watched:
+        module.register_forward_hook(lambda module, inputs, outputs: seen.append(module))
+    trunk[1][1].register_forward_hook(lambda module, inputs, outputs: outputs + 1.0)
+    _, values, _ = network(inputs, network.initial_state(2))
+    assert {id(module) for module in seen} == {id(module) for module in watched}
+    assert len(seen) == len(watched)
+    assert torch.equal(values, network.value_head(expected + 1.0).squeeze(-1))
