@@ -61,11 +61,11 @@ class Experience:
         self.end_state = np.zeros((n_ends, network.state_size), dtype=np.float32)
         self._free = deque(range(n_slots))
 
-    def slot(self) -> int:
-        """A free slot; there are enough for all who may hold one."""
-        slot = self._free.popleft()
-        self.lengths[slot] = 0
-        return slot
+    def take(self, n: int) -> list[int]:
+        """So many free slots; there are enough for all who may hold one."""
+        slots = [self._free.popleft() for _ in range(n)]
+        self.lengths[slots] = 0
+        return slots
 
     def set_free(self, slots: Sequence[int]) -> None:
         """Nobody reads these any more; the update from them, if there was any, is counted."""
@@ -178,7 +178,7 @@ class Agents:
         self.n_working = envs.n_envs
         self.batch_size = batch_size
         self._n_sent = envs.n_envs  # and not received: they all start
-        self.slots = np.array([experience.slot() for _ in range(envs.n_envs)])  # of their present rollouts
+        self.slots = np.array(experience.take(envs.n_envs))  # of their present rollouts
         self.state = np.zeros((envs.n_envs, network.state_size), dtype=np.float32)  # of the network, now
         self._parked: list[tuple[int, NDArray[Any]]] = []  # with what they saw last
         self._parking = threading.Lock()
@@ -211,12 +211,16 @@ class Agents:
         with self._parking:
             self._n_sent += n
 
-    def answer(self, step: Step) -> None:
-        """Keeps what the environments answered to the last actions."""
-        slots = self.slots[step.env_ids[step.valid]]
-        self.experience.rewards[self.experience.lengths[slots], slots] = step.rewards[step.valid]
+    def answer(self, step: Step) -> int:
+        """Keeps what the environments answered to the last actions; gives how many these were."""
+        ids, rewards, n_steps = step.env_ids, step.rewards, int(np.count_nonzero(step.valid))
+        if n_steps < len(ids):
+            self.state[ids[~step.valid]] = 0.0  # new games
+            ids, rewards = ids[step.valid], rewards[step.valid]
+        slots = self.slots[ids]
+        self.experience.rewards[self.experience.lengths[slots], slots] = rewards
         self.experience.lengths[slots] += 1
-        self.state[step.env_ids[~step.valid]] = 0.0  # new games
+        return n_steps
 
     def complete(
         self, step: Step, values: NDArray[np.float32], complete: NDArray[np.bool_], version: int = 0
@@ -234,7 +238,7 @@ class Agents:
         if experience.keeps_ends:
             experience.end_observations[slots] = step.observations[complete]
             experience.end_state[slots] = self.state[agents]
-        self.slots[agents] = [experience.slot() for _ in slots]
+        self.slots[agents] = experience.take(len(slots))
         return slots.tolist()
 
     def choose(self, ids: NDArray[np.int32], observations: NDArray[Any], prediction: Prediction) -> None:
@@ -242,31 +246,33 @@ class Agents:
         experience = self.experience
         slots = self.slots[ids]
         rows = experience.lengths[slots]
-        fresh = rows == 0
-        experience.state[slots[fresh]] = self.state[ids[fresh]]
-        self.state[ids] = prediction.state
+        if self.state.size:
+            fresh = rows == 0
+            experience.state[slots[fresh]] = self.state[ids[fresh]]
+            self.state[ids] = prediction.state
         experience.observations[rows, slots] = observations
         experience.actions[rows, slots] = prediction.actions
         experience.log_probs[rows, slots] = prediction.log_probs
         experience.values[rows, slots] = prediction.values
         experience.stamps[rows, slots] = prediction.stamp
 
-    def park(self, step: Step, version: int) -> NDArray[np.bool_]:
-        """Which agents [B] of a step go on, with actions that theta of this version chose.
+    def park(self, step: Step, version: int) -> NDArray[np.bool_] | None:
+        """Which agents [B] of a step go on, with actions that theta of this version chose; None: all.
 
         While too many work, or those on their way suffice, those at the start of a rollout do not.
         """
+        if self.n_working <= self.n_wanted and not self.pacing.held_back:
+            return None
         going = np.ones(len(step.env_ids), dtype=bool)
-        if self.n_working > self.n_wanted or self.pacing.held_back:
-            with self._parking:
-                slots = self.slots[step.env_ids]
-                for i in np.flatnonzero(self.experience.lengths[slots] == 0):
-                    if self.n_working > self.n_wanted or not self.pacing.begin(slots[i], version):
-                        self.pacing.withdraw(slots[i])
-                        going[i] = False
-                        self.n_working -= 1
-                        self._parked.append((int(step.env_ids[i]), step.observations[i].copy()))
-        return going
+        with self._parking:
+            slots = self.slots[step.env_ids]
+            for i in np.flatnonzero(self.experience.lengths[slots] == 0):
+                if self.n_working > self.n_wanted or not self.pacing.begin(slots[i], version):
+                    self.pacing.withdraw(slots[i])
+                    going[i] = False
+                    self.n_working -= 1
+                    self._parked.append((int(step.env_ids[i]), step.observations[i].copy()))
+        return None if np.count_nonzero(going) == len(going) else going
 
     def wake(self, step: Step) -> Step:
         """The step, and before it parked agents that may work again, as if they had just been received.

@@ -154,8 +154,7 @@ class Predictor:
 
     def answer(self, step: Step) -> None:
         """Keeps and counts what the environments answered."""
-        self.agents.answer(step)
-        self.notes.count(int(step.valid.sum()), step.episodes)
+        self.notes.count(self.agents.answer(step), step.episodes)
 
     def predict(self, step: Step) -> Prediction:
         """Theta's view of the observations of a step, and actions drawn from it."""
@@ -169,18 +168,21 @@ class Predictor:
 
     def complete(self, step: Step, prediction: Prediction, complete: NDArray[np.bool_]) -> list[int]:
         """The slots of the rollouts [B] that are complete."""
-        return self.agents.complete(step, prediction.values, complete, self.tally.version) if complete.any() else []
+        if not np.count_nonzero(complete):
+            return []
+        return self.agents.complete(step, prediction.values, complete, self.tally.version)
 
     def act(self, step: Step, prediction: Prediction) -> None:
         """Sends the agents on their way, but for those that are parked."""
         self.notes.ratio("prediction_batch", len(step.env_ids), 1)
         going = self.agents.park(step, prediction.stamp.version)
-        self.notes.ratio("n_agents_held_back", self.agents.n_held_back, self.agents.pacing.held_back)
-        if not going.all():
-            prediction = prediction.only(going)
-        env_ids = step.env_ids[going]
+        if self.agents.pacing.held_back:
+            self.notes.ratio("n_agents_held_back", self.agents.n_held_back, 1)
+        env_ids, observations = step.env_ids, step.observations
+        if going is not None:
+            env_ids, observations, prediction = env_ids[going], observations[going], prediction.only(going)
         if len(env_ids):
-            self.agents.choose(env_ids, step.observations[going], prediction)
+            self.agents.choose(env_ids, observations, prediction)
             self.agents.send(prediction.actions.astype(np.int32), env_ids)
 
     def report(self) -> WorkerReport:
