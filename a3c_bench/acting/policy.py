@@ -9,7 +9,7 @@ from torch import Tensor
 
 from a3c_bench.core.compiled import AS_WRITTEN, Compute, padded, rounded_up
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork, sample_actions
-from a3c_bench.core.plain import plain_forward
+from a3c_bench.core.plain import plain_forward, plain_q
 from a3c_bench.core.transfer import Transfer
 
 
@@ -132,6 +132,7 @@ class Exploration:
         self._network = network
         self._generator = generator
         self._to_device = Transfer(device)
+        self._plain = None if compute.fixes_shapes else plain_q(network)
         self._q = compute.fixed(compute.traced(self._q_once), device)
 
     def __call__(self, observations: NDArray[Any], epsilon: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -144,5 +145,5 @@ class Exploration:
 
     @torch.no_grad()
     def _q_once(self, observations: Tensor) -> Tensor:
-        q: Tensor = self._network(observations)
+        q: Tensor = (self._plain or self._network)(observations)
         return q

@@ -99,6 +99,11 @@ class _Network(nn.Module):
         if self._channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the trunk is a perceptron of ours, in float32, which nothing compiles: see `core.plain`."""
+        return self._is_mlp and not self._bf16 and self._through is _through
+
     def compile_trunk(self) -> None:
         """Has torch.compile fuse what comes before the heads, for batches of any size."""
         self._through = torch.compile(_through, dynamic=True)
@@ -171,12 +176,6 @@ class ActorCritic(_Network):
     def initial_state(self, n_envs: int) -> Tensor:
         """What the network remembers at the start of B games: zeros [B, S]."""
         return self.policy_head.weight.new_zeros((n_envs, self.state_size))
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is a perceptron of ours under both heads, in float32, which nothing compiles: see `core.plain`."""
-        plain = self._is_mlp and self.value_trunk is None and self.lstm is None
-        return plain and not self._bf16 and self._through is _through
 
     def forward(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of B environments.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.networks import ActorCritic, QNetwork
 
 Forward = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
 _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.relu_}
@@ -24,18 +24,38 @@ def plain_forward(network: nn.Module) -> Forward | None:
     """
     if type(network) is not ActorCritic or not network.is_plain:
         return None
+    if network.value_trunk is not None or network.lstm is not None:
+        return None
+    hidden = _features(network)
+    policy, value = ((head.weight, head.bias) for head in (network.policy_head, network.value_head))
+
+    def forward(observations: Tensor, state: Tensor, values: bool) -> tuple[Tensor, Tensor, Tensor]:
+        features = hidden(observations)
+        log_probs = F.log_softmax(F.linear(features, *policy), dim=-1)
+        return log_probs, F.linear(features, *value).squeeze(-1) if values else log_probs.new_empty(0), state
+
+    return forward
+
+
+def plain_q(network: QNetwork) -> Callable[[Tensor], Tensor] | None:
+    """Q [B, A] of observations [B, ...], to be called likewise. None: not of fully connected layers under one head."""
+    if type(network) is not QNetwork or not network.is_plain or network.advantage_stream is not None:
+        return None
+    hidden, weight, bias = _features(network), network.head.weight, network.head.bias
+    return lambda observations: F.linear(hidden(observations), weight, bias)
+
+
+def _features(network: ActorCritic | QNetwork) -> Callable[[Tensor], Tensor]:
     layers: list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]] = []
     _flatten, *trunk = network.trunk
     for linear, activation in zip(trunk[::2], trunk[1::2], strict=True):
         assert isinstance(linear, nn.Linear)
         layers.append((linear.weight, linear.bias, _IN_PLACE[type(activation)]))
-    policy, value = ((head.weight, head.bias) for head in (network.policy_head, network.value_head))
 
-    def forward(observations: Tensor, state: Tensor, values: bool) -> tuple[Tensor, Tensor, Tensor]:
-        features = network.scaled(observations).flatten(1)
+    def features(observations: Tensor) -> Tensor:
+        found = network.scaled(observations).flatten(1)
         for weight, bias, activate in layers:
-            features = activate(F.linear(features, weight, bias))
-        log_probs = F.log_softmax(F.linear(features, *policy), dim=-1)
-        return log_probs, F.linear(features, *value).squeeze(-1) if values else log_probs.new_empty(0), state
+            found = activate(F.linear(found, weight, bias))
+        return found
 
-    return forward
+    return features

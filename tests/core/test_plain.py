@@ -2,15 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from a3c_bench.acting.policy import Policy
+from a3c_bench.acting.policy import Exploration, Policy
 from a3c_bench.core.compiled import Compute
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork
 from a3c_bench.core.optim import FlatParameters
-from a3c_bench.core.plain import plain_forward
+from a3c_bench.core.plain import plain_forward, plain_q
 
 
 @pytest.mark.parametrize("values", [True, False])
@@ -74,3 +75,21 @@ def test_who_acts_asks_it_unless_what_is_asked_is_compiled(monkeypatch: pytest.M
     assert compiled._plain is None
     network.compile_trunk()
     assert plain_forward(network) is None
+
+
+def test_a_q_network_of_one_head_says_the_same_bit_by_bit_to_who_explores() -> None:
+    torch.manual_seed(0)
+    network, observations = QNetwork((4,), 3, activation="relu"), torch.randn(1, 4)
+    plain = plain_q(network)
+    assert plain is not None
+    theta = FlatParameters(network).values
+    explore = Exploration(network, np.random.default_rng(0), torch.device("cpu"))
+    with torch.no_grad():
+        theta += torch.randn_like(theta)
+        q = network(observations)
+        assert torch.equal(plain(observations), q)
+    actions, max_q = explore(observations.numpy(), 0.0)
+    assert (actions.tolist(), max_q.tolist()) == ([int(q.argmax())], [float(q.max())])
+    assert explore._plain is not None
+    for other in (QNetwork((4,), 3, dueling=True), QNetwork((4,), 3, bf16=True), QNetwork((1, 8, 8), 3, "small")):
+        assert plain_q(other) is None
