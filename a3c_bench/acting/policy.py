@@ -139,8 +139,9 @@ class Exploration:
         """Actions and max Q, [B] each, for observations [B, ...], all in main memory."""
         q = self._q(self._to_device("observations", observations)).cpu().numpy()  # one copy
         n_envs, n_actions = q.shape
-        explores = self._generator.random(n_envs) < epsilon
-        anything = self._generator.integers(n_actions, size=None if n_envs == 1 else n_envs)  # one alone is quicker
+        size = None if n_envs == 1 else n_envs  # the same number, and sooner, than in an array
+        explores = self._generator.random(size) < epsilon
+        anything = self._generator.integers(n_actions, size=size)
         return np.where(explores, anything, q.argmax(1)), q.max(1)
 
     @torch.no_grad()

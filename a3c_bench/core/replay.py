@@ -135,7 +135,7 @@ class Replay:
         self._all_ids = np.arange(n_envs)
         self._starts = self._all_ids * capacity_per_env  # the first slot of each environment
         self._ring = np.array(capacity_per_env)  # NumPy is quicker with arrays than with numbers, and so below
-        self._ahead = np.arange(stack)
+        self._ahead = np.arange(stack, dtype=np.uint8)
         self._longer = np.minimum(np.arange(1, stack + 1), stack - 1).astype(
             np.uint8
         )  # by what it was, a row's history

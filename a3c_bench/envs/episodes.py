@@ -51,9 +51,10 @@ class EpisodeTracker:
         Returns:
             valid [B], False for phantom steps, and the games that ended.
         """
-        self._returns[env_ids] += rewards
-        lengths = self._lengths[env_ids] + 1
-        self._lengths[env_ids] = lengths
+        ids = env_ids.astype(np.intp)  # once, and not at each look-up
+        self._returns[ids] += rewards
+        lengths = self._lengths[ids] + 1
+        self._lengths[ids] = lengths
         episodes: list[Episode] = []
         for env_id in env_ids[game_over].tolist() if np.count_nonzero(game_over) else ():
             episodes.append(Episode(env_id, float(self._returns[env_id]), int(self._lengths[env_id])))

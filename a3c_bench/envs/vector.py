@@ -96,8 +96,7 @@ class VectorEnv:
 
     def send(self, actions: NDArray[np.integer], env_ids: NDArray[np.int32]) -> None:
         """Gives actions [B] to environments that were received; `receive` gives what came of them."""
-        cut = self._cut[env_ids]
-        if np.count_nonzero(cut):
+        if np.count_nonzero(self._cut) and np.count_nonzero(cut := self._cut[env_ids]):
             self._cut[env_ids] = False
             self._reset_later(env_ids[cut])
             env_ids, actions = env_ids[~cut], actions[~cut]
