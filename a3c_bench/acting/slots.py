@@ -122,6 +122,15 @@ class Experience:
             by_rollout = {name: padded(part, shape[1]) for name, part in by_rollout.items()}
         return Batch(**{name: to_device(name, part) for name, part in {**by_step, **by_rollout}.items()})
 
+    def chosen_since(self, slots: Sequence[int], version: int) -> NDArray[np.bool_]:
+        """Which samples [T, B] of the rollouts [B] in these slots theta of this version or a later one chose."""
+        return self.valid(slots) & (self.stamps[: self.lengths[slots].max(), slots, 0] >= version)
+
+    def valid(self, slots: Sequence[int]) -> NDArray[np.bool_]:
+        """Where there are samples [T, B] of the rollouts [B] in these slots, the longest of which has T."""
+        lengths = self.lengths[slots]
+        return np.arange(lengths.max())[:, None] < lengths
+
     def lag(self, slots: Sequence[int], keep: NDArray[np.bool_], taken: int, now: Stamp) -> dict[str, NDArray[Any]]:
         """lag_updates and its parts, lag_frames and lag_seconds of some samples, if they were learnt from now.
 
@@ -230,6 +239,8 @@ class Agents:
         Theta is of this version now.
         """
         agents, experience = step.env_ids[complete], self.experience
+        if not len(agents):
+            return []
         slots = self.slots[agents]
         experience.terminated[slots] = (step.terminated & step.valid)[complete]
         experience.truncated[slots] = (step.truncated & step.valid)[complete]

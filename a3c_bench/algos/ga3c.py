@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from a3c_bench import build
 from a3c_bench.acting.policy import HostPolicy, Policy
 from a3c_bench.acting.slots import Agents, Experience, Prediction
-from a3c_bench.algos import Algorithm, Workload
+from a3c_bench.algos import Algorithm, Workload, settings
 from a3c_bench.algos.settings import GA3CConfig, acting_batch, first_sizes, largest_sizes, rows_needed, slots_needed
 from a3c_bench.core.adjustment import Adjuster, Sizes
 from a3c_bench.core.compiled import Compute, padded
@@ -101,9 +101,13 @@ class Predictor:
                 with receiving:
                     step = self.agents.receive()
                 self.timer.lap("simulate")
-                rollouts = self.turn(step)
-                self.timer.lap("predict")
-                training.put(member, [[slot] for slot in rollouts])
+                with member.turn():
+                    self.timer.lap("wait")
+                    rollouts = self.turn(step)
+                    self.timer.lap("predict")
+                if rollouts is None:
+                    self.agents.pacing.wait(SECONDS_BETWEEN_POLLS)
+                training.put(member, [[slot] for slot in rollouts or ()])
                 self.timer.lap("wait")
 
     def run_in_lock_step(self, member: Member, training: TrainingQueue) -> None:
@@ -133,14 +137,12 @@ class Predictor:
                 n_turns += 1
                 self.timer.lap("predict")
 
-    def turn(self, step: Step) -> list[int]:
-        """Sends the agents of a step on their way; gives the slots of the rollouts that it completed."""
+    def turn(self, step: Step) -> list[int] | None:
+        """Sends the agents of a step on their way; gives the slots of completed rollouts; None: all are held back."""
         self.answer(step)
         step = self.agents.wake(step)
-        if not len(step.env_ids):  # all are held back
-            self.agents.pacing.wait(SECONDS_BETWEEN_POLLS)
-            self.timer.lap("wait")
-            return []
+        if not len(step.env_ids):
+            return None
         prediction = self.predict(step)
         full = self.lengths(step) == self.agents.experience.t_max
         rollouts = self.complete(step, prediction, step.ended | full)
@@ -168,16 +170,13 @@ class Predictor:
 
     def complete(self, step: Step, prediction: Prediction, complete: NDArray[np.bool_]) -> list[int]:
         """The slots of the rollouts [B] that are complete."""
-        if not np.count_nonzero(complete):
-            return []
         return self.agents.complete(step, prediction.values, complete, self.tally.version)
 
     def act(self, step: Step, prediction: Prediction) -> None:
         """Sends the agents on their way, but for those that are parked."""
         self.notes.ratio("prediction_batch", len(step.env_ids), 1)
         going = self.agents.park(step, prediction.stamp.version)
-        if self.agents.pacing.held_back:
-            self.notes.ratio("n_agents_held_back", self.agents.n_held_back, 1)
+        self.notes.ratio("n_agents_held_back", self.agents.n_held_back, self.agents.pacing.held_back)
         env_ids, observations = step.env_ids, step.observations
         if going is not None:
             env_ids, observations, prediction = env_ids[going], observations[going], prediction.only(going)
@@ -246,10 +245,11 @@ class Trainer:
                 items = training.gather(member)
                 if not items:
                     return
-                self.timer.lap("wait")
                 slots = [slot for item in items for slot in item]
-                self.learn(slots, training.depth)
-                wait_for_own_stream(self.device)  # before other threads read what it found
+                with member.turn():
+                    self.timer.lap("wait")
+                    self.learn(slots, training.depth)
+                    wait_for_own_stream(self.device)  # before other threads read what it found
                 self.experience.set_free(slots)
                 training.done(items)
                 self.timer.lap("train")
@@ -266,12 +266,9 @@ class Trainer:
         if not options.stale_bootstrap:
             bootstrap = learner.values(*self.experience.ends(slots, self.to_device, self.unit))
             batch = batch._replace(bootstrap=bootstrap)
-        lengths = self.experience.lengths[slots]
-        stamps = self.experience.stamps[: lengths.max(), slots]  # [T, B, 3]
-        valid = np.arange(len(stamps))[:, None] < lengths  # [T, B]
-        young = valid
+        valid = young = self.experience.valid(slots)  # [T, B]
         if options.max_lag_updates is not None and options.lag_control == "discard":
-            young = valid & (version - stamps[..., 0] <= options.max_lag_updates)
+            young = self.experience.chosen_since(slots, version - options.max_lag_updates)
         keep = young
         if learner.estimate.needs_end:
             keep = young & (self.experience.terminated | self.experience.truncated)[slots]
@@ -423,7 +420,8 @@ def train(config: Config, session: Session) -> None:
                 adjuster.learnt(samples["lag_updates"])
 
     try:
-        with Crew(take, staff.compute.patience(config.worker_silence_seconds)) as crew:
+        patience = staff.compute.patience(config.worker_silence_seconds)
+        with Crew(take, patience, settings.takes_turns(config.algo, staff.device.type, len(staff.theta))) as crew:
             with crew.standstill():
                 adjusting = {"adjuster": adjuster} if adjuster else {}
                 session.begin(network=staff.network, statistics=staff.statistics, **adjusting)

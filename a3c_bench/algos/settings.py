@@ -142,6 +142,9 @@ class AdjustConfig:
     max_mean_lag_updates: float | None = option(None, at_least=0.0)  # of sizes that are kept; null: only tps count
 
 
+_MOST_PARAMETERS_IN_TURNS = 50_000  # of two hidden layers of 200 units, say; nips has 680,000
+
+
 @dataclass(frozen=True)
 class GA3CConfig:
     """Settings of GA3C; conf/algo/ga3c.yaml gives their sources."""
@@ -164,6 +167,7 @@ class GA3CConfig:
     max_lag_updates: int | None = option(None, at_least=0)  # when a trainer takes a sample; null: no bound
     lag_control: str = option("discard", choices=("discard", "pace"))  # of older samples, or of who would make them
     synchronous: bool = False  # lock step, without lag: the control experiment
+    take_turns: bool | None = None  # one thread at a time predicts or learns; null: with a small network on a CPU
     adjust: AdjustConfig = section(AdjustConfig)
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=3e-4, anneal=False, initial_square=1.0))
 
@@ -173,6 +177,12 @@ def acting_batch(options: GA3CConfig) -> int:
     if options.synchronous:
         return options.n_agents
     return options.prediction_batch or max(1, options.n_agents // 4)
+
+
+def takes_turns(options: GA3CConfig, device_type: str, n_parameters: int) -> bool:
+    """Whether one thread at a time predicts or learns: on a CPU few parameters leave all bound by the interpreter."""
+    small = device_type == "cpu" and n_parameters <= _MOST_PARAMETERS_IN_TURNS
+    return small if options.take_turns is None else options.take_turns
 
 
 def first_sizes(options: GA3CConfig) -> Sizes:

@@ -71,6 +71,20 @@ class Member:
                 return True
         return False
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Work that, in a crew that takes turns, one at a time does. Never wait for another thread inside."""
+        turns = self._crew.turns
+        if turns is None:
+            yield
+            return
+        while not turns.acquire(timeout=SECONDS_TO_WAIT):
+            self.awake()
+        try:
+            yield
+        finally:
+            turns.release()
+
 
 class Crew:
     """Threads that are started, paused and stopped together; paused at first, until the first standstill ends.
@@ -80,9 +94,12 @@ class Crew:
     Args:
         handle: called with each report, in the thread that polls.
         silence_seconds: a thread that is not heard of for so long ends the run; two minutes, while it starts.
+        takes_turns: one thread at a time does the work of `Member.turn`. Torch lets go of the interpreter in each
+            operation, so that of two threads each waits for the other all the time if their operations are short.
     """
 
-    def __init__(self, handle: Callable[[Any], None], silence_seconds: float) -> None:
+    def __init__(self, handle: Callable[[Any], None], silence_seconds: float, takes_turns: bool = False) -> None:
+        self.turns = threading.Lock() if takes_turns else None
         self.pause = 1  # 0 while all run. Each pause has a number of its own: one may follow another at once
         self._n_pauses = 1
         self.stopped = threading.Event()

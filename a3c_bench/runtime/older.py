@@ -19,6 +19,7 @@ LATER: dict[str, Any] = {
     "lag": {"updates": 0, "distribution": "fixed"},
     "overlap": False,
     "stale_bootstrap": False,
+    "take_turns": None,
     "alternate": False,
     "lag_control": "discard",
     "adjust": {"max_mean_lag_updates": None},

@@ -15,9 +15,10 @@ import torch
 from common import FakeSession, small
 
 from a3c_bench import train as train_module
-from a3c_bench.algos import ga3c
+from a3c_bench.algos import ga3c, settings
 from a3c_bench.algos.ga3c import (
     GA3CConfig,
+    Predictor,
     Trainer,
 )
 from a3c_bench.algos.settings import AdjustConfig
@@ -95,7 +96,7 @@ class Parts:
         step = self.agents.envs.receive()
         self.games += [(game.env_id, game.episode_length) for game in step.episodes]
         agent_of = dict(zip(self.agents.slots.tolist(), range(len(self.agents.slots)), strict=True))
-        return [(agent_of[slot], slot) for slot in self.predictor.turn(step)]
+        return [(agent_of[slot], slot) for slot in self.predictor.turn(step) or ()]
 
     def collect(self, n: int) -> list[int]:
         """Slots with n rollouts."""
@@ -649,6 +650,43 @@ def test_rounds_of_phantoms_do_not_stop_the_lock_step(tmp_path: Path, changes: d
     status = train(replace(with_algo(synchronous=True, **changes), budget=BudgetConfig(frames=400)), tmp_path)
     assert status["state"] == "finished"
     assert len(pd.read_csv(tmp_path / "episodes.csv")) > 5
+
+
+@pytest.mark.parametrize("take_turns", [True, False])
+def test_threads_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take_turns: bool) -> None:
+    """Two predictors and two trainers, each of whom rests amid its work."""
+    present: list[str] = []
+    met: set[int] = set()
+
+    def rests(kind: Any, name: str) -> None:
+        real = getattr(kind, name)
+
+        def work(self: Any, *arguments: Any) -> Any:
+            present.append(name)
+            met.add(len(present))
+            time.sleep(0.002)
+            found = real(self, *arguments)
+            present.remove(name)
+            return found
+
+        monkeypatch.setattr(kind, name, work)
+
+    rests(Predictor, "turn")
+    rests(Trainer, "learn")
+    config = with_algo(take_turns=take_turns, n_predictors=2, n_trainers=2)
+    assert train(replace(config, budget=BudgetConfig(frames=300)), tmp_path)["state"] == "finished"
+    assert (met == {1}) is take_turns
+
+
+def test_small_networks_on_a_cpu_take_turns_by_default() -> None:
+    def takes(n_parameters: int, device: str = "cpu", **changes: Any) -> bool:
+        return settings.takes_turns(with_algo(**changes).algo, device, n_parameters)
+
+    assert takes(4_675)  # CartPole's
+    assert not takes(677_943)  # Pong's
+    assert not takes(4_675, "cuda")
+    assert not takes(4_675, take_turns=False)
+    assert takes(677_943, "cuda", take_turns=True)
 
 
 def test_more_predictors_than_agents_to_go_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_all_agents_take_turns() -> None:
         step = parts.agents.receive()
         assert len(step.env_ids) <= 2
         np.add.at(steps, step.env_ids[step.valid], 1)
-        for slot in parts.predictor.turn(step):
+        for slot in parts.predictor.turn(step) or ():
             serial = parts.staff.pacing.serial(slot)
             parts.staff.pacing.queued(slot, serial)
             parts.staff.pacing.taken([slot], parts.experience.lengths[[slot]])

@@ -198,3 +198,67 @@ def test_a_thread_that_never_starts_is_found(given_up_soon: None, monkeypatch: p
             with crew.standstill():
                 pass
     release.set()
+
+
+@pytest.mark.parametrize("takes_turns", [True, False])
+def test_one_thread_at_a_time_has_a_turn_in_a_crew_that_takes_turns(takes_turns: bool) -> None:
+    present = most = 0
+    guard = threading.Lock()
+
+    def work(member: Member) -> None:
+        nonlocal present, most
+        while member.going():
+            with member.turn():
+                with guard:
+                    present += 1
+                    most = max(most, present)
+                time.sleep(0.001)
+                with guard:
+                    present -= 1
+
+    with Crew(lambda report: None, 10.0, takes_turns) as crew:
+        for i in range(3):
+            crew.start(f"worker {i}", work)
+        for _ in range(2):
+            with crew.standstill():
+                assert present == 0
+            run_for(crew, 0.1)
+    assert (most == 1) is takes_turns
+
+
+def test_who_waits_for_a_turn_is_not_the_one_that_is_silent(given_up_soon: None) -> None:
+    release = threading.Event()
+
+    def hang_here(member: Member) -> None:
+        with member.turn():
+            member.going()
+            release.wait(30.0)
+
+    def wait_here(member: Member) -> None:
+        while member.going():
+            with member.turn():
+                pass
+
+    with pytest.raises(WorkerError, match=r"The hanger said nothing for 0\.5 seconds"):  # noqa: PT012, SIM117
+        with Crew(lambda report: None, 0.5, takes_turns=True) as crew:
+            crew.start("hanger", hang_here)
+            crew.start("waiter", wait_here)
+            with crew.standstill():
+                pass
+            run_for(crew, 10.0)
+    release.set()
+
+
+def test_a_turn_ends_with_an_error_in_it() -> None:
+    def fail(member: Member) -> None:
+        with member.turn():
+            member.going()
+            raise ZeroDivisionError
+
+    with pytest.raises(WorkerError, match="The culprit raised"), Crew(lambda report: None, 10.0, True) as crew:  # noqa: PT012
+        crew.start("culprit", fail)
+        with crew.standstill():
+            pass
+        assert crew.turns is not None
+        assert crew.turns.acquire(timeout=5.0)
+        run_for(crew, 10.0)
