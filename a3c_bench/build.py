@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
@@ -206,7 +207,7 @@ def make_optimizer(
     """
     lr, epsilon = options.lr, options.epsilon
     if options.kind != "rmsprop":
-        import torch._dynamo  # else it is with the first step, for seconds in which a worker would be silent
+        import_module("torch._dynamo")  # else it is with the first step, for seconds in which a worker would be silent
     if options.kind == "adam":
         betas, capturable = (options.beta1, options.beta2), compute.cuda_graphs
         adam = torch.optim.Adam([parameters], lr, betas, epsilon, fused=True, capturable=capturable)
