@@ -58,9 +58,7 @@ class FlatParameters:
         """Scales the gradients so that their global L2 norm is at most max_norm; gives the norm before, a scalar."""
         norm = torch.linalg.vector_norm(self.gradients)
         if max_norm is not None:
-            scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-            if scale.device.type != "cpu" or not scale >= 1.0:  # of a GPU nobody asks; a NaN is passed on
-                self.gradients.mul_(scale)
+            self.gradients.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
 
