@@ -95,8 +95,7 @@ class Explorer:
             ledger.ratio("max_q", total_q, n_states)
             ledger.ratio("discounted_return", total_return, n_states)
         with self._exclusively:
-            frames = ledger.stamp().frames
-            self._replay.add(self._env_ids, step.observations, actions, *outcome, stamp, frames)
+            self._replay.add(self._env_ids, step.observations, actions, *outcome, stamp, ledger.frames)
         self._observations = step.observations
         timer.lap("predict")
         return n_valid

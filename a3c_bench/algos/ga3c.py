@@ -238,7 +238,7 @@ class Trainer:
 
     def run(self, member: Member, training: TrainingQueue) -> None:
         """Learns from rollouts as they come, merged until there are enough samples; in lock step from each round."""
-        member.report, member.resume = self.report, self.timer.start
+        member.report, member.resume, self.learner.aside = self.report, self.timer.start, member.aside
         with own_stream(self.device), closing(self.fresh):
             self.timer.start()
             while member.going():

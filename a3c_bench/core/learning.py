@@ -4,6 +4,8 @@ Nothing here waits for the device, and nothing knows of environments, queues or 
 `apply` are what one compiles, or captures in a graph (`core.compiled`).
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -145,6 +147,7 @@ class ActorCriticLearner(_Learner):
         self._log_epsilon = log_epsilon
         self._ratio_clip = ratio_clip
         device = parameters.gradients.device
+        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext  # entered while torch goes backward
         self._loss = compute.traced(self._loss_once)
         self._backward = compute.fixed(self._backward_once, device)
         self._values = compute.fixed(compute.traced(self._values_once), device)
@@ -172,7 +175,8 @@ class ActorCriticLearner(_Learner):
     def _backward_once(self, batch: Batch, keep: Tensor | None) -> Backward:
         self.parameters.zero_gradients()
         found = self._loss(batch, keep)
-        found.loss.total.backward()  # type: ignore[no-untyped-call]
+        with self.aside():
+            found.loss.total.backward()  # type: ignore[no-untyped-call]
         return found._replace(loss=found.loss._replace(total=found.loss.total.detach()))
 
     def _loss_once(self, batch: Batch, keep: Tensor | None) -> Backward:

@@ -324,6 +324,8 @@ class Replay:
         if self._alpha > 0.0:  # one from each of B equal ranges (Schaul et al. 2016, appendix B.2.1)
             masses = (np.arange(batch_size) + masses) / batch_size
         slots = self._tree.find(masses * self._tree.total)
+        if beta == 0.0:
+            return self._gather(slots, np.ones(batch_size))
         shares = self._tree[slots]  # N and the total cancel out
         return self._gather(slots, (shares / shares.min()) ** -beta)
 

@@ -74,16 +74,31 @@ class Member:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Work that, in a crew that takes turns, one at a time does. Never wait for another thread inside."""
-        turns = self._crew.turns
-        if turns is None:
-            yield
-            return
-        while not turns.acquire(timeout=SECONDS_TO_WAIT):
-            self.awake()
+        self._begin_turn(may_pause=True)
         try:
             yield
         finally:
-            turns.release()
+            self._end_turn()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within a turn, work for which the interpreter is not needed: others have theirs meanwhile."""
+        self._end_turn()
+        try:
+            yield
+        finally:
+            self._begin_turn(may_pause=False)  # an update that is half done is brought to its end
+
+    def _begin_turn(self, may_pause: bool) -> None:
+        turns = self._crew.turns
+        while turns is not None and not turns.acquire(timeout=SECONDS_TO_WAIT):
+            self.heard = True
+            if may_pause:
+                self.awake()
+
+    def _end_turn(self) -> None:
+        if self._crew.turns is not None:
+            self._crew.turns.release()
 
 
 class Crew:

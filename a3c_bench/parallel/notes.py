@@ -42,6 +42,11 @@ class Notes:
         """Updates applied to theta so far, whoever acts."""
         return self.tally.version
 
+    @property
+    def frames(self) -> int:
+        """Simulated by the whole run so far."""
+        return self.tally.frames
+
     def stamp(self) -> Stamp:
         """Now; the version is that of the policy that acts."""
         return self.tally.stamp(self.version)

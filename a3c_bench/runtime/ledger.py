@@ -43,6 +43,10 @@ class Ledger(Protocol):
     def theta_version(self) -> int:
         """Updates applied to theta so far, whoever acts."""
 
+    @property
+    def frames(self) -> int:
+        """Simulated by the whole run so far."""
+
     def stamp(self) -> Stamp:
         """Where the run stands; the version is that of the policy that acts."""
 

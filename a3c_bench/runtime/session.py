@@ -217,6 +217,11 @@ class Session:
         """Updates applied to theta so far, whoever acts."""
         return self.counters.updates
 
+    @property
+    def frames(self) -> int:
+        """Simulated by the whole run so far."""
+        return self.counters.frames
+
     def stamp(self) -> Stamp:
         """Where the run stands; the version is that of the policy that acts, while `version` says so."""
         version = self.counters.updates if self.version is None else self.version

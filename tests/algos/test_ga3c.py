@@ -15,6 +15,7 @@ import torch
 from common import FakeSession, small
 
 from a3c_bench import train as train_module
+from a3c_bench.acting.slots import Experience
 from a3c_bench.algos import ga3c, settings
 from a3c_bench.algos.ga3c import (
     GA3CConfig,
@@ -672,7 +673,7 @@ def test_threads_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tak
         monkeypatch.setattr(kind, name, work)
 
     rests(Predictor, "turn")
-    rests(Trainer, "learn")
+    rests(Experience, "batch")  # of a trainer's turn, which is another's while torch goes backward
     config = with_algo(take_turns=take_turns, n_predictors=2, n_trainers=2)
     assert train(replace(config, budget=BudgetConfig(frames=300)), tmp_path)["state"] == "finished"
     assert (met == {1}) is take_turns

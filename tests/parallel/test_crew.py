@@ -226,6 +226,40 @@ def test_one_thread_at_a_time_has_a_turn_in_a_crew_that_takes_turns(takes_turns:
     assert (most == 1) is takes_turns
 
 
+def test_who_is_aside_lets_others_have_their_turn_and_comes_back_alone() -> None:
+    inside = n_met = n_had = 0
+    done = threading.Event()
+
+    def step_aside(member: Member) -> None:
+        nonlocal inside, n_met
+        while member.going():
+            with member.turn():
+                with member.aside():
+                    met = n_had
+                    done.wait(0.5)  # long enough for the other to have one
+                    done.clear()
+                    n_met += n_had > met
+                inside += 1
+                time.sleep(0.001)
+                inside -= 1
+
+    def take_it(member: Member) -> None:
+        nonlocal n_had
+        while member.going():
+            with member.turn():
+                assert inside == 0
+                n_had += 1
+            done.set()
+
+    with Crew(lambda report: None, 10.0, takes_turns=True) as crew:
+        crew.start("learner", step_aside)
+        crew.start("other", take_it)
+        with crew.standstill():
+            pass
+        run_for(crew, 0.2)
+    assert n_met > 3
+
+
 def test_who_waits_for_a_turn_is_not_the_one_that_is_silent(given_up_soon: None) -> None:
     release = threading.Event()
 
