@@ -61,6 +61,10 @@ class FakeSession:
     def theta_version(self) -> int:
         return self.counters.updates
 
+    @property
+    def frames(self) -> int:
+        return self.counters.frames
+
     def stamp(self) -> Stamp:
         version = self.counters.updates if self.version is None else self.version
         return Stamp(version, self.counters.frames, self.wall_seconds)
