@@ -108,7 +108,7 @@ class Experience:
             "rewards": self.rewards[steps, slots],
             "terminated": terminated,
             "truncated": truncated,
-            "valid": np.arange(len(terminated))[:, None] < lengths,
+            "valid": self.valid(slots),
             "values": self.values[steps, slots],
         }
         by_rollout: dict[str, NDArray[Any]] = {

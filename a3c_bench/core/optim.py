@@ -199,8 +199,7 @@ class RMSProp(torch.optim.Optimizer):
             parameter.addcdiv_(g, denominator, value=-lr)
 
 
-# torch wraps each optimiser's step for hooks and its profiler, which takes a twentieth of an update of a small network.
-# This says that it has done so already.
+# torch wraps each optimiser's step for hooks and its profiler, which takes time. This says that it has done so already.
 RMSProp.step.hooked = True  # type: ignore[attr-defined]
 
 

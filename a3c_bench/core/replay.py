@@ -136,9 +136,7 @@ class Replay:
         self._starts = self._all_ids * capacity_per_env  # the first slot of each environment
         self._ring = np.array(capacity_per_env)  # NumPy is quicker with arrays than with numbers, and so below
         self._ahead = np.arange(stack, dtype=np.uint8)
-        self._longer = np.minimum(np.arange(1, stack + 1), stack - 1).astype(
-            np.uint8
-        )  # by what it was, a row's history
+        self._longer = np.minimum(self._ahead + 1, stack - 1).astype(np.uint8)  # the next row's history, by a row's
         self._back = np.arange(n_step - 1, -1, -1)
         self._is_full = self._back == n_step - 1  # the step whose n-step future ends here
         self._around = np.arange(-n_step, stack)  # of a row: those that it concerns

@@ -17,5 +17,5 @@ def start_ahead(config: Config, directory: Path) -> None:
     """
     forks = find_settings(config.algo.name).forks or config.env.simulate == "processes"
     if forks and read_status(directory).get("state") != "finished":
-        steps_without = config.algo.optimizer.kind == "rmsprop"  # the front end of torch.compile; torch's own import it
-        start_fork_server(() if steps_without else ("torch._dynamo",))
+        imports_it = config.algo.optimizer.kind != "rmsprop"  # torch's own optimisers do so when they step
+        start_fork_server(("torch._dynamo",) if imports_it else ())
