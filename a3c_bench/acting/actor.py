@@ -16,7 +16,7 @@ from torch import Tensor
 from a3c_bench.acting.policy import Policy
 from a3c_bench.core.compiled import AS_WRITTEN, Compute
 from a3c_bench.core.lag import Stamp
-from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.networks import ActorCritic, EpsilonGreedy
 from a3c_bench.core.rollout import Rollout
 from a3c_bench.core.transfer import Transfer
 from a3c_bench.envs import Step, VectorEnv
@@ -62,7 +62,7 @@ class Actor:
     def __init__(
         self,
         envs: VectorEnv | Sequence[VectorEnv],
-        network: ActorCritic,
+        network: ActorCritic | EpsilonGreedy,
         generator: torch.Generator,
         t_max: int,
         device: torch.device,

@@ -33,15 +33,14 @@ import numpy as np
 import torch
 
 from a3c_bench import build
-from a3c_bench.acting.actor import Actor
 from a3c_bench.acting.past import PastParameters, n_kept
 from a3c_bench.algos import Algorithm
+from a3c_bench.algos.lockstep import lag_figures, note, wire
 from a3c_bench.algos.settings import PAACConfig
-from a3c_bench.core.lag import Stamp, effective_sample_size
-from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.lag import Stamp
 from a3c_bench.core.optim import FlatParameters, GradientVariance
-from a3c_bench.core.rollout import Rollout, divergence
-from a3c_bench.envs import VectorEnv, find_spec
+from a3c_bench.core.rollout import Rollout
+from a3c_bench.envs import find_spec
 from a3c_bench.envs.spec import uses_gymnasium
 from a3c_bench.errors import ConfigError
 from a3c_bench.fresh import make_comparison
@@ -49,8 +48,7 @@ from a3c_bench.parallel.crew import own_stream, wait_for_own_stream
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.runtime.ledger import WorkerReport
-from a3c_bench.runtime.machine import resolve_device
-from a3c_bench.runtime.seeding import GeneratorState, NumpyGeneratorState, Stream, sequence, torch_generator
+from a3c_bench.runtime.seeding import GeneratorState, NumpyGeneratorState, Stream, sequence
 from a3c_bench.runtime.session import Part, Session
 from a3c_bench.runtime.storage import check_memory
 from a3c_bench.schema import Config
@@ -66,44 +64,35 @@ class PAAC:
 
     def __init__(self, config: Config, session: Session) -> None:
         self.options: PAACConfig = config.algo
-        options, device = self.options, resolve_device(config.device)
+        options = self.options
         self.session = session
         self.measure_lag = config.lag.enabled
-        self.envs = make_envs(config, sequence(config.seed, Stream.ENVIRONMENTS, session.attempt))
-        self.network: ActorCritic = build.make_network(config, self.envs[0], device)
-        self.parameters = FlatParameters(self.network)
+        self.wiring = wiring = wire(config, session, build.make_network, halves=options.alternate)
+        self.envs, self.network, self.parameters = wiring.envs, wiring.network, wiring.parameters
         self.gradient_variance = GradientVariance()
-        compute = build.make_compute(config)
         self.learner = build.make_actor_critic_learner(
-            config, self.network, self.parameters, None, options.log_epsilon, options.ratio_clip, compute
+            config, self.network, self.parameters, None, options.log_epsilon, options.ratio_clip, wiring.compute
         )
-        self.learning_rate_at = build.make_schedule(config)
-        self.generator = torch_generator(device, sequence(config.seed, Stream.ACTIONS))
         self.lag_generator = np.random.default_rng(sequence(config.seed, Stream.LAG))
         self.past: PastParameters | None = None  # None: theta itself acts
         acts = self.network
         if options.overlap or options.lag.updates > 0:
-            acts = build.make_network(config, self.envs[0], device)
+            acts = build.make_network(config, self.envs[0], wiring.device)
             theta, acting = self.parameters.values.data, FlatParameters(acts).values.data
             lag = options.lag
             self.past = PastParameters(theta, acting, lag.updates, lag.distribution, self.lag_generator)
         self.values_end = self.past is not None and not options.stale_bootstrap
-        self.ahead = Ahead(config, session, device) if options.overlap else None
+        self.ahead = Ahead(config, session, wiring.device) if options.overlap else None
         ledger = self.ahead.notes if self.ahead else session
-        n_rollouts, values_every = 2 if options.overlap else 1, config.lag.divergence_every_updates
-        self.actor = Actor(
-            self.envs,
+        self.actor = wiring.actor(
             acts,
-            self.generator,
             options.t_max,
-            device,
             ledger,
-            n_rollouts=n_rollouts,
-            values_every=values_every if self.measure_lag else 0,
+            n_rollouts=2 if options.overlap else 1,
+            values_every=config.lag.divergence_every_updates if self.measure_lag else 0,
             values_end=not self.values_end,
-            compute=compute,
         )
-        self.fresh = make_comparison(config, options.n_envs, device, (session.attempt,))
+        self.fresh = make_comparison(config, options.n_envs, wiring.device, (session.attempt,))
 
     def update(self) -> None:
         """t_max steps in every environment, and one update from them or from those before."""
@@ -129,19 +118,14 @@ class PAAC:
         found = learner.differentiate(batch)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         if self.measure_lag:  # just before the update
-            diverged = divergence(batch, found.log_probs, found.mask, found.values)
-            session.lag.add(**rollout.lag(self.now(), found.mask), **diverged)
-            figures |= effective_sample_size(diverged)
-        learning_rate = self.learning_rate_at(session.counters.frames)
+            figures |= lag_figures(session, rollout, batch, found, self.now())
+        learning_rate = self.wiring.learning_rate_at(session.counters.frames)
         self.fresh.keep(self.parameters.gradients, self.parameters.values)
         gradient_norm = learner.apply(learning_rate)
         if self.ahead:
             self.ahead.notes.tally.add(self.ahead.notes.writer, updates=1)  # for who acts meanwhile
         figures |= self.fresh.cosine()
-        session.updated(figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}, found.fit)
-        session.ratio("unusable_share", *found.unusable)
-        session.ratio("clip_share", *found.cut)
-        session.timer.lap("train")
+        note(session, found, figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate})
 
     def now(self) -> Stamp:
         """Where the run stands: with the frames of the rollout that is being gathered, which are not counted yet."""
@@ -152,17 +136,8 @@ class PAAC:
         """Ends whatever acts and simulates."""
         if self.ahead:
             self.ahead.close()
-        for envs in self.envs:
-            envs.close()
+        self.wiring.close()
         self.fresh.close()
-
-
-def make_envs(config: Config, seed: np.random.SeedSequence) -> list[VectorEnv]:
-    """The n_e environments; in halves, if they are to alternate."""
-    n_envs = config.algo.n_envs
-    half = n_envs // 2 if config.algo.alternate else 0
-    parts = [(half, 0)] if half else []
-    return [build.make_envs(config, size, seed, first=first) for size, first in [*parts, (n_envs - half, half)]]
 
 
 class Ahead:
@@ -223,7 +198,7 @@ class Ahead:
 def train(config: Config, session: Session) -> None:
     """Trains until the session says that the budget is spent or the run is to stop."""
     paac = PAAC(config, session)
-    parts: dict[str, Part] = {"action_generator": GeneratorState(paac.generator)}
+    parts: dict[str, Part] = {"action_generator": GeneratorState(paac.wiring.generator)}
     if config.algo.lag.updates > 0:
         assert paac.past is not None
         parts |= {"past": paac.past, "lag_generator": NumpyGeneratorState(paac.lag_generator)}
