@@ -35,7 +35,7 @@ import numpy as np
 from a3c_bench import build
 from a3c_bench.acting.explorer import Chosen, Explorer
 from a3c_bench.algos import Algorithm, Workload
-from a3c_bench.algos.settings import DQNConfig
+from a3c_bench.algos.settings_q import DQNConfig
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.schedules import linear
 from a3c_bench.core.transfer import Transfer

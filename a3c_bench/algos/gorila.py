@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from a3c_bench import build
 from a3c_bench.acting.explorer import Explorer
 from a3c_bench.algos import Algorithm, Workload
-from a3c_bench.algos.settings import GorilaConfig
+from a3c_bench.algos.settings_q import GorilaConfig
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.optim import FlatParameters, SharedOptimizerState, set_learning_rate
 from a3c_bench.core.outliers import LossWatch

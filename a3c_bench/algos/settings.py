@@ -4,26 +4,19 @@ An algorithm's file shows them as its own (`from a3c_bench.algos.paac import PAA
 that `--help`, `--cfg` and bad input wait neither for torch nor for a simulator: nothing here may import either.
 
 What a value is, conf/algo/<name>.yaml says, with its source; the defaults here are the same, as a test makes sure.
+Those of Q-learners are in `settings_q`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from a3c_bench.algos.settings_q import DQNConfig, GorilaConfig, StaleConfig, check_dqn, check_gorila
+from a3c_bench.algos.settings_q import GorilaReplayConfig as GorilaReplayConfig
 from a3c_bench.core.adjustment import Sizes
-from a3c_bench.core.names import ACTOR_CRITIC_REDUCTIONS, Q_REDUCTIONS
-from a3c_bench.envs.spec import uses_gymnasium
+from a3c_bench.core.names import ACTOR_CRITIC_REDUCTIONS
 from a3c_bench.errors import ConfigError
-from a3c_bench.schema import (
-    Config,
-    OptimizerConfig,
-    ReplayConfig,
-    check_actor_critic,
-    check_q_network,
-    check_replay,
-    option,
-    section,
-)
+from a3c_bench.schema import Config, OptimizerConfig, check_actor_critic, option, section
 
 
 def check_correction(config: Config) -> None:
@@ -87,14 +80,6 @@ def check_paac(config: Config) -> None:
         )
     if options.alternate and options.n_envs < 2:
         raise ConfigError(f"algo.alternate=true needs two halves: say algo.n_envs=2 or more, not {options.n_envs}.")
-
-
-@dataclass(frozen=True)
-class StaleConfig:
-    """What is done about gradients that others' updates have made stale."""
-
-    aware: bool = False  # steps of lr / (1 + staleness)
-    delay_compensation: float = option(0.0, at_least=0.0)  # lambda of g + lambda g^2 (theta_now - theta_then)
 
 
 # --- A3C --------------------------------------------------------------------------------------------------------------
@@ -253,111 +238,6 @@ def check_ga3c(config: Config) -> None:
     for kind, first, most in zip(Sizes._fields, first_sizes(options), most_there_are, strict=True):
         if first > most:
             raise ConfigError(f"algo.{kind}={first} is more than algo.adjust.{kind.replace('n_', 'max_')}={most}.")
-
-
-# --- Q-learners -------------------------------------------------------------------------------------------------------
-
-
-def check_q_learner(config: Config) -> None:
-    """Raises ConfigError for what no learner from a replay can do."""
-    check_q_network(config)
-    check_replay(config)
-    every = config.lag.gradient_cosine_every_updates
-    if every is not None:
-        raise ConfigError(
-            f"lag.gradient_cosine_every_updates={every} is for actor-critics: algo={config.algo.name} learns from a "
-            "replay, whose samples are not meant to be fresh."
-        )
-
-
-# --- DQN --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DQNConfig:
-    """Settings of DQN; conf/algo/dqn.yaml gives their sources."""
-
-    name: str = "dqn"
-    n_envs: int = option(1, at_least=1)
-    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
-    n_step: int = option(1, at_least=1)  # rewards before the value stands for the rest
-    double: bool = False
-    prioritized: bool = False
-    priority_exponent: float = option(0.6, above=0.0)  # alpha; prioritized
-    importance_exponent: float = option(0.4, at_least=0.0, at_most=1.0)  # beta, to 1 over the budget; prioritized
-    update_period_agent_steps: int = option(4, at_least=1)
-    target_period_agent_steps: int = option(10_000, at_least=1)
-    overlap: bool = False  # updates are made while the environments take their next step
-    td_error_clip: float | None = option(1.0, above=0.0)  # null: the squared error everywhere
-    loss_reduction: str = option("sum", choices=Q_REDUCTIONS)
-    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
-    epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
-    epsilon_horizon_agent_steps: int = option(1_000_000, at_least=1)  # from where learning starts
-    replay: ReplayConfig = section(ReplayConfig)
-    optimizer: OptimizerConfig = section(
-        lambda: OptimizerConfig(lr=2.5e-4, anneal=False, epsilon=0.01, decay=0.95, centered=True)
-    )
-
-
-def check_dqn(config: Config) -> None:
-    """Raises ConfigError for what cannot run."""
-    if config.algo.prioritized and config.budget.frames is None:
-        raise ConfigError("algo.prioritized=true needs budget.frames, over which its importance weights become exact.")
-    in_place = config.env.simulate != "processes" or config.algo.n_envs == 1  # see build.make_envs
-    if config.algo.overlap and uses_gymnasium(config.env) and in_place:
-        raise ConfigError(
-            "algo.overlap=true needs environments that simulate by themselves: EnvPool's, or Gymnasium's with "
-            "env.simulate=processes and algo.n_envs=2 or more."
-        )
-    check_q_learner(config)
-
-
-# --- Gorila -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GorilaReplayConfig(ReplayConfig):
-    """Replays of bundles."""
-
-    kind: str = option("local", choices=("local", "global"))  # one per bundle, or one for all
-
-
-@dataclass(frozen=True)
-class GorilaConfig:
-    """Settings of Gorila; conf/algo/gorila.yaml gives their sources."""
-
-    name: str = "gorila"
-    n_learners: int | None = option(None, at_least=1)  # null: the cores this process may use
-    n_actors: int | None = option(None, at_least=1)  # null: as many as learners, all in bundles
-    n_shards: int = option(1, at_least=1)
-    envs_per_actor: int = option(1, at_least=1)
-    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
-    n_step: int = option(1, at_least=1)
-    double: bool = False
-    update_period_agent_steps: int = option(4, at_least=1)  # agent steps per gradient
-    target_period_updates: int = option(60_000, at_least=1)
-    refresh_period_agent_steps: int = option(100, at_least=1)  # of an actor's copy of theta, in its own steps
-    max_staleness_updates: int | None = option(50, at_least=0)  # older gradients are dropped; null: none
-    max_loss_deviations: float | None = option(10.0, above=0.0)  # gradients of larger losses are dropped; null: none
-    td_error_clip: float | None = option(1.0, above=0.0)
-    loss_reduction: str = option("sum", choices=Q_REDUCTIONS)
-    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
-    epsilon_end: float = option(0.1, at_least=0.0, at_most=1.0)
-    epsilon_horizon_updates: int = option(1_000_000, at_least=1)
-    replay: GorilaReplayConfig = section(GorilaReplayConfig)
-    stale: StaleConfig = section(StaleConfig)
-    optimizer: OptimizerConfig = section(
-        lambda: OptimizerConfig(
-            kind="adagrad", lr=1e-3, anneal=False, epsilon=1e-6, decay=0.95, centered=True, initial_square=0.1
-        )
-    )
-
-
-def check_gorila(config: Config) -> None:
-    """Raises ConfigError for what cannot run."""
-    if config.device != "cpu":
-        raise ConfigError(f"algo=gorila runs its bundles on CPU cores: device={config.device} is for algo=dqn.")
-    check_q_learner(config)
 
 
 SETTINGS = {
