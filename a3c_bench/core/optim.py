@@ -6,6 +6,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+# Values that RMSProp steps at once on a CPU: the cache still has them when the next operation wants them.
+_BLOCK = 2**17
+
 
 def _leave_the_compiler_out() -> None:
     """Keeps torch.compile's front end, a third of the imports of a run, out of runs that compile nothing.
@@ -154,7 +157,7 @@ class RMSProp(torch.optim.Optimizer):
             "centered": centered,
         }
         super().__init__(parameters, defaults)
-        self.update: Callable[[Tensor, Tensor, dict[str, Tensor], dict[str, Any]], None] = self._update
+        self.update: Callable[[Tensor, Tensor, dict[str, Tensor], dict[str, Any]], None] = self._update_in_blocks
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]
@@ -178,6 +181,17 @@ class RMSProp(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self.update(parameter, parameter.grad, self.state[parameter], group)
         return loss
+
+    @classmethod
+    def _update_in_blocks(cls, parameter: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        flat = parameter.is_cpu and parameter.dim() == 1
+        if not flat or len(parameter) <= _BLOCK or torch.compiler.is_compiling():
+            cls._update(parameter, g, state, group)
+            return
+        parts = {key: torch.split(tensor, _BLOCK) for key, tensor in state.items()}
+        gradients = torch.split(g, _BLOCK)
+        for i, values in enumerate(torch.split(parameter, _BLOCK)):
+            cls._update(values, gradients[i], {key: part[i] for key, part in parts.items()}, group)
 
     @staticmethod
     def _update(parameter: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:

@@ -64,6 +64,24 @@ def test_epsilon_outside_and_a_zero_start_is_torchs_rmsprop(centered: bool) -> N
     assert (ours - 1.0).abs().min() > 1e-3  # both moved
 
 
+@pytest.mark.parametrize("centered", [True, False])
+def test_a_long_vector_is_stepped_in_blocks_to_the_same_bits(centered: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2**18 + 3, generator=generator)
+    long = nn.Parameter(start.clone())
+    short = [nn.Parameter(part.clone()) for part in start.split(50_000)]
+    one, many = (RMSProp(parameters, 0.01, 0.9, 0.01, centered=centered) for parameters in ([long], short))
+    for _ in range(3):
+        gradient = torch.randn(2**18 + 3, generator=generator)
+        long.grad = gradient.clone()
+        for parameter, part in zip(short, gradient.split(50_000), strict=True):
+            parameter.grad = part.clone()
+        one.step()
+        many.step()
+    assert torch.equal(long.detach(), torch.cat([parameter.detach() for parameter in short]))
+    assert (long.detach() - start).abs().min() > 0.0  # no block was forgotten
+
+
 def test_where_epsilon_stands_changes_the_step_by_almost_three() -> None:
     # The trap of algorithms.md: epsilon 0.1, gradients of 0.01, moments settled at g^2 = 0.0001.
     def step(inside: bool) -> float:
