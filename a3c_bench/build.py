@@ -15,6 +15,7 @@ from a3c_bench.core.compiled import AS_WRITTEN, Compute
 from a3c_bench.core.learning import ActorCriticLearner, QLearner
 from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, Layers, QNetwork, kinds_that_read
 from a3c_bench.core.optim import FlatParameters, RMSProp
+from a3c_bench.core.q_actor_critic import QActorCritic
 from a3c_bench.core.schedules import linear
 from a3c_bench.envs import EnvSpec, VectorEnv
 from a3c_bench.envs.backends import simulate
@@ -79,7 +80,7 @@ def torch_threads(config: Config) -> int:
 
 
 def make_network(config: Config, envs: Shapes, device: torch.device) -> ActorCritic:
-    """The actor-critic for these environments, initialised from the run's seed.
+    """The actor-critic for these environments, initialised from the run's seed; with a head of Q if its psi needs it.
 
     Raises:
         ConfigError: the network does not fit what the environments show, or not an actor-critic.
@@ -87,7 +88,8 @@ def make_network(config: Config, envs: Shapes, device: torch.device) -> ActorCri
     options = config.network
     check_actor_critic(config)
     more = {"shared_trunk": options.shared_trunk, "lstm_size": options.lstm_size}
-    network = _make(ActorCritic, config, envs, device, **more)
+    kind = QActorCritic if make_estimator(config, config.algo.gamma).values_actions else ActorCritic
+    network = _make(kind, config, envs, device, **more)
     if options.compile:
 
         def work(observations: Tensor) -> Tensor:
@@ -314,4 +316,5 @@ def make_estimator(config: Config, gamma: float) -> advantages.Estimator:
     if options.kind not in ADVANTAGE_KINDS:
         made = plugins.load(plugins.ADVANTAGES, options.kind).make(options, gamma)
         return made if isinstance(made, advantages.Estimator) else advantages.Estimator(made)
-    return advantages.estimator(options.kind, gamma, options.gae_lambda, options.rho_bar, options.c_bar)
+    numbers = options.gae_lambda, options.rho_bar, options.c_bar, options.q_baseline
+    return advantages.estimator(options.kind, gamma, *numbers)

@@ -161,7 +161,7 @@ class NetworkConfig:
     compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
 
 
-ADVANTAGE_KINDS = ("nstep", "gae", "td", "monte_carlo", "baseline", "vtrace")
+ADVANTAGE_KINDS = ("nstep", "gae", "td", "monte_carlo", "baseline", "q", "vtrace")
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ class AdvantageConfig:
     gae_lambda: float = option(0.95, at_least=0.0, at_most=1.0)  # gae only
     rho_bar: float = option(1.0, above=0.0)  # vtrace only: importance ratios are cut here, in psi and in the targets
     c_bar: float = option(1.0, above=0.0)  # vtrace only: and here, in how far later rewards are believed
+    q_baseline: bool = True  # q only: psi is Q(s, a) - sum_b pi(b | s) Q(s, b); false: Q(s, a) itself
 
 
 @dataclass(frozen=True)

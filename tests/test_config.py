@@ -206,6 +206,7 @@ def test_an_experiment_tunes_one_algorithm_and_the_plain_environment_keeps_the_p
         ["env=cartpole", "advantage=baseline", "algo.t_max=50", "budget.frames=1200"],
         ["env=cartpole", "advantage=monte_carlo", "algo.t_max=50", "budget.frames=1200"],
         ["env=lunarlander", "network.shared_trunk=false", "advantage=td", "algo.loss_reduction=sum"],
+        ["env=catch", "advantage=q", "network.lstm_size=8"],
         ["env=pong", "network=nature"],
         ["env=cartpole", "budget.frames=null", "budget.wall_clock_seconds=0.3", "algo.optimizer.anneal=false"],
     ],

@@ -1,12 +1,14 @@
-"""psi, what multiplies grad log pi(a_t | s_t): six estimators over a rollout, as pure functions.
+"""psi, what multiplies grad log pi(a_t | s_t): estimators over a rollout, as pure functions.
 
-All take these tensors, time first; the last is for V-trace. Row t belongs to the transition s_t, a_t -> r_t, s_tp1:
+All take these tensors, time first; the last two are for V-trace and for a Q critic. Row t belongs to the transition
+s_t, a_t -> r_t, s_tp1:
 
     rewards     [T, B]      r_t
     values      [T + 1, B]  V(s_t), without gradient; row T is V of the state after the last step
     terminated  [T, B]      bool: s_tp1 is terminal, its value is 0
     truncated   [T, B]      bool: a time limit cut the episode at s_tp1; V(s_tp1) stands for what would have followed
     log_ratios  [T, B]      log pi(a_t | s_t) - log mu(a_t | s_t): of the present policy and of the one that acted
+    q           [T, B]      Q(s_t, a_t), without gradient; V(s) is sum_b pi(b | s) Q(s, b) then
 
 After an episode end, environments with next-step auto-reset spend one phantom step on the reset: row t + 1 then begins
 in the final state of the old episode, so values[t + 1] is its value, which is what truncation bootstraps from. The
@@ -28,7 +30,7 @@ class Estimate(NamedTuple):
     """What an estimator says of a rollout; all [T, B]."""
 
     advantages: Tensor  # psi
-    returns: Tensor  # what V(s_t) should have been: the target of the value loss
+    returns: Tensor  # what V(s_t), or Q(s_t, a_t), should have been: the target of the value loss
     usable: Tensor  # bool: False where the estimator needs the end of an episode that this rollout does not reach
 
 
@@ -40,9 +42,10 @@ class Estimator:
     needs_end: bool = False  # it cannot use a stretch of an episode that goes on elsewhere
     corrects: bool = False  # for the policy that acted being another: it takes log_ratios too
     cuts_at: float | None = None  # the ratio above which it cuts one
+    values_actions: bool = False  # it takes q too: the network has a head of Q beside its policy
 
     def __call__(self, *outcomes: Tensor) -> Estimate:
-        """psi from rewards, values, terminated, truncated and, if it corrects, log_ratios."""
+        """psi from rewards, values, terminated, truncated, if it corrects log_ratios, and if it values actions q."""
         return self.function(*outcomes)
 
 
@@ -98,6 +101,25 @@ def baseline(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Ten
     return Estimate(returns - values[:-1], returns, _ends_inside(terminated | truncated))
 
 
+def q_critic(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    q: Tensor,
+    gamma: float,
+    baseline: bool = True,
+) -> Estimate:
+    """Q(s_t, a_t) - sum_b pi(b | s_t) Q(s_t, b): what a critic of actions says of a_t (Sutton et al. 2000, theorem 1).
+
+    No reward is in psi: the critic learns from them, Q(s_t, a_t) towards the n-step return of `nstep`, which ends with
+    sum_b pi(b | s_n) Q(s_n, b). Without the baseline psi is Q(s_t, a_t) itself, as the theorem has it: the expectation
+    is the same, the variance is not.
+    """
+    returns = _discounted_returns(rewards, values, terminated, truncated, gamma)
+    return Estimate(q - values[:-1] if baseline else q, returns, torch.ones_like(terminated))
+
+
 @dataclass(frozen=True)
 class VTrace:
     """V-trace (Espeholt et al. 2018, equations 1 and section 4.2): n-step returns for what another policy chose.
@@ -134,12 +156,21 @@ class VTrace:
         return Estimate(torch.stack(advantages[::-1]), returns, torch.ones_like(terminated))
 
 
-def estimator(kind: str, gamma: float, gae_lambda: float = 0.95, rho_bar: float = 1.0, c_bar: float = 1.0) -> Estimator:
+def estimator(
+    kind: str,
+    gamma: float,
+    gae_lambda: float = 0.95,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    q_baseline: bool = True,
+) -> Estimator:
     """The estimator of that name, with its numbers filled in."""
     if kind == "gae":
         return Estimator(partial(gae, gamma=gamma, gae_lambda=gae_lambda))
     if kind == "vtrace":
         return Estimator(VTrace(gamma, rho_bar, c_bar), corrects=True, cuts_at=rho_bar)
+    if kind == "q":
+        return Estimator(partial(q_critic, gamma=gamma, baseline=q_baseline), values_actions=True)
     function = {"nstep": nstep, "td": td, "monte_carlo": monte_carlo, "baseline": baseline}[kind]
     return Estimator(partial(function, gamma=gamma), needs_end=kind in ("monte_carlo", "baseline"))
 

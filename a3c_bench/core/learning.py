@@ -16,6 +16,7 @@ from a3c_bench.core.compiled import AS_WRITTEN, Compute
 from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
+from a3c_bench.core.q_actor_critic import QActorCritic, mean_q
 from a3c_bench.core.q_learning import q_loss, q_targets
 from a3c_bench.core.replay import Sample
 from a3c_bench.core.rollout import Batch
@@ -74,7 +75,7 @@ class Backward(NamedTuple):
 
     loss: ActorCriticLoss
     log_probs: Tensor  # [T, B, A], of the present policy
-    values: Tensor  # [T, B]
+    values: Tensor  # [T, B], V
     returns: Tensor  # [T, B]
     mask: Tensor  # [T, B] bool, the samples that were learnt from
     n_valid: Tensor  # scalar: the samples there were, learnt from or not; phantoms are none
@@ -110,7 +111,8 @@ class ActorCriticLearner(_Learner):
     """Learns a policy and its value from rollouts.
 
     Args:
-        network: at theta, or at the copy of it that the gradient is to be of.
+        network: at theta, or at the copy of it that the gradient is to be of; a `QActorCritic` for an estimator that
+            values actions.
         parameters: the network's.
         optimizer: of them, or of theta; its parameters have the gradients of `parameters`.
         estimate: gives psi and the returns; one that corrects is told how the policy that acted differs.
@@ -179,8 +181,19 @@ class ActorCriticLearner(_Learner):
             found.loss.total.backward()  # type: ignore[no-untyped-call]
         return found._replace(loss=found.loss._replace(total=found.loss.total.detach()))
 
+    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """log pi [T, B, A], V [T, B], and what the critic says of what was done, [T, B]: V(s_t), or Q(s_t, a_t)."""
+        steps = batch.observations, batch.state, ~batch.valid
+        if not self.estimate.values_actions:
+            log_probs, values = self.network.unroll(*steps)
+            return log_probs, values, values
+        assert isinstance(self.network, QActorCritic)
+        log_probs, q = self.network.unroll_q(*steps)
+        of_actions = q.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+        return log_probs, mean_q(log_probs, q).detach(), of_actions
+
     def _loss_once(self, batch: Batch, keep: Tensor | None) -> Backward:
-        log_probs, values = self.network.unroll(batch.observations, batch.state, ~batch.valid)
+        log_probs, values, predicted = self._predict(batch)
         values_to_last = torch.cat([values.detach(), batch.bootstrap.unsqueeze(0)])  # [T + 1, B]
         if batch.lengths is not None:
             values_to_last.scatter_(0, batch.lengths.unsqueeze(0), batch.bootstrap.unsqueeze(0))
@@ -191,13 +204,15 @@ class ActorCriticLearner(_Learner):
         if self.estimate.corrects:
             assert log_ratios is not None
             outcomes.append(log_ratios.detach())
+        if self.estimate.values_actions:
+            outcomes.append(predicted.detach())
         psi = self.estimate(*outcomes)
         mask = batch.valid & psi.usable
         if keep is not None:
             mask = mask & keep
         loss = actor_critic_loss(
             log_probs,
-            values,
+            predicted,
             batch.actions,
             psi.advantages,
             psi.returns,

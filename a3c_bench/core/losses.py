@@ -13,7 +13,7 @@ class ActorCriticLoss(NamedTuple):
 
     total: Tensor
     policy: Tensor  # mean of -log pi(a_t | s_t) psi_t, or of the clipped surrogate
-    value: Tensor  # mean of (R_t - V(s_t))^2, without the weight
+    value: Tensor  # mean of (R_t - V(s_t))^2, or of (R_t - Q(s_t, a_t))^2, without the weight
     entropy: Tensor  # mean of H(pi(. | s_t)), nats
 
 
@@ -48,7 +48,7 @@ def actor_critic_loss(
 
     Args:
         log_probs: [T, B, A], log pi(. | s_t), with gradient.
-        values: [T, B], V(s_t), with gradient.
+        values: [T, B], V(s_t), or Q(s_t, a_t) of a critic that values actions, with gradient.
         actions: [T, B], int64.
         advantages: [T, B], psi_t; used as a constant.
         returns: [T, B], R_t; used as a constant.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from a3c_bench.core.initialisation import INITIALISATIONS
+
 IMAGE_KINDS = ("nips", "nature")
 SMALL = "small"  # reads boards [H, W] too
 _SMALLEST_SIDES = {"nips": 20, "nature": 36, SMALL: 5}  # pixels; of fewer the filters of the first two leave none
@@ -82,7 +84,7 @@ class _Network(nn.Module):
     ) -> None:
         super().__init__()
         self._new_trunk = partial(_trunk, kind, observation_shape, hidden_sizes, activation, own_trunk)
-        self._initialise = _INITIALISATIONS[initialisation]
+        self._initialise = INITIALISATIONS[initialisation]
         self._channels_last = channels_last and kind != "mlp" and len(observation_shape) == 3
         self._bf16 = bf16
         self._is_mlp = kind == "mlp" and own_trunk is None
@@ -151,6 +153,8 @@ class ActorCritic(_Network):
         ValueError: as there; or an LSTM on separate trunks.
     """
 
+    values_actions = False  # the head beside the policy gives V(s), and not Q(s, .) as in `core.q_actor_critic`
+
     def __init__(
         self,
         observation_shape: Sequence[int],
@@ -170,7 +174,7 @@ class ActorCritic(_Network):
         self.state_size = 2 * (lstm_size or 0)  # S
         n_features = lstm_size or n_features
         self.policy_head = nn.Linear(n_features, n_actions)
-        self.value_head = nn.Linear(n_features, 1)
+        self.value_head = nn.Linear(n_features, n_actions if self.values_actions else 1)
         self._finish({self.policy_head: 0.01, self.value_head: 1.0})
 
     def initial_state(self, n_envs: int) -> Tensor:
@@ -212,6 +216,10 @@ class ActorCritic(_Network):
         Returns:
             log-probabilities [T, B, A] and values [T, B].
         """
+        log_probs, values = self._heads(*self._unrolled(observations, state, ends))
+        return log_probs.view(*observations.shape[:2], -1), values.view(observations.shape[:2])
+
+    def _unrolled(self, observations: Tensor, state: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:  # [T B, F] each
         n_steps, n_envs = observations.shape[:2]
         features, value_features = self._features(observations.flatten(0, 1))
         if self.lstm is not None:
@@ -221,8 +229,7 @@ class ActorCritic(_Network):
                 hidden.append(state[:, : self.state_size // 2])
                 state = state.masked_fill(step_ends.unsqueeze(-1), 0.0)
             features = value_features = torch.cat(hidden)
-        log_probs, values = self._heads(features, value_features)
-        return log_probs.view(n_steps, n_envs, -1), values.view(n_steps, n_envs)
+        return features, value_features
 
     def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:  # of the policy and of the value
         inputs = self.scaled(observations)
@@ -419,29 +426,3 @@ def _mlp_trunk(n_inputs: int, hidden_sizes: Sequence[int], activation: str) -> t
         layers += [nn.Linear(n_last, size), nn.Tanh() if activation == "tanh" else nn.ReLU()]
         n_last = size
     return nn.Sequential(*layers), n_last
-
-
-def _orthogonal(module: nn.Module, gain: float) -> None:
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.orthogonal_(module.weight, gain)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LSTMCell):
-        for gates in (*module.weight_ih.chunk(4), *module.weight_hh.chunk(4)):
-            nn.init.orthogonal_(gates)
-        nn.init.zeros_(module.bias_ih)
-        nn.init.zeros_(module.bias_hh)
-
-
-def _fan_in(module: nn.Module, gain: float) -> None:
-    del gain  # this scheme has none
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        bound = 1.0 / math.sqrt(module.weight[0].numel())
-        nn.init.uniform_(module.weight, -bound, bound)
-        if module.bias is not None:
-            nn.init.uniform_(module.bias, -bound, bound)
-    elif isinstance(module, nn.LSTMCell):
-        module.reset_parameters()  # U(+-1/sqrt(units)), as Torch7 had it too
-
-
-_INITIALISATIONS: dict[str, Callable[[nn.Module, float], None]] = {"orthogonal": _orthogonal, "fan_in": _fan_in}

@@ -325,6 +325,7 @@ def trained(config: Config) -> torch.Tensor:
         with_algo(optimizer=replace(CONSTANT, anneal=True)),
         replace(SMALL, advantage=AdvantageConfig(kind="gae")),
         replace(SMALL, advantage=AdvantageConfig(kind="td")),
+        replace(SMALL, advantage=AdvantageConfig(kind="q")),
         replace(SMALL, network=replace(SMALL.network, lstm_size=4)),
         replace(SMALL, seed=1),
     ],

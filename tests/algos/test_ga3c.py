@@ -578,7 +578,7 @@ def test_lag_can_be_switched_off() -> None:
     assert (trained.lag, trained.updated) == ({}, True)
 
 
-@pytest.mark.parametrize("kind", ["nstep", "gae", "td", "monte_carlo", "baseline", "vtrace"])
+@pytest.mark.parametrize("kind", ["nstep", "gae", "td", "monte_carlo", "baseline", "vtrace", "q"])
 def test_what_is_learnt_from_is_what_is_counted(kind: str) -> None:
     """The trainer knows the mask of the loss without waiting for it."""
     parts = Parts(replace(with_algo(max_lag_updates=1), advantage=AdvantageConfig(kind=kind)))

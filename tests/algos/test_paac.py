@@ -12,6 +12,7 @@ from common import TIMES, FakeSession, small
 
 from a3c_bench.algos.paac import PAAC, PAACConfig
 from a3c_bench.core.optim import set_learning_rate
+from a3c_bench.core.q_actor_critic import QActorCritic
 from a3c_bench.schema import (
     AdvantageConfig,
     BudgetConfig,
@@ -237,6 +238,26 @@ def test_gae_lambda_is_an_option() -> None:
         for value in (0.95, 0.5)
     ]
     assert not torch.allclose(*tables)
+
+
+def test_the_baseline_of_psi_q_is_an_option() -> None:
+    psi = AdvantageConfig(kind="q")
+    one, raw = (trained_parameters(replace(SMALL, advantage=each)) for each in (psi, replace(psi, q_baseline=False)))
+    assert one.shape == raw.shape
+    assert not torch.allclose(one, raw)
+
+
+def test_with_a_critic_of_actions_a_rollout_ends_with_the_mean_of_q() -> None:
+    paac = make_paac(replace(SMALL, advantage=AdvantageConfig(kind="q")))
+    assert isinstance(paac.network, QActorCritic)
+    for _ in range(3):
+        paac.update()
+    rollout = paac.act()
+    ends = torch.zeros(1, 3, dtype=torch.bool)
+    log_probs, q = paac.network.unroll_q(rollout.observations[4:], paac.network.initial_state(3), ends)
+    expected = [sum(float((log_probs[0, b, a].exp() * q[0, b, a]).detach()) for a in range(2)) for b in range(3)]
+    assert rollout.bootstrap.tolist() == pytest.approx(expected, abs=1e-6)
+    assert rollout.bootstrap.abs().min() > 1e-3
 
 
 def test_paac_learns_cartpole_in_seconds(tmp_path: Path) -> None:

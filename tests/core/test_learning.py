@@ -13,6 +13,7 @@ from a3c_bench.core.lag import LagMeter, Stamp, effective_sample_size
 from a3c_bench.core.learning import ActorCriticLearner, QLearner
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters, RMSProp
+from a3c_bench.core.q_actor_critic import QActorCritic
 from a3c_bench.core.replay import Sample
 from a3c_bench.core.rollout import Batch, Rollout, divergence
 from a3c_bench.runtime.ledger import Ratios
@@ -23,9 +24,10 @@ WEIGHTS: dict[str, Any] = {"entropy_weight": 0.01, "value_weight": 0.5, "reducti
 
 def actor_critic_learner(kind: str, device: str, lstm_size: int | None = None, **options: Any) -> ActorCriticLearner:
     torch.manual_seed(0)
-    network = ActorCritic((5,), A, hidden_sizes=(8,), lstm_size=lstm_size).to(device)
-    parameters = FlatParameters(network)
     estimate = advantages.estimator(kind, 0.9, 0.95, 1.0, 1.0)
+    network_class = QActorCritic if estimate.values_actions else ActorCritic
+    network = network_class((5,), A, hidden_sizes=(8,), lstm_size=lstm_size).to(device)
+    parameters = FlatParameters(network)
     optimizer = RMSProp([parameters.values], 1.0, decay=0.0, epsilon=0.0)
     return ActorCriticLearner(network, parameters, optimizer, estimate, **(WEIGHTS | options))
 
@@ -57,7 +59,7 @@ def sample(device: str) -> Sample:
     return Sample(*parts, *[nothing] * 5)
 
 
-@pytest.mark.parametrize("kind", ["nstep", "gae", "monte_carlo", "vtrace"])
+@pytest.mark.parametrize("kind", ["nstep", "gae", "monte_carlo", "vtrace", "q"])
 @pytest.mark.parametrize("lstm_size", [None, 6])
 def test_an_actor_critic_learns_without_a_look_at_the_device(kind: str, lstm_size: int | None) -> None:
     """Tensors on "meta" have no values: whoever asks for one, as for what lies on a GPU, raises."""
@@ -102,7 +104,7 @@ def test_the_record_of_an_update_asks_the_device_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "mean_over_envs"])
-@pytest.mark.parametrize("kind", ["nstep", "gae", "monte_carlo", "vtrace"])
+@pytest.mark.parametrize("kind", ["nstep", "gae", "monte_carlo", "vtrace", "q"])
 def test_padding_changes_no_number(kind: str, reduction: str) -> None:
     """Steps after the end of a rollout, and rollouts of no step: gradient, figures and counts are those without."""
     learner = actor_critic_learner(kind, "cpu", reduction=reduction, log_epsilon=1e-6)
