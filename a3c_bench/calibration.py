@@ -30,6 +30,7 @@ from a3c_bench.core.learning import QLearner
 from a3c_bench.core.losses import actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters
+from a3c_bench.core.plain import plain_forward, plain_q
 from a3c_bench.core.replay import Sample
 from a3c_bench.runtime.machine import resolve_device, usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -129,14 +130,24 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
 
 
 def _acting(network: ActorCritic | QNetwork, observations: Tensor, compute: Compute) -> Callable[[], Tensor]:
-    state = None if isinstance(network, QNetwork) else network.initial_state(len(observations))
+    fixed = compute.fixed(compute.traced(_forward(network, len(observations), compute)), observations.device)
+    return lambda: fixed(observations)
+
+
+def _forward(network: ActorCritic | QNetwork, n_envs: int, compute: Compute) -> Callable[[Tensor], Tensor]:
+    """What a run asks when it acts (`acting.policy`)."""
+    if isinstance(network, QNetwork):
+        return (None if compute.fixes_shapes else plain_q(network)) or network.__call__
+    plain = None if compute.fixes_shapes else plain_forward(network)
+    state = network.initial_state(n_envs)
+    if plain is not None:
+        return lambda seen: plain(seen, state, True)[0]
 
     def forward(seen: Tensor) -> Tensor:
-        found: Tensor = network(seen) if state is None else network(seen, state)[0]
-        return found
+        log_probs: Tensor = network(seen, state)[0]
+        return log_probs
 
-    fixed = compute.fixed(compute.traced(forward), observations.device)
-    return lambda: fixed(observations)
+    return forward
 
 
 def _actor_critic_training(
