@@ -104,12 +104,22 @@ def write_files(
         out: the folder for the files.
         write: takes the runs and the folder and gives the files; may raise NothingToDrawError.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     folder = out or (Path(kind) if str(roots[0]).startswith(PREFIX) else roots[0] / kind)
+    return write_to(folder, kind, lambda place: write(_load(roots), place))
+
+
+def write_to(folder: Path, kind: str, write: Callable[[Path], list[Path]]) -> int:
+    """Has files written, says where they are, and gives the exit status.
+
+    Args:
+        folder: for the files.
+        kind: what they are called where they cannot be written.
+        write: takes a folder and gives the files; may raise NothingToDrawError.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        runs = _load(roots)
         with aside(folder) as place:
-            files = [folder / file.name for file in write(runs, place)]
+            files = [folder / file.name for file in write(place)]
     except (NothingToDrawError, FileNotFoundError, WandbError) as error:
         print(error, file=sys.stderr)
         return 2
