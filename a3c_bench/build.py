@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from a3c_bench import plugins
 from a3c_bench.core import advantages
 from a3c_bench.core.compiled import AS_WRITTEN, Compute
-from a3c_bench.core.learning import ActorCriticLearner, QLearner
+from a3c_bench.core.learning import ActorCriticLearner, QLearner, QRolloutLearner
 from a3c_bench.core.networks import IMAGE_KINDS, ActorCritic, Layers, QNetwork, kinds_that_read
 from a3c_bench.core.optim import FlatParameters, RMSProp
 from a3c_bench.core.q_actor_critic import QActorCritic
@@ -255,10 +255,7 @@ def make_actor_critic_learner(
         compute: how its callables run.
     """
     options = config.algo
-    stepped = parameters.values
-    if theta is not None:
-        stepped = nn.Parameter(theta)
-        stepped.grad = parameters.gradients
+    stepped = parameters.values if theta is None else _with_gradient(theta, parameters)
     return ActorCriticLearner(
         network,
         parameters,
@@ -272,6 +269,13 @@ def make_actor_critic_learner(
         max_grad_norm=options.optimizer.max_grad_norm,
         compute=compute,
     )
+
+
+def _with_gradient(theta: Tensor, parameters: FlatParameters) -> nn.Parameter:
+    """What a copy of it gets differentiated, as a parameter [P] that has the copy's gradient."""
+    stepped = nn.Parameter(theta)
+    stepped.grad = parameters.gradients
+    return stepped
 
 
 def make_q_learner(
@@ -294,6 +298,32 @@ def make_q_learner(
         reduction=options.loss_reduction,
         max_grad_norm=options.optimizer.max_grad_norm,
         compute=compute,
+    )
+
+
+def make_q_rollout_learner(
+    config: Config,
+    network: QNetwork,
+    target_network: QNetwork,
+    parameters: FlatParameters,
+    theta: Tensor,
+    *,
+    n_step: bool,
+    double: bool,
+) -> QRolloutLearner:
+    """What learns Q from rollouts by the loss and the optimiser of the run; it steps theta [P], which is shared."""
+    options = config.algo
+    return QRolloutLearner(
+        network,
+        target_network,
+        parameters,
+        make_optimizer(options.optimizer, _with_gradient(theta, parameters)),
+        gamma=options.gamma,
+        n_step=n_step,
+        double=double,
+        td_error_clip=options.td_error_clip,
+        reduction=options.loss_reduction,
+        max_grad_norm=options.optimizer.max_grad_norm,
     )
 
 

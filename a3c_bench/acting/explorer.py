@@ -13,7 +13,7 @@ from a3c_bench.core.lag import Stamp
 from a3c_bench.core.networks import QNetwork
 from a3c_bench.core.q_learning import ValueCheck
 from a3c_bench.core.replay import Replay
-from a3c_bench.envs import VectorEnv
+from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.runtime.ledger import Ledger
 
 
@@ -23,6 +23,24 @@ class Chosen(NamedTuple):
     actions: NDArray[np.int64]  # [B]
     max_q: NDArray[np.float32]  # [B], of the states in which they were chosen
     stamp: Stamp  # of the network that chose them
+
+
+def counted(step: Step, max_q: NDArray[np.floating], check: ValueCheck, ledger: Ledger) -> int:
+    """Tells the ledger of a step and of the games that ended with it; gives its agent steps (phantoms left out).
+
+    Args:
+        step: of all environments, in order.
+        max_q: [B], of the states before it.
+        check: compares max Q with the returns of games that end.
+        ledger: told.
+    """
+    n_valid = int(np.count_nonzero(step.valid))
+    ledger.count(n_valid, step.episodes)
+    total_q, total_return, n_states = check.add(max_q, step.rewards, step.terminated, step.truncated, step.valid)
+    if n_states:
+        ledger.ratio("max_q", total_q, n_states)
+        ledger.ratio("discounted_return", total_return, n_states)
+    return n_valid
 
 
 class Explorer:
@@ -87,13 +105,8 @@ class Explorer:
         actions, max_q, stamp = chosen
         step = self._envs.receive()
         timer.lap("simulate")
-        n_valid = int(np.count_nonzero(step.valid))
-        ledger.count(n_valid, step.episodes)
+        n_valid = counted(step, max_q, self._check, ledger)
         outcome = (step.rewards, step.terminated, step.truncated, step.valid)
-        total_q, total_return, n_states = self._check.add(max_q, *outcome)
-        if n_states:
-            ledger.ratio("max_q", total_q, n_states)
-            ledger.ratio("discounted_return", total_return, n_states)
         with self._exclusively:
             self._replay.add(self._env_ids, step.observations, actions, *outcome, stamp, ledger.frames)
         self._observations = step.observations

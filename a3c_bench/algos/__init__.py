@@ -12,7 +12,8 @@ from a3c_bench.schema import nearest
 if TYPE_CHECKING:
     from a3c_bench.algos.settings import Settings
 
-_BUILT_IN = {name: f"a3c_bench.algos.{name}" for name in ("a3c", "dqn", "ga3c", "gorila", "paac")}
+_BUILT_IN = {name: f"a3c_bench.algos.{name}:ALGORITHM" for name in ("a3c", "dqn", "ga3c", "gorila", "paac")}
+_BUILT_IN |= {name: f"a3c_bench.algos.async_q:{name.upper()}" for name in ("one_step_q", "one_step_sarsa", "n_step_q")}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def find_algorithm(name: str) -> Algorithm:
         ConfigError: with the names there are.
     """
     if name in _BUILT_IN:
-        found = importlib.import_module(_BUILT_IN[name]).ALGORITHM
+        module, record = _BUILT_IN[name].split(":")
+        found = getattr(importlib.import_module(module), record)
     else:
         found = plugins.load(plugins.ALGORITHMS, name)
         if found is None:

@@ -11,7 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from a3c_bench.algos.settings_q import DQNConfig, GorilaConfig, StaleConfig, check_dqn, check_gorila
+from a3c_bench.algos.settings_q import (
+    DQNConfig,
+    GorilaConfig,
+    NStepQConfig,
+    OneStepQConfig,
+    OneStepSarsaConfig,
+    StaleConfig,
+    check_async_q,
+    check_dqn,
+    check_gorila,
+)
 from a3c_bench.algos.settings_q import GorilaReplayConfig as GorilaReplayConfig
 from a3c_bench.core.adjustment import Sizes
 from a3c_bench.core.names import ACTOR_CRITIC_REDUCTIONS
@@ -245,5 +255,8 @@ SETTINGS = {
     "dqn": Settings(DQNConfig, check_dqn, computes=True),
     "ga3c": Settings(GA3CConfig, check_ga3c, computes=True),
     "gorila": Settings(GorilaConfig, check_gorila, forks=True),
+    "n_step_q": Settings(NStepQConfig, check_async_q, forks=True),
+    "one_step_q": Settings(OneStepQConfig, check_async_q, forks=True),
+    "one_step_sarsa": Settings(OneStepSarsaConfig, check_async_q, forks=True),
     "paac": Settings(PAACConfig, check_paac, computes=True),
 }

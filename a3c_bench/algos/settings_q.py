@@ -116,3 +116,76 @@ def check_gorila(config: Config) -> None:
     if config.device != "cpu":
         raise ConfigError(f"algo=gorila runs its bundles on CPU cores: device={config.device} is for algo=dqn.")
     check_q_learner(config)
+
+
+# --- asynchronous Q-learning ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AsyncQConfig:
+    """What the asynchronous Q-learners have in common; conf/algo/one_step_q.yaml gives the sources."""
+
+    name: str = ""
+    n_workers: int | None = option(None, at_least=1)  # processes; null: the cores this process may use
+    envs_per_worker: int = option(1, at_least=1)
+    t_max: int = option(5, at_least=1)  # agent steps per environment and update
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    target_period_frames: int = option(40_000, at_least=1)  # of all workers together
+    td_error_clip: float | None = option(None, above=0.0)  # null: the squared error everywhere
+    loss_reduction: str = option("sum", choices=Q_REDUCTIONS)  # over the samples of a rollout
+    epsilon_start: float = option(1.0, at_least=0.0, at_most=1.0)
+    epsilon_ends: tuple[float, ...] = option((0.1, 0.01, 0.5), at_least=0.0, at_most=1.0)  # a worker has one of these
+    epsilon_shares: tuple[float, ...] = option((0.4, 0.3, 0.3), at_least=0.0, at_most=1.0)  # of the workers
+    epsilon_horizon_frames: int = option(4_000_000, at_least=1)  # of all workers together
+    shared_statistics: bool = True  # one RMSProp accumulator for all workers, or one each
+    lock: bool = False  # for comparison: one worker at a time reads or changes theta
+    stale: StaleConfig = section(StaleConfig)
+    optimizer: OptimizerConfig = section(lambda: OptimizerConfig(lr=7e-4))
+
+
+@dataclass(frozen=True)
+class OneStepSarsaConfig(AsyncQConfig):
+    """Settings of asynchronous one-step SARSA: the action that is then taken stands for the rest."""
+
+    name: str = "one_step_sarsa"
+
+
+@dataclass(frozen=True)
+class OneStepQConfig(AsyncQConfig):
+    """Settings of asynchronous one-step Q-learning."""
+
+    name: str = "one_step_q"
+    double: bool = False
+
+
+@dataclass(frozen=True)
+class NStepQConfig(AsyncQConfig):
+    """Settings of asynchronous n-step Q-learning; n is what is left of a rollout."""
+
+    name: str = "n_step_q"
+    double: bool = False
+
+
+def check_async_q(config: Config) -> None:
+    """Raises ConfigError for what no asynchronous Q-learner can do."""
+    options: AsyncQConfig = config.algo
+    name = f"algo={options.name}"
+    if config.device != "cpu":
+        raise ConfigError(f"{name} runs its workers on CPU cores: device={config.device} is for algo=dqn.")
+    if config.network.lstm_size is not None:
+        raise ConfigError(
+            f"network.lstm_size={config.network.lstm_size} is for actor-critics: {name} has feed-forward networks, "
+            "as in the paper."
+        )
+    check_q_network(config)
+    if config.advantage.kind != "nstep":
+        raise ConfigError(f"advantage={config.advantage.kind} is for actor-critics: {name} has none.")
+    every = config.lag.gradient_cosine_every_updates
+    if every is not None:
+        raise ConfigError(f"lag.gradient_cosine_every_updates={every} is for actor-critics: {name} is none.")
+    ends, shares = options.epsilon_ends, options.epsilon_shares
+    if len(ends) != len(shares) or abs(sum(shares) - 1.0) > 1e-6:
+        raise ConfigError(
+            f"algo.epsilon_shares=[{','.join(map(str, shares))}] must be as many as algo.epsilon_ends "
+            f"({len(ends)}), and add up to 1."
+        )

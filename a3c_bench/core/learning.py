@@ -17,7 +17,7 @@ from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters, set_learning_rate
 from a3c_bench.core.q_actor_critic import QActorCritic, mean_q
-from a3c_bench.core.q_learning import q_loss, q_targets
+from a3c_bench.core.q_learning import best_q, of_actions, q_loss, q_returns, q_targets
 from a3c_bench.core.replay import Sample
 from a3c_bench.core.rollout import Batch
 
@@ -321,3 +321,78 @@ class QLearner(_Learner):
         q = self.network(observations).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
         td_errors = targets - q
         return q_loss(td_errors, weights, self._td_error_clip, self._reduction), td_errors
+
+
+class QRolloutLearner(_Learner):
+    """Learns Q from rollouts as they come, without a replay (Mnih et al. 2016, algorithms 1 and S2).
+
+    Args:
+        network: Q, at the copy of theta that the gradient is to be of.
+        target_network: Q^-.
+        parameters: of Q.
+        optimizer: of theta; its parameters have the gradients of `parameters`.
+        gamma: discount per agent step.
+        n_step: a target has all rewards up to the end of the rollout, and not only the next one.
+        double: see `QLearner`.
+        td_error_clip: see `q_loss`.
+        reduction: see there too; over the samples of a rollout.
+        max_grad_norm: None: the gradient is not clipped.
+    """
+
+    def __init__(
+        self,
+        network: QNetwork,
+        target_network: QNetwork,
+        parameters: FlatParameters,
+        optimizer: torch.optim.Optimizer,
+        *,
+        gamma: float,
+        n_step: bool,
+        double: bool,
+        td_error_clip: float | None,
+        reduction: str,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(parameters, optimizer, max_grad_norm, AS_WRITTEN)
+        self.network = network
+        self.target_network = target_network
+        self._gamma = gamma
+        self._n_step = n_step
+        self._double = double
+        self._td_error_clip = td_error_clip
+        self._reduction = reduction
+
+    def differentiate(self, batch: Batch, observations: Tensor, next_actions: Tensor | None = None) -> QBackward:
+        """The gradient of the loss over a rollout of T steps, on a CPU.
+
+        Args:
+            batch: T steps of B environments.
+            observations: [T + 1, B, ...], those of the batch, and what was seen after its last step.
+            next_actions: [T, B], taken in s_{t+1}, whose value then stands for the rest (SARSA); None: the best one.
+        """
+        self.parameters.zero_gradients()
+        returns = self._returns(batch, observations, next_actions)[batch.valid]
+        q = self.network(observations[:-1][batch.valid])
+        td_errors = returns - of_actions(q, batch.actions[batch.valid])
+        loss = q_loss(td_errors, torch.ones_like(td_errors), self._td_error_clip, self._reduction)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return QBackward(loss.detach(), td_errors.detach())
+
+    @torch.no_grad()
+    def _returns(self, batch: Batch, observations: Tensor, next_actions: Tensor | None) -> Tensor:
+        """The targets [T, B]."""
+        if self._n_step:
+            ends = batch.truncated.clone()
+            ends[-1] = True
+        else:
+            ends = torch.ones_like(batch.truncated)
+        values = torch.zeros_like(batch.rewards)
+        asked = ends & ~batch.terminated & batch.valid
+        if asked.any():
+            seen = observations[1:][asked]
+            q = self.target_network(seen)
+            if next_actions is not None:
+                values[asked] = of_actions(q, next_actions[asked])
+            else:
+                values[asked] = best_q(q, self.network(seen) if self._double else None)
+        return q_returns(batch.rewards, values, batch.terminated, ends, self._gamma)

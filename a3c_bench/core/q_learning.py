@@ -1,4 +1,7 @@
-"""Q-learning from a replay (Mnih et al. 2015; double: van Hasselt et al. 2016), and a look at how it over-estimates."""
+"""Q-learning from a replay (Mnih et al. 2015; double: van Hasselt et al. 2016) or from rollouts (Mnih et al. 2016).
+
+And a look at how it over-estimates.
+"""
 
 import numpy as np
 import torch
@@ -18,11 +21,43 @@ def q_targets(rewards: Tensor, discounts: Tensor, next_q: Tensor, choosing_q: Te
         choosing_q: [B, A], of the network that chooses a*: the online one in Double DQN; None: the target network,
             whose maximum is then taken.
     """
+    return rewards + discounts * best_q(next_q, choosing_q)
+
+
+def best_q(q: Tensor, choosing_q: Tensor | None = None) -> Tensor:
+    """Q(s, a*) [B] of q [B, A]; a* is the best by choosing_q [B, A], or by q itself."""
     if choosing_q is None:
-        best_q = next_q.amax(-1)
-    else:
-        best_q = next_q.gather(-1, choosing_q.argmax(-1, keepdim=True)).squeeze(-1)
-    return rewards + discounts * best_q
+        return q.amax(-1)
+    return of_actions(q, choosing_q.argmax(-1))
+
+
+def of_actions(q: Tensor, actions: Tensor) -> Tensor:
+    """Q(s, a) [...] of q [..., A] and actions [...]."""
+    return q.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+
+def q_returns(rewards: Tensor, values: Tensor, terminated: Tensor, ends: Tensor, gamma: float) -> Tensor:
+    """The targets [T, B] of rollouts: rewards up to where a stretch ends, and then what Q^- says of the rest.
+
+        R_t = r_t                       if s_{t+1} is terminal
+        R_t = r_t + gamma values_t      if the stretch ends with step t
+        R_t = r_t + gamma R_{t+1}       else
+
+    Where every step is an end, these are the targets of one step; where only the last is, those of n steps.
+
+    Args:
+        rewards: [T, B].
+        values: [T, B], Q^- of s_{t+1}, as far as stretches end there.
+        terminated: [T, B] bool.
+        ends: [T, B] bool; True in the last row, and where a time limit cut a game: s_{t+1} was its last state.
+        gamma: discount per agent step.
+    """
+    returns = torch.empty_like(rewards)
+    following = torch.zeros_like(rewards[0])
+    for t in range(len(rewards) - 1, -1, -1):
+        following = torch.where(ends[t], values[t], following).masked_fill(terminated[t], 0.0)
+        following = returns[t] = rewards[t] + gamma * following
+    return returns
 
 
 def q_loss(td_errors: Tensor, weights: Tensor, clip: float | None, reduction: str) -> Tensor:

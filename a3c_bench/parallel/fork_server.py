@@ -15,6 +15,7 @@ PRELOAD = (
     "a3c_bench.build",
     "a3c_bench.envs.envpool",
     "a3c_bench.algos.a3c",  # what workers run
+    "a3c_bench.algos.async_q",
     "a3c_bench.algos.gorila",
 )
 

@@ -43,3 +43,51 @@ class SharedModel:
             version = self.tally.version  # first: others may go on while we copy
             into.copy_(self.theta)
         return version
+
+
+class SharedTarget:
+    """theta^-, one for all workers; whichever of them first sees that it is due renews it, and no other.
+
+    Args:
+        theta: [P].
+        period_frames: it is renewed when the frames of the whole run have passed another multiple of this.
+    """
+
+    def __init__(self, theta: Tensor, period_frames: int) -> None:
+        self._period_frames = period_frames
+        self._values = theta.clone().share_memory_()  # type: ignore[no-untyped-call]
+        self._passed = torch.zeros(1, dtype=torch.int64)  # multiples, when it was last renewed
+        self._passed.share_memory_()  # type: ignore[no-untyped-call]
+        self._turn = Tokens(1)  # of who copies, so that nobody sees half of one and half of another
+
+    @property
+    def version(self) -> int:
+        """Changes when it is renewed."""
+        return int(self._passed)
+
+    def fetch(self, into: Tensor) -> int:
+        """Copies it into a vector [P]; gives its version."""
+        with self._turn:
+            into.copy_(self._values)
+            return self.version
+
+    def renew(self, theta: Tensor, frames: int) -> bool:
+        """theta^- <- theta [P] if it is due now that the run has simulated so many frames; gives whether it was."""
+        passed = frames // self._period_frames
+        if passed <= self.version:  # as nearly always: nobody has to wait
+            return False
+        with self._turn:
+            if passed <= self.version:  # another worker was sooner
+                return False
+            self._values.copy_(theta)
+            self._passed.fill_(passed)
+        return True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Part of checkpoints."""
+        return {"values": self._values, "passed": self._passed}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on from there, in place."""
+        self._values.copy_(state["values"])
+        self._passed.copy_(state["passed"])

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     LAG = 9
     STEP_TIME = 10
     FRESH = 11
+    EPSILON = 12
 
 
 def sequence(seed: int, stream: Stream, *path: int) -> np.random.SeedSequence:
