@@ -8,16 +8,27 @@ from analysis.aggregate import SEEDS_FOR_BAND
 from analysis.groups import SeedGroup, Trace
 from analysis.run import Run
 
+_THEIRS = (
+    "Other libraries: returns of their training games (means of theirs where a log has no games), never evaluations; "
+    "time since their log began, with whatever they did meanwhile, on hardware that it does not tell"
+)
+_THEIR_WRAPPERS = (
+    "; their Atari wrappers usually clip rewards to the sign and end an episode with a life, for learning alone"
+)
+
 
 def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]], per: str = "curve") -> str:
     """The whole caption: what is drawn, a line per environment, the machines, and runs that are not finished."""
     runs = [run for group in groups for run in group.runs]
     lines = [how_drawn]
     for env in dict.fromkeys(group.env for group in groups):
-        here = [group for group in groups if group.env == env]
-        trained = [run for group in here for run in group.runs]
-        lines.append(f"{env}: {_seeds(here)} per {per}, {frames(trained)}, {settings(trained)}.")
-    lines.append(f"Hardware: {hardware(runs)}.")
+        here = [group for group in groups if group.env == env and not group.library]
+        if here:
+            trained = [run for group in here for run in group.runs]
+            lines.append(f"{env}: {_seeds(here)} per {per}, {frames(trained)}, {settings(trained)}.")
+    lines += of_other_libraries(groups, per)
+    ours = [run for run in runs if not run.library]
+    lines += [f"Hardware: {hardware(ours)}."] if ours else []
     everyone = [run for group in groups for run in group.all_runs]
     lines += [f"Not finished: {names}." for names in [unfinished(everyone)] if names]
     lines += [f"Tried again until it finished: {names}." for names in [tried_again(everyone)] if names]
@@ -39,6 +50,24 @@ def averaging(groups: Sequence[SeedGroup[Trace]]) -> list[str]:
     if not all(group.has_band for group in groups):
         sentences.append(f"Thin lines: single runs, where there are fewer than {SEEDS_FOR_BAND} seeds and so no band.")
     return sentences
+
+
+def of_other_libraries(groups: Sequence[SeedGroup[Trace]], per: str = "curve") -> list[str]:
+    """What is to be said of runs that this suite did not train: a line per environment, and one on all of them."""
+    lines = []
+    theirs = [group for group in groups if group.library]
+    for env in dict.fromkeys(group.env for group in theirs):
+        here = [group for group in theirs if group.env == env]
+        trained = [run for group in here for run in group.runs]
+        if trained:
+            skip = _values(trained, "frame_skip")
+            steps = "" if skip == "1" else f" (1 of their steps is {skip} frames)"
+            names = ", ".join(dict.fromkeys(group.name for group in here))
+            lines.append(f"{env}, of other libraries ({names}): {_seeds(here)} per {per}, {frames(trained)}{steps}.")
+    if lines:
+        atari = any(run.config["env"].get("game") for group in theirs for run in group.runs)
+        lines.append(_THEIRS + (_THEIR_WRAPPERS if atari else "") + "; other settings are theirs and may differ.")
+    return lines
 
 
 def settings(runs: Sequence[Run]) -> str:
@@ -126,6 +155,9 @@ def _word(value: Any) -> str:
 
 
 def machine(run: Run) -> str:
+    """CPU, cores and GPU of a run."""
+    if run.library:
+        return f"not told by {run.library}"
     machine = run.status.get("machine") or {}
     cores = machine.get("cores")
     counted = "unknown cores" if cores is None else f"{cores} core{'' if cores == 1 else 's'}"

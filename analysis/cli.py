@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.load import load_and_count
+from analysis.other_formats import OtherError
 from analysis.run import Run
 from analysis.wandb_runs import PREFIX, WandbError
 
@@ -29,7 +30,7 @@ def parser(prog: str, description: str, folder: str = "figures") -> argparse.Arg
         nargs="+",
         type=Path,
         metavar="ROOT",
-        help="holds runs, for instance runs/demo; or wandb:entity/project",
+        help="holds runs, for instance runs/demo; or wandb:entity/project; or logs of CleanRL or Stable-Baselines3",
     )
     made.add_argument("--out", type=Path, metavar="DIR", help=f"default: {folder}/ in the first root")
     return made
@@ -104,7 +105,8 @@ def write_files(
         out: the folder for the files.
         write: takes the runs and the folder and gives the files; may raise NothingToDrawError.
     """
-    folder = out or (Path(kind) if str(roots[0]).startswith(PREFIX) else roots[0] / kind)
+    here = roots[0].parent if roots[0].is_file() else roots[0]
+    folder = out or (Path(kind) if str(roots[0]).startswith(PREFIX) else here / kind)
     return write_to(folder, kind, lambda place: write(_load(roots), place))
 
 
@@ -120,7 +122,7 @@ def write_to(folder: Path, kind: str, write: Callable[[Path], list[Path]]) -> in
     try:
         with aside(folder) as place:
             files = [folder / file.name for file in write(place)]
-    except (NothingToDrawError, FileNotFoundError, WandbError) as error:
+    except (NothingToDrawError, FileNotFoundError, WandbError, OtherError) as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
@@ -134,5 +136,7 @@ def _load(roots: Sequence[Path]) -> list[Run]:
     runs, counts = load_and_count(roots)
     for root, count in zip(roots, counts, strict=True):
         if not count:
-            raise NothingToDrawError(f"{root} holds no run: a run is a directory with config.yaml and status.json.")
+            raise NothingToDrawError(
+                f"{root} holds no run: a run is a directory with config.yaml and status.json, or another library's log."
+            )
     return runs

@@ -51,6 +51,8 @@ def commands(groups: Sequence[SeedGroup[Member]]) -> str:
     """A shell script that runs all of it again, under other names: every setting stands in it, none is a default."""
     configs = [[_settings(run.config) for run in group.runs] for group in groups]
     everything = [config for group in configs for config in group]
+    if not everything:
+        return ""
     shared = {key: value for key, value in everything[0].items() if all(one.get(key) == value for one in everything)}
     lines = ["shared=(", *_filled(shared), ")"]
     for group, settings in zip(groups, configs, strict=True):

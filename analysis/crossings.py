@@ -85,7 +85,8 @@ def goal_of_traces(traces: Sequence[ReturnTrace], window: int) -> tuple[float, s
 
 
 def _common_target(runs: Sequence[Run]) -> tuple[float, str] | None:
-    targets = {(run.config.get("budget") or {}).get("target_return") for run in runs}
+    ours = [run for run in runs if not run.library]  # others have no such setting
+    targets = {(run.config.get("budget") or {}).get("target_return") for run in ours}
     target = targets.pop() if len(targets) == 1 else None
     return None if target is None else (float(target), "budget.target_return of the runs")
 

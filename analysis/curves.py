@@ -229,6 +229,8 @@ def _legend_text(group: ReturnGroup) -> str:
     text = group.legend(len(reached))
     if all(one.kind == "final evaluation" for one in reached):
         return f"{text}, final evaluation {mean_of(reached):,.1f}"
+    if group.library:
+        return f"{text}, training games only"
     settled = all(trace.run.state == "finished" for trace in group.counted)  # they were never evaluated
     return text if settled else f"{text}, reached {mean_of(reached):,.1f}"
 
@@ -248,7 +250,7 @@ def make_caption(groups: Sequence[ReturnGroup], axes: Sequence[str], window: int
         *caption.averaging(groups),
     ]
     runs = [run for group in groups for run in group.all_runs]
-    reached = [one for group in groups for one in group.reached()]
+    reached = [one for group in groups if not group.library for one in group.reached()]
     games = sorted({one.n_games for one in reached if one.is_evaluation})
     if games:
         counts = " or ".join(map(str, games))

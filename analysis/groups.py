@@ -69,6 +69,11 @@ class SeedGroup(Generic[AnyTrace_co]):
         return " ".join(filter(None, [style.display_name(self.algo), self.label]))
 
     @property
+    def library(self) -> str:
+        """The other library that trained it; empty for ours."""
+        return self.all_runs[0].library
+
+    @property
     def runs(self) -> list[Run]:
         """One per seed that is drawn."""
         return [trace.run for trace in self.traces]

@@ -1,6 +1,7 @@
 """Run directories in, runs out: every run below some directories, each once.
 
-A run directory is any directory that holds config.yaml and status.json. Whatever is broken is named by a warning and
+A run directory is any directory that holds config.yaml and status.json; what other libraries write is known by its
+content (`analysis.others`). Whatever is broken is named by a warning and
 left out: one bad run never costs the figure of the others.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from analysis import walk, wandb_runs
+from analysis import others, walk, wandb_runs
 from analysis.run import Run, identity
 from analysis.settings import labelled
 
@@ -26,7 +27,8 @@ def load_runs(*roots: str | Path) -> list[Run]:
 
     Args:
         roots: directories at any height: `runs`, `runs/demo` or a single run directory; also those in which wandb keeps
-            offline runs, where there is no run directory around them, and `wandb:entity/project`.
+            offline runs, where there is no run directory around them, and `wandb:entity/project`; runs of other
+            libraries, which may be single files too.
 
     Returns:
         the runs; empty if there are none. Broken ones are named by a warning and left out.
@@ -34,6 +36,7 @@ def load_runs(*roots: str | Path) -> list[Run]:
     Raises:
         FileNotFoundError: a root is not a directory.
         wandb_runs.WandbError: an online project cannot be read.
+        others.OtherError: a root is a file, and no run.
     """
     return load_and_count(roots)[0]
 
@@ -45,20 +48,27 @@ def load_and_count(roots: Sequence[str | Path]) -> tuple[list[Run], list[int]]:
     for root in roots:
         if str(root).startswith(wandb_runs.PREFIX):
             here: dict[Path, Run | None] = {run.path: run for run in wandb_runs.read_online(str(root))}
+        elif Path(root).is_file():
+            here = {Path(root).resolve(): others.read_file(Path(root))}
         else:
             if not Path(root).is_dir():
                 raise FileNotFoundError(f"{root} is not a directory: give one that holds runs, for instance runs/demo.")
             offline: list[Path] = []
-            paths = {directory.resolve(): directory for directory in _run_directories(Path(root), offline)}
+            theirs: list[others.Source] = []
+            paths = {directory.resolve(): directory for directory in _run_directories(Path(root), offline, theirs)}
             here = {key: found[key] if key in found else _load_run(path) for key, path in paths.items()}
             here |= {run.path.resolve(): run for run in wandb_runs.read_offline(offline)}
+            for source in theirs:
+                key = source.path.resolve()
+                here[key] = found[key] if key in found else others.read(source, Path(root))
         counts.append(sum(run is not None for run in here.values()))
         found |= here
-    return labelled([run for run in found.values() if run is not None]), counts
+    runs = others.joined([run for run in found.values() if run is not None])
+    return labelled(others.numbered(runs)), counts
 
 
-def _run_directories(root: Path, offline: list[Path]) -> Iterator[Path]:
-    """The run directories, and into `offline` the files of wandb that lie in none."""
+def _run_directories(root: Path, offline: list[Path], theirs: list[others.Source]) -> Iterator[Path]:
+    """The run directories; into `offline` the files of wandb that lie in none, into `theirs` other libraries' runs."""
     for directory, children, files in walk.below(root):
         offline += [directory / file for file in sorted(files) if file.endswith(".wandb")]
         if "status.json" in files and "config.yaml" in files:
@@ -68,6 +78,8 @@ def _run_directories(root: Path, offline: list[Path]) -> Iterator[Path]:
             log.warning("%s is left out: it holds no config.yaml.", directory)
         elif "config.yaml" in files and "episodes.csv" in files:
             log.warning("%s is left out: it holds no status.json.", directory)
+        else:
+            theirs += others.sources(directory, files)
 
 
 def _load_run(directory: Path) -> Run | None:

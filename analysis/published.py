@@ -42,6 +42,11 @@ def references(game: str | None, starts: str) -> pd.DataFrame:
     return table[here].sort_values("score", kind="stable")
 
 
+def games() -> frozenset[str]:
+    """The Atari games whose random and human scores are known."""
+    return frozenset(_read(_REFERENCES)["game"])
+
+
 def speeds() -> pd.DataFrame:
     """Published speeds: method, quantity, workers_or_setting, value, unit, hardware, source, checked."""
     table = _read(_HERE / "data" / "published_speeds.csv").copy()

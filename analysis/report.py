@@ -140,7 +140,7 @@ def _write(
     others = list(drawn(gallery.OTHERS))
     say("Writing the page.")
     script = folder / "reproduce.sh"
-    script.write_text(commands(groups), encoding="utf-8")
+    script.write_text(commands([group for group in groups if not group.library]), encoding="utf-8")
     chapters = [
         Chapter("What was run", _what_was_run(groups)),
         Chapter("Headline figures", headline),
@@ -180,10 +180,14 @@ def _what_was_run(groups: Sequence[SeedGroup[Member]]) -> list[str]:
         seeds = ", ".join(str(run.seed) for run in group.runs[:10]) + (", ..." if len(group.runs) > 10 else "")
         state = ", ".join(f"{count} {state}" for state, count in states.most_common())
         rows.append([group.env, group.name, f"{len(group.runs)} ({seeds})", caption.frames(group.runs), state])
-    found = differences(groups)
     parts = [
         page.table(pd.DataFrame(rows, columns=["environment", "method", "seeds", "trained for", "state"]), words=True)
     ]
+    parts += [page.small(line) for line in caption.of_other_libraries(groups, "method")[-1:]]
+    ours = [group for group in groups if not group.library]  # settings of others mean other things
+    if not ours:
+        return parts
+    found = differences(ours)
     if found.differing:
         parts += [page.heading("Settings that differ"), page.settings(found.columns, found.differing)]
     if found.partial:
@@ -243,7 +247,10 @@ def _reason(run: Run) -> str:
     return f"It {_STATES.get(run.state, 'says no reason')}, after {frames}."
 
 
-def _how_to_reproduce(runs: Sequence[Run], folder: Path) -> list[str]:
+def _how_to_reproduce(everyone: Sequence[Run], folder: Path) -> list[str]:
+    runs = [run for run in everyone if not run.library]
+    if not runs:
+        return [page.paragraph("None of these runs is of this suite: how they were made their own libraries tell.")]
     roots = sorted({str(run.config.get("root", "runs")) + "/" + str(run.config.get("name", "")) for run in runs})
     commits = sorted({str(run.status["git_commit"]) for run in runs if run.status.get("git_commit")})
     parts = [

@@ -40,6 +40,7 @@ class Run:
     env: str  # the Atari game, else the environment's id
     seed: int
     label: str = ""  # the settings in which it differs from the other loaded runs of its algorithm: "n_envs=64"
+    library: str = ""  # that trained it, where it is not this suite
 
     @property
     def state(self) -> str:
@@ -62,7 +63,7 @@ class Run:
 
     def episodes(self) -> pd.DataFrame:
         """Finished training games, one a row, by `frames` (several may share a value)."""
-        return _read_table(self.path / "episodes.csv", EPISODE_COLUMNS).sort_values("frames", kind="stable")
+        return self._table("episodes.csv", EPISODE_COLUMNS).sort_values("frames", kind="stable")
 
     def training_returns(self, window: int) -> pd.DataFrame:
         """At the end of each training game: frames and wall_seconds, and mean_return of the last `window` games."""
@@ -73,27 +74,27 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """One row per interval of training."""
-        return _read_table(self.path / "metrics.csv", METRIC_COLUMNS)
+        return self._table("metrics.csv", METRIC_COLUMNS)
 
     def lag(self) -> pd.DataFrame:
         """Policy lag, one row per interval of training, by `frames`; NaN where an interval has no sample of a unit."""
-        table = _read_table(self.path / "lag.csv", LAG_COLUMNS).sort_values("frames", kind="stable")
+        table = self._table("lag.csv", LAG_COLUMNS).sort_values("frames", kind="stable")
         return table.apply(pd.to_numeric, errors="coerce")
 
     def lag_histogram(self) -> pd.DataFrame:
         """Bins of policy lag over the whole run: samples with lower <= lag < upper, by `unit`."""
-        return _read_table(self.path / "lag_histogram.csv", HISTOGRAM_COLUMNS)
+        return self._table("lag_histogram.csv", HISTOGRAM_COLUMNS)
 
     def adjustments(self) -> pd.DataFrame:
         """GA3C's dynamic adjustment, one row per window; empty if it is off."""
-        return _read_table(self.path / "adjustments.csv", ADJUSTMENT_COLUMNS)
+        return self._table("adjustments.csv", ADJUSTMENT_COLUMNS)
 
     def evaluations(self) -> pd.DataFrame:
         """Evaluation games, one a row; `final` is True for those of the evaluation after training.
 
         Where a run was finished and went on with a larger budget, those of its earlier end are no final ones any more.
         """
-        games = _read_table(self.path / "eval.csv", EVALUATION_COLUMNS)
+        games = self._table("eval.csv", EVALUATION_COLUMNS)
         end = games["frames"][games["final"]].max()
         starts = self.status.get("history")
         began = (
@@ -102,6 +103,9 @@ class Run:
         if self.state != "finished" and any(frames >= end for frames in began):
             return games.assign(final=False)
         return games.assign(final=games["final"] & (games["frames"] >= end))
+
+    def _table(self, file: str, required: Sequence[str]) -> pd.DataFrame:
+        return _read_table(self.path / file, required)
 
 
 def identity(config: Mapping[str, Any]) -> tuple[str, str, int]:
@@ -116,9 +120,14 @@ def identity(config: Mapping[str, Any]) -> tuple[str, str, int]:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
+def empty_table(columns: Sequence[str]) -> pd.DataFrame:
+    """No row of some columns."""
+    return pd.DataFrame({column: pd.Series(dtype=_DTYPES.get(column, "float64")) for column in columns})
+
+
 def _read_table(file: Path, required: Sequence[str]) -> pd.DataFrame:
     """A table whose `required` columns are there and hold numbers (or what _DTYPES says) in every row."""
-    empty = pd.DataFrame({column: pd.Series(dtype=_DTYPES.get(column, "float64")) for column in required})
+    empty = empty_table(required)
     try:
         whole_rows = file.read_bytes().rpartition(b"\n")[0]  # a killed writer may leave half a row at the end
         if not whole_rows:

@@ -9,6 +9,7 @@ from analysis import published, statistics
 from analysis.aggregate import Floats
 from analysis.outcome import FAILED, TRAINING_GAMES
 from analysis.statistics import Estimate
+from analysis.style import OF_ANOTHER_LIBRARY
 from analysis.summary import counted_rows, is_plain, tally_of, unique_seeds
 from analysis.writing import INTERVAL, NO_INTERVAL, Table, about_endings, about_intervals, written
 
@@ -29,10 +30,14 @@ def score_rows(summary: pd.DataFrame, which: Callable[[str], bool] = lambda meth
 
     Returns:
         SCORE_COLUMNS; `starts` tells which rows may be compared; a score is of `n_seeds` out of `n_runs`, and `runs`
-        says what became of them. A configuration of which no run has a score has a row with NaN.
+        says what became of them. A configuration of which no run has a score has a row with NaN. Beside other
+        libraries, which evaluate nothing, ours have a row of their training games too.
     """
     runs = unique_seeds(summary)
     runs = runs.assign(score=runs["score"].fillna(runs["training_score"]))
+    theirs = runs["library"] != ""
+    beside = runs[~theirs & (runs["starts"] != "training") & runs["env"].isin(runs["env"][theirs])]
+    runs = pd.concat([runs, beside.assign(starts="training", score=beside["training_score"], games=np.nan)])
     rows = [
         _score_row(starts, env, algo, label, group)
         for (env, algo, label, starts), group in runs.groupby(["env", "algo", "label", "starts"], sort=False)
@@ -111,6 +116,8 @@ def _score_table(starts: str, rows: pd.DataFrame) -> Table:
 
 
 def _kind_of_score(starts: str, ours: pd.DataFrame) -> str:
+    if starts == "training" and ours["algo"].str.contains(OF_ANOTHER_LIBRARY, regex=False).any():
+        return "Training games of ours and of other libraries, whose logs hold no evaluation: none of these is one."
     if starts == "training":
         return "These runs have no final evaluation; a training score is no evaluation score."
     counts = sorted({int(games) for games in ours["games"].dropna()})

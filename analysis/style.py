@@ -35,6 +35,9 @@ LINE_STYLES: dict[str, LineStyle] = {
     "gorila": (0, (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
 }
 MARKERS = {"paac": "o", "a3c": "s", "ga3c": "^", "dqn": "D", "gorila": "v"}
+OF_ANOTHER_LIBRARY = ": "  # in the name of its methods: "CleanRL: ppo_atari"
+_THEIR_LINES: tuple[LineStyle, ...] = ((0, (3.0, 1.2, 3.0, 4.0)), (0, (1.2, 1.2, 1.2, 1.2, 1.2, 4.0)))
+_THEIR_MARKERS = ("P", "X", "*", "d")
 _SHADES = (0.0, 0.45, -0.45)  # towards white (above 0) or black, for variants of one algorithm
 
 _RC: dict[str, Any] = {
@@ -97,6 +100,7 @@ def looks(curves: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Look]:
     """A look for every (algo, label) of a figure.
 
     An algorithm has the same colour and line style in every figure; its variants differ in shade and line style.
+    Lines of other libraries' methods are broken as none of ours is.
     """
     labels: dict[str, set[str]] = defaultdict(set)
     for algo, label in curves:
@@ -134,6 +138,13 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 
 def _look(algo: str, variant: int, unknown: Sequence[str]) -> Look:
+    if OF_ANOTHER_LIBRARY in algo:
+        n = unknown.index(algo)
+        return Look(
+            colour=_shade(FALLBACK_COLOURS[n % len(FALLBACK_COLOURS)], _SHADES[variant % len(_SHADES)]),
+            line_style=_THEIR_LINES[n // len(FALLBACK_COLOURS) % len(_THEIR_LINES)],
+            marker=_THEIR_MARKERS[(n + variant) % len(_THEIR_MARKERS)],
+        )
     styles, markers = list(LINE_STYLES), list(MARKERS.values())
     if algo in COLOURS:
         colour, first = COLOURS[algo], styles.index(algo)

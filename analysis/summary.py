@@ -82,10 +82,10 @@ def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     """A row per run; empty (with its columns) without any.
 
     Columns: path, env, game (None beside Atari), algo, label, name (for legends), seed, state, ending (state, or
-    "diverged"); counters; LABELS and SHARES; games (of the evaluation) and starts; hardware. `score` is what a run
-    reached by the rule of `outcome`, and score_is says what that was. Areas in one environment end at the same frame
-    (`common_ends`). Speeds are those of the whole run; lag and shares of time are means over its intervals, the latter
-    weighted by their length.
+    "diverged"), library (empty for ours); counters; LABELS and SHARES; games (of the evaluation) and starts; hardware.
+    `score` is what a run reached by the rule of `outcome`, and score_is says what that was. Areas in one environment
+    end at the same frame (`common_ends`). Speeds are those of the whole run; lag and shares of time are means over its
+    intervals, the latter weighted by their length.
     """
     runs = list(runs)
     ends = common_ends(runs)
@@ -166,6 +166,7 @@ _COLUMNS = [
         "updates",
         "games",
         "starts",
+        "library",
     ),
     *("hardware", "share_predictors_wait", "share_trainers_wait", *LABELS, *SHARES),
 ]
@@ -180,6 +181,7 @@ def _row(run: Run, end: float | None) -> dict[str, Any]:
         "state": run.state,
         "ending": run.ending,
         "hardware": caption.machine(run),
+        "library": run.library,
     }
     row["name"] = " ".join(filter(None, [style.display_name(run.algo), run.label]))
     row |= _counters(run) | _scores(run, end) | _of_metrics(run) | _lag(run)
@@ -245,7 +247,7 @@ def _with_starts(table: pd.DataFrame) -> pd.DataFrame:
 
     Their score is that of their training games then.
     """
-    early = (table["state"] != "finished") & (table["starts"] == "training")
+    early = (table["state"] != "finished") & (table["starts"] == "training") & (table["library"] == "")
     evaluated = table[table["starts"] != "training"]
     for i, row in table[early].iterrows():
         here = evaluated[evaluated["env"] == row["env"]]

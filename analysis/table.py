@@ -57,6 +57,7 @@ def cost_table(summary: pd.DataFrame) -> Table:
         "Of the bound: PPS over the machine's serial bound, where runs were calibrated.",
         "Speeds hold for the load that the machine had while it ran."
         + (f" Hardware: {machines[0]}." if len(machines) == 1 else ""),
+        *(["Other libraries: hours since their log began."] if (summary["library"] != "").any() else []),
         *([NOT_OVER] if about_endings("; ".join(numbers["runs"]))[-1:] == [NOT_OVER] else []),
     ]
     return Table("cost", "Cost", numbers, text, notes)

@@ -68,7 +68,10 @@ def test_an_empty_root_is_one_sentence(tmp_path, capsys, command):
     (tmp_path / "runs").mkdir()
     assert draw(command, tmp_path / "runs", capsys) == (
         2,
-        [f"{tmp_path / 'runs'} holds no run: a run is a directory with config.yaml and status.json."],
+        [
+            f"{tmp_path / 'runs'} holds no run: a run is a directory with config.yaml and status.json, or another "
+            "library's log."
+        ],
     )
     assert not (tmp_path / "out").exists()
 
