@@ -304,10 +304,10 @@ def _legend() -> list[str]:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def make_files(folder: Path, n_critics: int = N_CRITICS) -> list[Path]:
+def make_files(folder: Path) -> list[Path]:
     """Writes the three figures and their tables to a folder and gives the paths."""
     world = make_world()
-    variances, biases = variance_table(world), bias_table(world, n_critics)
+    variances, biases = variance_table(world), bias_table(world)
     batches = batch_table(biases)
     return [
         *cli.save("psi_variance", draw_variance(variances), variances, folder),

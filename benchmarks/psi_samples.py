@@ -26,13 +26,14 @@ from analysis.aggregate import Floats
 from analysis.cli import positive
 from analysis.gridworld import World
 from analysis.moments import Moments, Quality
-from analysis.psi import GAMMA, make_cases, make_world
+from analysis.psi import GAMMA, Case, make_cases, make_world
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 ERROR = 0.3  # of the critic, in standard deviations of V
 AT_ONCE = 10_000  # rollouts
+WITHOUT_BASELINE = "q without its baseline"
 # advantage, t_max, lambda (of gae alone)
 CASES: tuple[tuple[str, int, float | None], ...] = (
     ("td", 5, None),
@@ -43,6 +44,8 @@ CASES: tuple[tuple[str, int, float | None], ...] = (
     ("monte_carlo", 20, None),
     ("monte_carlo", 100, None),
     ("baseline", 100, None),
+    ("q", 5, None),
+    (WITHOUT_BASELINE, 5, None),
 )
 
 
@@ -71,14 +74,18 @@ def play(world: World, policy: Floats, t_max: int, n_rollouts: int, random: np.r
     return Rollouts(*(np.stack(rows) for rows in (states, actions, rewards, terminated)))
 
 
-def exact(world: World, policy: Floats, critic: Floats, kind: str, t_max: int, gae_lambda: float | None) -> Moments:
-    """The moments of an estimator of the suite, with a critic [S]."""
+def exact(world: World, case: Case, kind: str, t_max: int, gae_lambda: float | None) -> Moments:
+    """The moments of an estimator of the suite, with the first critic of a case."""
+    critic = case.critics[:1]
     if kind in ("monte_carlo", "baseline"):
-        psi = next(islice(moments.ended_returns(world, policy, GAMMA), t_max - 1, None))
-        return psi if kind == "monte_carlo" else moments.less_baseline(psi, critic[None])
+        psi = next(islice(moments.ended_returns(world, case.policy, GAMMA), t_max - 1, None))
+        return psi if kind == "monte_carlo" else moments.less_baseline(psi, critic)
+    if kind in ("q", WITHOUT_BASELINE):
+        q = case.q_critics[:1]
+        return moments.of_action(q if kind == WITHOUT_BASELINE else q - (case.policy * q).sum(-1, keepdims=True))
     own = {"td": 0.0, "nstep": 1.0}.get(kind, gae_lambda)
     assert own is not None
-    return next(islice(moments.rollouts(world, policy, GAMMA, own, critic[None]), t_max - 1, None))
+    return next(islice(moments.rollouts(world, case.policy, GAMMA, own, critic), t_max - 1, None))
 
 
 class Sums:
@@ -116,24 +123,29 @@ def check(world: World, n_samples: int, seed: int = 0) -> Iterator[dict[str, obj
             continue
         for t_max in dict.fromkeys(steps for _, steps, _ in CASES):
             chosen = [(kind, steps, own) for kind, steps, own in CASES if steps == t_max]
-            psis = [exact(world, case.policy, case.critics[0], *one) for one in chosen]
+            psis = [exact(world, case, *one) for one in chosen]
             means = [mean_of(world, case.policy, psi) for psi in psis]
             g = moments.true_gradient(world, case.policy, GAMMA)
             sums = [Sums(case.policy, g, mean) for mean in means]
             for _ in range(max(1, n_samples // (t_max * AT_ONCE))):
                 played = play(world, case.policy, t_max, min(AT_ONCE, n_samples // t_max), random)
                 for (kind, _, own), each in zip(chosen, sums, strict=True):
-                    each.add(played, *estimate(kind, own, played, case.critics[0]))
+                    each.add(played, *estimate(case, kind, own, played))
             for one, psi, each in zip(chosen, psis, sums, strict=True):
                 about = {"policy": case.share, "advantage": one[0], "t_max": t_max, "lambda": one[2]}
                 yield {**about, **compare(moments.quality(world, case.policy, GAMMA, psi), each)}
 
 
-def estimate(kind: str, gae_lambda: float | None, played: Rollouts, critic: Floats) -> tuple[Floats, Bools]:
-    """psi [T, B] of the suite's estimator, and where it is usable."""
-    made = estimator(kind, GAMMA) if gae_lambda is None else estimator(kind, GAMMA, gae_lambda)
-    ended = torch.from_numpy(played.terminated)
-    found = made(torch.from_numpy(played.rewards), torch.from_numpy(critic[played.states]), ended, ended & False)
+def estimate(case: Case, kind: str, gae_lambda: float | None, played: Rollouts) -> tuple[Floats, Bools]:
+    """psi [T, B] of the suite's estimator with the first critic of a case, and where it is usable."""
+    q = case.q_critics[0]
+    values_actions = kind in ("q", WITHOUT_BASELINE)
+    critic = (case.policy * q).sum(-1) if values_actions else case.critics[0]
+    more = [q[played.states[:-1], played.actions]] if values_actions else []
+    made = estimator(kind.split()[0], GAMMA, 0.0 if gae_lambda is None else gae_lambda, q_baseline=kind == "q")
+    ended = played.terminated
+    outcomes = played.rewards, critic[played.states], ended, np.zeros_like(ended), *more
+    found = made(*map(torch.from_numpy, outcomes))
     return found.advantages.numpy(), found.usable.numpy()
 
 

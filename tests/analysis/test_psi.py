@@ -15,7 +15,8 @@ from benchmarks.psi_samples import Rollouts
 
 SMALL = gridworld.make_grid(2, 2, slip=0.2, step_reward=-0.1, goal_reward=1.0)  # 0 1 / 2 goal
 UNEVEN = np.array([[0.1, 0.4, 0.3, 0.2], [0.25, 0.25, 0.4, 0.1], [0.3, 0.5, 0.1, 0.1]])
-WRONG = np.array([0.3, -0.2, 0.7])  # a critic
+CRITICS = np.array([[0.3, -0.2, 0.7]]), np.random.default_rng(2).standard_normal((1, 3, 4))  # V^ and Q_w, both wrong
+CASE = psi.Case(0.0, 1.0, UNEVEN, *CRITICS)
 
 # trace of the covariance of a sample over |g|^2 at gamma = 1, with an exact critic, of policies at 0, 50 and 90%
 VARIANCES = {
@@ -32,6 +33,11 @@ VARIANCES = {
 @pytest.fixture(scope="module")
 def world() -> World:
     return psi.make_world()
+
+
+@pytest.fixture(scope="module")
+def biases(world: World) -> pd.DataFrame:
+    return psi.bias_table(world, n_critics=4)
 
 
 def test_the_grid_by_hand() -> None:
@@ -123,7 +129,15 @@ def every_path(t_max: int) -> tuple[Rollouts, Floats]:
 
 @pytest.mark.parametrize(
     ("kind", "t_max", "gae_lambda"),
-    [("nstep", 3, None), ("gae", 3, 0.6), ("td", 2, None), ("monte_carlo", 3, None), ("baseline", 3, None)],
+    [
+        ("nstep", 3, None),
+        ("gae", 3, 0.6),
+        ("td", 2, None),
+        ("monte_carlo", 3, None),
+        ("baseline", 3, None),
+        ("q", 2, None),
+        (psi_samples.WITHOUT_BASELINE, 2, None),
+    ],
 )
 def test_moments_beside_every_path(
     kind: str, t_max: int, gae_lambda: float | None, monkeypatch: pytest.MonkeyPatch
@@ -132,12 +146,12 @@ def test_moments_beside_every_path(
     monkeypatch.setattr(psi_samples, "GAMMA", 0.8)
     played, weights = every_path(t_max)
     assert weights.sum() == pytest.approx(1.0)
-    estimated, usable = psi_samples.estimate(kind, gae_lambda, played, WRONG)
+    estimated, usable = psi_samples.estimate(CASE, kind, gae_lambda, played)
     first, second, known = (np.zeros(UNEVEN.shape) for _ in range(3))
     place = played.states[:-1], played.actions
     for sums, value in ((first, estimated), (second, estimated**2), (known, np.ones_like(estimated))):
         np.add.at(sums, place, np.where(usable, value, 0.0) * weights)
-    exact = psi_samples.exact(SMALL, UNEVEN, WRONG, kind, t_max, gae_lambda)
+    exact = psi_samples.exact(SMALL, CASE, kind, t_max, gae_lambda)
     share = t_max * gridworld.shares(SMALL, UNEVEN)[:, None] * UNEVEN
     assert first == pytest.approx(share * exact.first[0], abs=1e-12)
     assert second == pytest.approx(share * exact.second[0], abs=1e-12)
@@ -175,32 +189,33 @@ def test_a_wrong_mean_is_seen(world: World) -> None:
     random = np.random.default_rng(0)
     case = next(case for case in psi.make_cases(world, 1) if case.error == 0.3)
     played = psi_samples.play(world, case.policy, 5, 20_000, random)
-    other = psi_samples.exact(world, case.policy, case.critics[0], "gae", 5, 0.5)
+    other = psi_samples.exact(world, case, "gae", 5, 0.5)
     g = moments.true_gradient(world, case.policy, psi.GAMMA)
     sums = psi_samples.Sums(case.policy, g, psi_samples.mean_of(world, case.policy, other))
-    sums.add(played, *psi_samples.estimate("nstep", None, played, case.critics[0]))
+    sums.add(played, *psi_samples.estimate(case, "nstep", None, played))
     row = psi_samples.compare(moments.quality(world, case.policy, psi.GAMMA, other), sums)
     assert row["rms_z"] > 1.4
     assert row["variance_sampled"] > 1.5 * row["variance_exact"]
 
 
-def test_bias_falls_and_variance_rises(world: World) -> None:
-    table = psi.bias_table(world, n_critics=4)
-    assert len(table) == len(psi.SHARES) * len(psi.ERRORS) * (len(psi.T_MAX) * len(psi.LAMBDAS) + 4)
-    rollout = table[(table["psi"] == "rollout") & (table["t_max"] == psi.LONG)].set_index(["policy", "critic_error"])
+def test_bias_falls_and_variance_rises(biases: pd.DataFrame) -> None:
+    assert len(biases) == len(psi.SHARES) * len(psi.ERRORS) * (len(psi.T_MAX) * len(psi.LAMBDAS) + 4)
+    rollout = biases[(biases["psi"] == "rollout") & (biases["t_max"] == psi.LONG)].set_index(["policy", "critic_error"])
     assert rollout.loc[(slice(None), 0.0), "bias"].max() < 1e-12  # an exact critic has none, at any lambda
     wrong = rollout.loc[(0.5, 0.3)].sort_values("lambda")
     assert (np.diff(wrong["bias"]) < 0).all()
     assert (np.diff(wrong["variance"]) > 0).all()
-    best = psi.batch_table(table)
+    best = psi.batch_table(biases)
     best = best[best["best"] & (best["critic_error"] == 1.0)].set_index(["policy", "n_samples"])["lambda"]
     for share in psi.SHARES:
         assert best[share, 5] < best[share, 5000]  # the larger the batch, the more lambda pays
 
 
 @pytest.mark.usefixtures("inkless")
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(psi, "make_files", lambda folder: psi_make_files(folder, 2))
+def test_the_command(
+    tmp_path: Path, biases: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(psi, "bias_table", lambda world: biases)
     assert psi.main(["--out", str(tmp_path / "out")]) == 0
     names = [f"psi_{part}.{kind}" for part in ("variance", "bias", "batch") for kind in ("png", "pdf", "csv")]
     assert capsys.readouterr().out.split() == [str(tmp_path / "out" / name) for name in names]
@@ -210,6 +225,3 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     (tmp_path / "file").touch()
     assert psi.main(["--out", str(tmp_path / "file" / "out")]) == 2
     assert "cannot be written" in capsys.readouterr().err
-
-
-psi_make_files = psi.make_files
