@@ -4,6 +4,9 @@ The serial bound is what a run would reach if it did nothing but simulate, predi
 
     1 / (1 / simulation + 1 / forward + 1 / forward_backward)   agent steps per second
 
+Where a rollout is learnt from in several passes (PPO), forward_backward is that of a minibatch, and an agent step is in
+as many of them as there are passes.
+
 For Q-learning forward_backward is an update from the replay, with its target network's forward, at so many agent steps
 per second as it stands for: four per update in DQN. Drawing and storing are not part of it.
 
@@ -82,10 +85,13 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
     compute = build.make_compute(config)
     act = _acting(network, observations, compute)
     if workload.replayed_batch is None:
-        training_batch = n_steps = n_envs * t_max
-        differentiate = _actor_critic_training(network, observations, t_max, n_actions, compute)
+        training_batch = n_envs * t_max // workload.n_minibatches
+        n_steps = training_batch / workload.n_epochs
+        whole = n_envs % workload.n_minibatches == 0  # as with an LSTM; without, the shape does not matter
+        shape = (t_max, n_envs // workload.n_minibatches) if whole else (1, training_batch)
+        differentiate = _actor_critic_training(network, observations, shape, n_actions, compute)
     else:
-        training_batch, n_steps = workload.replayed_batch, workload.update_period_agent_steps
+        training_batch, n_steps = workload.replayed_batch, float(workload.update_period_agent_steps)
         target_network = algorithm.make_network(config, envs, device)
         options: dict[str, Any] = {"double": workload.double, "td_error_clip": 1.0, "reduction": "sum"}
         learner = QLearner(network, target_network, parameters, **options, compute=compute)
@@ -151,10 +157,10 @@ def _forward(network: ActorCritic | QNetwork, n_envs: int, compute: Compute) -> 
 
 
 def _actor_critic_training(
-    network: ActorCritic, observations: Tensor, t_max: int, n_actions: int, compute: Compute
+    network: ActorCritic, observations: Tensor, shape: tuple[int, int], n_actions: int, compute: Compute
 ) -> Work:
-    n_envs, device = len(observations), observations.device
-    batch = observations.repeat(t_max, *([1] * observations.dim()))
+    (t_max, n_envs), device = shape, observations.device
+    batch = observations[torch.arange(n_envs) % len(observations)].repeat(t_max, *([1] * observations.dim()))
     state = network.initial_state(n_envs)
     actions = torch.randint(n_actions, (t_max, n_envs), device=device)
     ones = torch.ones((t_max, n_envs), device=device)

@@ -12,7 +12,7 @@ from a3c_bench.schema import nearest
 if TYPE_CHECKING:
     from a3c_bench.algos.settings import Settings
 
-_BUILT_IN = {name: f"a3c_bench.algos.{name}:ALGORITHM" for name in ("a3c", "dqn", "ga3c", "gorila", "paac")}
+_BUILT_IN = {name: f"a3c_bench.algos.{name}:ALGORITHM" for name in ("a3c", "dqn", "ga3c", "gorila", "paac", "ppo")}
 _BUILT_IN |= {name: f"a3c_bench.algos.async_q:{name.upper()}" for name in ("one_step_q", "one_step_sarsa", "n_step_q")}
 
 
@@ -25,6 +25,8 @@ class Workload:
     n_processes: int | None = None  # that do all this side by side, each on one core; None: one, on all cores
     replayed_batch: int | None = None  # samples of an update from a replay; None: what was acted, acting_batch * t_max
     update_period_agent_steps: int = 1  # agent steps per such an update
+    n_epochs: int = 1  # passes over what was acted
+    n_minibatches: int = 1  # parts of what was acted, each of which makes an update in every pass
     double: bool = False  # such an update asks both networks which action is best
     mapped_replays: tuple[int, ...] = ()  # environments of each replay that lies in files of the run directory
 

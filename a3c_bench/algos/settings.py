@@ -4,13 +4,14 @@ An algorithm's file shows them as its own (`from a3c_bench.algos.paac import PAA
 that `--help`, `--cfg` and bad input wait neither for torch nor for a simulator: nothing here may import either.
 
 What a value is, conf/algo/<name>.yaml says, with its source; the defaults here are the same, as a test makes sure.
-Those of Q-learners are in `settings_q`.
+Those of Q-learners are in `settings_q`, of who learns in several passes in `settings_passes`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from a3c_bench.algos.settings_passes import PPOConfig, check_ppo
 from a3c_bench.algos.settings_q import (
     DQNConfig,
     GorilaConfig,
@@ -259,4 +260,5 @@ SETTINGS = {
     "one_step_q": Settings(OneStepQConfig, check_async_q, forks=True),
     "one_step_sarsa": Settings(OneStepSarsaConfig, check_async_q, forks=True),
     "paac": Settings(PAACConfig, check_paac, computes=True),
+    "ppo": Settings(PPOConfig, check_ppo, computes=True),
 }

@@ -22,7 +22,7 @@ from a3c_bench.core.replay import Sample
 from a3c_bench.core.rollout import Batch
 
 
-class _Learner:
+class Learner:
     """What follows the gradient.
 
     Args:
@@ -107,7 +107,7 @@ class Backward(NamedTuple):
         return self.values, self.returns, self.mask
 
 
-class ActorCriticLearner(_Learner):
+class ActorCriticLearner(Learner):
     """Learns a policy and its value from rollouts.
 
     Args:
@@ -233,11 +233,16 @@ class ActorCriticLearner(_Learner):
     def _n_cut(self, ratios: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """Samples whose ratio the correction cuts, a scalar."""
         if self._ratio_clip is not None:
-            beyond = (advantages > 0) & (ratios > 1.0 + self._ratio_clip)
-            beyond |= (advantages < 0) & (ratios < 1.0 - self._ratio_clip)
-        else:
-            beyond = ratios > (torch.inf if self.estimate.cuts_at is None else self.estimate.cuts_at)
+            return n_beyond_clip(ratios, advantages, mask, self._ratio_clip)
+        beyond = ratios > (torch.inf if self.estimate.cuts_at is None else self.estimate.cuts_at)
         return (beyond & mask).sum()
+
+
+def n_beyond_clip(ratios: Tensor, advantages: Tensor, mask: Tensor, ratio_clip: float) -> Tensor:
+    """Samples of the mask, a scalar, that the clipped surrogate leaves without a gradient; all else is [T, B]."""
+    beyond = (advantages > 0) & (ratios > 1.0 + ratio_clip)
+    beyond |= (advantages < 0) & (ratios < 1.0 - ratio_clip)
+    return (beyond & mask).sum()
 
 
 class QBackward(NamedTuple):
@@ -251,7 +256,7 @@ class QBackward(NamedTuple):
         return {"loss": self.loss, "td_error": self.td_errors.abs().mean()}
 
 
-class QLearner(_Learner):
+class QLearner(Learner):
     """Learns Q from a replay (Mnih et al. 2015; double: van Hasselt et al. 2016).
 
     Args:

@@ -13,7 +13,7 @@ class ActorCriticLoss(NamedTuple):
 
     total: Tensor
     policy: Tensor  # mean of -log pi(a_t | s_t) psi_t, or of the clipped surrogate
-    value: Tensor  # mean of (R_t - V(s_t))^2, or of (R_t - Q(s_t, a_t))^2, without the weight
+    value: Tensor  # mean of (R_t - V(s_t))^2, or (R_t - Q(s_t, a_t))^2, without the weight; see value_clip
     entropy: Tensor  # mean of H(pi(. | s_t)), nats
 
 
@@ -33,6 +33,8 @@ def actor_critic_loss(
     ratio_clip: float | None = None,
     log_ratios: Tensor | None = None,
     there: Tensor | None = None,
+    value_clip: float | None = None,
+    values_then: Tensor | None = None,
 ) -> ActorCriticLoss:
     """L = reduce[ -log pi(a_t | s_t) psi_t - beta H(pi(. | s_t)) + c (R_t - V(s_t))^2 ]  (Mnih et al. 2016, section 4).
 
@@ -64,6 +66,9 @@ def actor_critic_loss(
             of log pi psi where pi = mu, and 0 where the policy has moved further than that in the direction of psi.
         log_ratios: [T, B], log w, with gradient; for ratio_clip.
         there: [B], bool; False for what only fills a batch up, which is not among the B either. None: all are.
+        value_clip: V may move so far from what it was: (R - V)^2 is replaced by the larger of itself and that of V
+            clipped to values_then +- value_clip, whose gradient is 0 where V has moved further away (PPO's code).
+        values_then: [T, B], V when the sample was taken; for value_clip.
     """
     if log_epsilon > 0.0:
         log_of_pi = (log_probs.exp() + log_epsilon).log()
@@ -80,7 +85,12 @@ def actor_critic_loss(
         objective = torch.minimum(ratios * advantages.detach(), clipped * advantages.detach())
     policy = -(weights * objective).sum()
     entropy = -(weights * (log_probs.exp() * log_of_pi).sum(-1)).sum()
-    value = (weights * (returns.detach() - values).square()).sum()
+    errors = (returns.detach() - values).square()
+    if value_clip is not None:
+        assert values_then is not None
+        clipped_values = values_then + (values - values_then).clamp(-value_clip, value_clip)
+        errors = torch.maximum(errors, (returns.detach() - clipped_values).square())
+    value = (weights * errors).sum()
     total = policy - entropy_weight * entropy + value_weight * value
     if reduction == "mean":
         total = total / n_valid

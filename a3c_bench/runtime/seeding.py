@@ -26,6 +26,7 @@ class Stream(IntEnum):
     STEP_TIME = 10
     FRESH = 11
     EPSILON = 12
+    MINIBATCHES = 13
 
 
 def sequence(seed: int, stream: Stream, *path: int) -> np.random.SeedSequence:

@@ -1,0 +1,146 @@
+"""Proximal policy optimisation (Schulman et al. 2017): several passes over one rollout, a minibatch at a time.
+
+psi and returns of the whole rollout are estimated once; each minibatch is then a `Batch` of its own and its part of
+these.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from a3c_bench.core.advantages import Estimate
+from a3c_bench.core.compiled import AS_WRITTEN, Compute
+from a3c_bench.core.learning import Backward, Learner, n_beyond_clip
+from a3c_bench.core.losses import actor_critic_loss
+from a3c_bench.core.networks import ActorCritic
+from a3c_bench.core.optim import FlatParameters
+from a3c_bench.core.rollout import Batch
+
+_SMALL = 1e-8  # beside the standard deviation that advantages are divided by, as in CleanRL
+
+
+def shuffled(n_steps: int, n_envs: int, n_minibatches: int, whole_envs: bool, generator: torch.Generator) -> Tensor:
+    """The places of a rollout's samples in its minibatches, each in one of them: int64 [n_minibatches, T, B].
+
+    A place is t * n_envs + i: of step t of environment i.
+
+    Args:
+        n_steps: of the rollout.
+        n_envs: of it.
+        n_minibatches: divides the samples, or the environments.
+        whole_envs: a minibatch has all steps of its environments, in order, as an LSTM needs them: T is n_steps. Else
+            it has samples from anywhere, as T = 1 step.
+        generator: draws; its device is that of the places.
+    """
+    if not whole_envs:
+        order = torch.randperm(n_steps * n_envs, generator=generator, device=generator.device)
+        return order.view(n_minibatches, 1, -1)
+    envs = torch.randperm(n_envs, generator=generator, device=generator.device).view(n_minibatches, 1, -1)
+    return envs + n_envs * torch.arange(n_steps, device=generator.device).view(1, -1, 1)
+
+
+def at(places: Tensor, batch: Batch, psi: Estimate) -> tuple[Batch, Estimate]:
+    """The part of a rollout, and of what was estimated of it, that is at these places [T, B]."""
+
+    def part(whole: Tensor) -> Tensor:
+        return whole.flatten(0, 1)[places]
+
+    columns = places[0] % batch.rewards.shape[1]  # only the first step's state matters, and only to an LSTM
+    chosen = Batch(
+        part(batch.observations),
+        batch.state[columns],
+        part(batch.actions),
+        part(batch.log_probs),
+        part(batch.rewards),
+        part(batch.terminated),
+        part(batch.truncated),
+        part(batch.valid),
+        batch.bootstrap[columns],
+        values=None if batch.values is None else part(batch.values),
+    )
+    return chosen, Estimate(*(part(whole) for whole in psi))
+
+
+def normalised(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Advantages minus their mean, over their standard deviation (n - 1), of the samples of the mask; both [T, B]."""
+    weights = mask.to(advantages.dtype)
+    n_samples = weights.sum()
+    mean = (weights * advantages).sum() / n_samples.clamp(min=1.0)
+    variance = (weights * (advantages - mean).square()).sum() / (n_samples - 1.0).clamp(min=1.0)
+    return (advantages - mean) / (variance.sqrt() + _SMALL)
+
+
+class PPOLearner(Learner):
+    """Learns a policy and its value from minibatches whose psi has been estimated.
+
+    Args:
+        network: at theta.
+        parameters: the network's.
+        optimizer: of them.
+        entropy_weight: beta.
+        value_weight: c of (R - V)^2.
+        ratio_clip: see `actor_critic_loss`.
+        value_clip: see there too.
+        normalise: advantages have mean 0 and standard deviation 1 in each minibatch.
+        max_grad_norm: None: the gradient is not clipped.
+        compute: how the callables run.
+    """
+
+    def __init__(
+        self,
+        network: ActorCritic,
+        parameters: FlatParameters,
+        optimizer: torch.optim.Optimizer,
+        *,
+        entropy_weight: float,
+        value_weight: float,
+        ratio_clip: float,
+        value_clip: float | None = None,
+        normalise: bool = False,
+        max_grad_norm: float | None = None,
+        compute: Compute = AS_WRITTEN,
+    ) -> None:
+        super().__init__(parameters, optimizer, max_grad_norm, compute)
+        self.network = network
+        self._entropy_weight = entropy_weight
+        self._value_weight = value_weight
+        self._ratio_clip = ratio_clip
+        self._value_clip = value_clip
+        self._normalise = normalise
+        self._loss: Callable[[Batch, Estimate], Backward] = compute.traced(self._loss_once)
+        self._backward = compute.fixed(self._backward_once, parameters.gradients.device)
+
+    def differentiate(self, batch: Batch, psi: Estimate) -> Backward:
+        """The gradient of the mean loss over the samples [T, B] of a minibatch, with the values of who acted."""
+        return self._backward(batch, psi)
+
+    def _backward_once(self, batch: Batch, psi: Estimate) -> Backward:
+        self.parameters.zero_gradients()
+        found = self._loss(batch, psi)
+        found.loss.total.backward()  # type: ignore[no-untyped-call]
+        return found._replace(loss=found.loss._replace(total=found.loss.total.detach()))
+
+    def _loss_once(self, batch: Batch, psi: Estimate) -> Backward:
+        log_probs, values = self.network.unroll(batch.observations, batch.state, ~batch.valid)
+        mask = batch.valid & psi.usable
+        advantages = normalised(psi.advantages, mask) if self._normalise else psi.advantages
+        log_ratios = (log_probs - batch.log_probs).gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+        loss = actor_critic_loss(
+            log_probs,
+            values,
+            batch.actions,
+            advantages,
+            psi.returns,
+            mask,
+            entropy_weight=self._entropy_weight,
+            value_weight=self._value_weight,
+            reduction="mean",
+            ratio_clip=self._ratio_clip,
+            log_ratios=log_ratios,
+            value_clip=self._value_clip,
+            values_then=batch.values,
+        )
+        n_cut = n_beyond_clip(log_ratios.detach().exp(), advantages, mask, self._ratio_clip)
+        sizes = batch.valid.sum(), mask.sum()
+        return Backward(loss, log_probs.detach(), values.detach(), psi.returns, mask, *sizes, n_cut)
