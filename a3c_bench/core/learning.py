@@ -328,7 +328,7 @@ class QLearner(Learner):
         return q_loss(td_errors, weights, self._td_error_clip, self._reduction), td_errors
 
 
-class QRolloutLearner(_Learner):
+class QRolloutLearner(Learner):
     """Learns Q from rollouts as they come, without a replay (Mnih et al. 2016, algorithms 1 and S2).
 
     Args:
