@@ -1,6 +1,6 @@
 """The sentences under a figure: what was run, for how long and on what, read from the runs themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import style
@@ -21,11 +21,13 @@ def complete(how_drawn: str, groups: Sequence[SeedGroup[Trace]], per: str = "cur
     """The whole caption: what is drawn, a line per environment, the machines, and runs that are not finished."""
     runs = [run for group in groups for run in group.runs]
     lines = [how_drawn]
+    facts = {}
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env and not group.library]
         if here:
             trained = [run for group in here for run in group.runs]
-            lines.append(f"{env}: {_seeds(here)} per {per}, {frames(trained)}, {settings(trained)}.")
+            facts[env] = f"{_seeds(here)} per {per}, {frames(trained)}, {settings(trained)}."
+    lines += _together(facts)
     lines += of_other_libraries(groups, per)
     ours = [run for run in runs if not run.library]
     lines += [f"Hardware: {hardware(ours)}."] if ours else []
@@ -54,7 +56,7 @@ def averaging(groups: Sequence[SeedGroup[Trace]]) -> list[str]:
 
 def of_other_libraries(groups: Sequence[SeedGroup[Trace]], per: str = "curve") -> list[str]:
     """What is to be said of runs that this suite did not train: a line per environment, and one on all of them."""
-    lines = []
+    facts = {}
     theirs = [group for group in groups if group.library]
     for env in dict.fromkeys(group.env for group in theirs):
         here = [group for group in theirs if group.env == env]
@@ -63,11 +65,20 @@ def of_other_libraries(groups: Sequence[SeedGroup[Trace]], per: str = "curve") -
             skip = _values(trained, "frame_skip")
             steps = "" if skip == "1" else f" (1 of their steps is {skip} frames)"
             names = ", ".join(dict.fromkeys(group.name for group in here))
-            lines.append(f"{env}, of other libraries ({names}): {_seeds(here)} per {per}, {frames(trained)}{steps}.")
+            facts[env] = f"{names}, of other libraries: {_seeds(here)} per {per}, {frames(trained)}{steps}."
+    lines = _together(facts)
     if lines:
         atari = any(run.config["env"].get("game") for group in theirs for run in group.runs)
         lines.append(_THEIRS + (_THEIR_WRAPPERS if atari else "") + "; other settings are theirs and may differ.")
     return lines
+
+
+def _together(facts: Mapping[str, str]) -> list[str]:
+    """A line per environment; those of which the same is to be said have one."""
+    envs: dict[str, list[str]] = {}
+    for env, fact in facts.items():
+        envs.setdefault(fact, []).append(env)
+    return [f"{', '.join(names)}: {fact}" for fact, names in envs.items()]
 
 
 def settings(runs: Sequence[Run]) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import course, curves, lag, overestimation, profiles, relation, speed
+from analysis import aggregate_curves, course, curves, lag, overestimation, profiles, relation, speed
 from analysis.cli import NothingToDrawError
 from analysis.figure import AXES
 from analysis.outcome import TRAINING_GAMES
@@ -118,6 +118,7 @@ OTHERS = (
     FigureKind("advantages", "Estimators of the advantage", _advantages),
     FigureKind("overestimation", "Over-estimation of Q", overestimation.figure_and_table),
     FigureKind("profiles", "Performance profiles and aggregate scores", profiles.figure_and_table),
+    FigureKind("aggregate_curves", "Human-normalised return over games", aggregate_curves.figure_and_table),
     FigureKind("training", "Inside training",
          partial(course.figure_and_table, columns=["entropy_nats", "explained_variance", "gradient_norm", "loss_value"],
                  x_column="frames")),

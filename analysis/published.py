@@ -47,6 +47,13 @@ def games() -> frozenset[str]:
     return frozenset(_read(_REFERENCES)["game"])
 
 
+def random_and_human(game: str, starts: str) -> tuple[float, float] | None:
+    """The scores of random play and of a human tester in a game that starts so; None where they are not known."""
+    table = _read(_REFERENCES)
+    rows = table[(table["game"] == game) & (table["starts"] == starts)]
+    return None if rows.empty else (float(rows["random"].iloc[0]), float(rows["human"].iloc[0]))
+
+
 def speeds() -> pd.DataFrame:
     """Published speeds: method, quantity, workers_or_setting, value, unit, hardware, source, checked."""
     table = _read(_HERE / "data" / "published_speeds.csv").copy()

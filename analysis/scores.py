@@ -14,6 +14,7 @@ from analysis.summary import counted_rows, is_plain, tally_of, unique_seeds
 from analysis.writing import INTERVAL, NO_INTERVAL, Table, about_endings, about_intervals, written
 
 AGGREGATES = {"mean": statistics.mean, "median": statistics.median, "iqm": statistics.iqm}
+OF_HUMANS = AGGREGATES | {"optimality_gap": statistics.optimality_gap}  # where 100 means something
 SCORE_COLUMNS = (
     *("starts", "env", "game", "method", "ours", "algo", "label", "score", "low", "high", "human_normalised_percent"),
     *("n_seeds", "games", "budget", "source", "checked", "n_runs", "runs"),
@@ -134,7 +135,7 @@ def _score_cell(row: object) -> str:
 
 
 def aggregate_table(summary: pd.DataFrame, rows: pd.DataFrame) -> Table | None:
-    """Human-normalised mean, median and interquartile mean over the games that all of our methods have; None if none.
+    """Human-normalised aggregates over the games that all of our methods have; None if there are none.
 
     Args:
         summary: of the runs.
@@ -157,7 +158,7 @@ def aggregate_table(summary: pd.DataFrame, rows: pd.DataFrame) -> Table | None:
     for method, group in known[(known["starts"] == starts) & known["game"].isin(games)].groupby("method", sort=False):
         here = bool(group["ours"].iloc[0])
         tasks = runs(method, games) if here else [np.array([value]) for value in group["human_normalised_percent"]]
-        estimates = {name: statistics.bootstrap(statistic, tasks) for name, statistic in AGGREGATES.items()}
+        estimates = {name: statistics.bootstrap(statistic, tasks) for name, statistic in OF_HUMANS.items()}
         seeds = min(map(len, tasks))
         own = everyone[everyone["name"] == method]
         counted = counted_rows(own)
@@ -175,14 +176,15 @@ def aggregate_table(summary: pd.DataFrame, rows: pd.DataFrame) -> Table | None:
     text = pd.DataFrame(
         [
             [method + ("" if here else " (published)") + ("" if checked else " ?"), str(n_games), words]
-            + [written(estimates[name]) for name in AGGREGATES]
+            + [written(estimates[name]) for name in OF_HUMANS]
             for method, here, n_games, seeds, words, checked, estimates in lines
         ],
-        columns=["method", "games", "seeds", "mean %", "median %", "IQM %"],
+        columns=["method", "games", "seeds", "mean %", "median %", "IQM %", "optimality gap %"],
     )
     notes = [
         f"100 (score - random) / (human - random), starts: {starts}; games: {', '.join(games)}.",
-        "IQM: mean of the middle half of all runs of all games; a published method counts as one run per game.",
+        "IQM: mean of the middle half of all runs of all games; a published method counts as one run per game. "
+        "Optimality gap: how far runs are below 100 on average, those above counting 0.",
         *([INTERVAL] if numbers["mean_low"].notna().any() else []),
     ]
     if not numbers["mean_low"].notna().all():

@@ -4,8 +4,8 @@ What varies is the seed, never the game within a run. Scores come by task (one e
 array with a value per seed each; tasks need not have equally many seeds. Most functions also take arrays with more
 axes in front of the seeds' one, which is how all resamples of a bootstrap are worked out at once.
 
-Mean, median, interquartile mean, performance profiles and probability of improvement are those of Agarwal et al.
-(2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
+Mean, median, interquartile mean, optimality gap, performance profiles and probability of improvement are those of
+Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 """
 
 from collections.abc import Callable, Sequence
@@ -59,6 +59,11 @@ def iqm(tasks: Tasks) -> Floats:
     from scipy import stats  # here, as loading it takes long
 
     return stats.trim_mean(np.concatenate(tasks, axis=-1), 0.25, axis=-1)
+
+
+def optimality_gap(tasks: Tasks, full: float = 100.0) -> Floats:
+    """How far scores are below `full` on average; one that is above it makes up for none. [..., S] each -> [...]"""
+    return np.asarray(full - mean([np.minimum(scores, full) for scores in tasks]))
 
 
 def performance_profile(tasks: Tasks, thresholds: Floats) -> Floats:

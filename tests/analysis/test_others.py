@@ -298,7 +298,7 @@ def test_a_figure_marks_them_as_what_they_are(make_run, tmp_path):
     caption = " ".join(figure.subfigs[-1].texts[0].get_text().split())
     for words in (
         "Pong: 3 seeds per curve,",
-        "Pong, of other libraries (CleanRL: ppo_atari): 3 seeds per curve, 8k frames (1 of their steps is 4 frames).",
+        "Pong: CleanRL: ppo_atari, of other libraries: 3 seeds per curve, 8k frames (1 of their steps is 4 frames).",
         "never evaluations; time since their log began",
         "their Atari wrappers usually clip rewards to the sign",
         "Marker: final evaluation, mean of 2 games per run.",
