@@ -152,7 +152,7 @@ class NetworkConfig:
     activation: str = option("tanh", choices=("tanh", "relu"))  # of the mlp; the others use relu
     initialisation: str = option("orthogonal", choices=("orthogonal", "fan_in"))
     shared_trunk: bool = True  # of an actor-critic
-    dueling: bool = False  # dqn, gorila: V and A apart (Wang et al. 2016)
+    dueling: bool = False  # Q-learners: V and A apart (Wang et al. 2016)
     channels_last: bool = False  # memory layout of the convolutions
     lstm_size: int | None = option(None, at_least=1)  # units of an LSTM before the heads; null: feed-forward
     input_mean: float = 0.0  # subtracted from the observations, from frames after their scaling to [0, 1]

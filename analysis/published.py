@@ -61,6 +61,10 @@ def speeds() -> pd.DataFrame:
     return table
 
 
+# Ours by the names of Mnih et al. (2016).
+TABLE_2 = {"a3c": "A3C", "n_step_q": "n-step Q", "one_step_q": "1-step Q", "one_step_sarsa": "1-step SARSA"}
+
+
 def speed_ups(method: str = "A3C") -> tuple[Floats, Floats]:
     """Table 2 of Mnih et al. (2016): numbers of workers, and how many times as fast they reach a fixed score."""
     table = speeds()

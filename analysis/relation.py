@@ -62,6 +62,7 @@ class PublishedCurve:
     text: str
     x: Floats
     y: Floats
+    algo: str | None = None  # whose colour it has; None: grey
 
 
 @dataclass(frozen=True)
@@ -250,8 +251,9 @@ def _fill(
                 panel.errorbar(band.x, band.mean, np.nan_to_num([band.mean - band.low, band.high - band.mean]),
                                fmt="_", markersize=14, color=look.colour, linewidth=1.0)  # fmt: skip
         for reference in axis.references:
-            panel.plot(reference.x, reference.y, **_REFERENCE)
-            handles.append(Line2D([], [], **_REFERENCE))
+            colour = {} if reference.algo is None else {"color": style.COLOURS[reference.algo]}
+            panel.plot(reference.x, reference.y, **{**_REFERENCE, **colour})
+            handles.append(Line2D([], [], **{**_REFERENCE, **colour}))
         values = [point.y[axis.name] for group in here for point in group.traces]
         _set_axes(panel, x, axis, list(positions.values()), values, words)
     return handles

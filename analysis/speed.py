@@ -2,6 +2,7 @@
 
     python -m analysis.speed runs/throughput
     python -m analysis.speed runs/speedup_vs_workers --threshold 475
+    python -m analysis.speed runs/speedup_q_methods --threshold 475
 
 Writes, each as PNG, PDF and CSV, what the runs allow: throughput; speed_up, where runs of one algorithm differ in their
 number of workers (seconds and frames to a score, predictions per second), beside table 2 of Mnih et al. (2016);
@@ -13,6 +14,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from analysis.outcome import TRAINING_GAMES, counting
 from analysis.relation import Axis, PublishedCurve, RunPoint
 from analysis.run import Run
 from analysis.settings import as_number, labelled, setting
+from analysis.statistics import Crossing
 from analysis.summary import SHARES, counted_rows, is_plain, summarise, tally_of, unique_seeds
 
 log = logging.getLogger(__name__)
@@ -217,12 +220,8 @@ def speed_up(
             threshold_used[key[0]] = f"{goal:.4g} in {key[0]} ({reason})"
     if not points:
         raise cli.NothingToDrawError(f"None of the {len(runs)} runs found differ in their number of workers alone.")
-    at, ratios = published.speed_ups("A3C")
-    ours = {point.x for point in points}
-    inside = at <= max(x for x in ours if isinstance(x, float))
-    theirs = PublishedCurve("A3C on Atari, Mnih et al. 2016, table 2", at[inside], ratios[inside])
     axes = [
-        Axis("to_score", "times as fast to the score", [theirs]),
+        Axis("to_score", "times as fast to the score", _table_2(points)),
         Axis("frames_to_score", "times fewer frames to the score"),
         Axis("throughput", "times the predictions per second"),
     ]
@@ -237,6 +236,18 @@ def speed_up(
     return relation.draw(points, "workers", axes, how), relation.make_table(points, "workers")
 
 
+def _table_2(points: Sequence[RunPoint]) -> list[PublishedCurve]:
+    """What the paper has of the algorithms that are drawn, as far as our workers go; of others A3C's."""
+    most = max(point.x for point in points if isinstance(point.x, float))
+    ours = {point.run.algo for point in points}
+    curves = []
+    for algo in [algo for algo in published.TABLE_2 if algo in ours] or ["a3c"]:
+        at, ratios = published.speed_ups(published.TABLE_2[algo])
+        text = f"{style.display_name(algo)} on Atari, Mnih et al. 2016, table 2"
+        curves.append(PublishedCurve(text, at[at <= most], ratios[at <= most], algo))
+    return curves if len(curves) > 1 else [replace(curve, algo=None) for curve in curves]
+
+
 def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[RunPoint]:
     """Ratios to the fewest workers, of one algorithm in one environment."""
     fewest = min(map(workers, runs))
@@ -244,7 +255,8 @@ def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[RunP
     base = [run for run in runs if workers(run) == fewest]
     base = [run for run, counts in zip(base, counting(run.ending for run in base), strict=True) if counts]
     speed = float(np.nanmedian([speeds[run.path] for run in base]))
-    seconds, frames = (_times_less(runs, base, column, goal, window) for column in ("wall_seconds", "frames"))
+    reached = {column: _reached(runs, column, goal, window) for column in ("wall_seconds", "frames")}
+    seconds, frames = (_times_less(found, base) for found in reached.values())
     return [
         RunPoint(
             run,
@@ -253,22 +265,30 @@ def _speed_up_points(runs: Sequence[Run], goal: float, window: int) -> list[RunP
                 "to_score": seconds[run.path],
                 "frames_to_score": frames[run.path],
                 "throughput": speeds[run.path] / speed,
+                **{f"{column}_needed": _place(found[run.path]) for column, found in reached.items()},
             },
         )
         for run in runs
     ]
 
 
-def _times_less(runs: Sequence[Run], base: Sequence[Run], column: str, goal: float, window: int) -> dict[Path, float]:
-    """How many times less of a column each run took to the goal than the median of some; NaN if it or they did not."""
-    reached = {run.path: crossings.crossing(run, column, goal, window) for run in runs}
+def _reached(runs: Sequence[Run], column: str, goal: float, window: int) -> dict[Path, Crossing | None]:
+    """When each run was at the goal, in a column."""
+    return {run.path: crossings.crossing(run, column, goal, window) for run in runs}
+
+
+def _place(crossing: Crossing | None) -> float:
+    """Where that was; NaN if it did not get there."""
+    return crossing.x if crossing is not None and crossing.reached else float("nan")
+
+
+def _times_less(reached: Mapping[Path, Crossing | None], base: Sequence[Run]) -> dict[Path, float]:
+    """How many times less each run took to the goal than the median of some; NaN if it or they did not get there."""
     known = [crossing for run in base if (crossing := reached[run.path]) is not None]
     usual = statistics.median_crossing(known) if known else float("inf")
-    ratios = dict.fromkeys(reached, float("nan"))
-    for path, crossing in reached.items():
-        if crossing is not None and crossing.reached and np.isfinite(usual) and crossing.x > 0.0:
-            ratios[path] = usual / crossing.x
-    return ratios
+    places = {path: _place(crossing) for path, crossing in reached.items()}
+    possible = np.isfinite(usual)
+    return {path: usual / place if possible and place > 0.0 else float("nan") for path, place in places.items()}
 
 
 def _censored(points: Sequence[RunPoint]) -> str:

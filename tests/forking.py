@@ -24,7 +24,7 @@ SERVER = """
 import json, os, sys, traceback
 import a3c_bench.run
 import a3c_bench.train, a3c_bench.build, a3c_bench.envs.envpool, torch._dynamo
-from a3c_bench.algos import a3c, dqn, ga3c, gorila, paac
+from a3c_bench.algos import a3c, async_q, dqn, ga3c, gorila, paac
 
 
 def run(words, environment, setup, folder):

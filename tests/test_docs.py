@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from a3c_bench.algos import algorithm_names, find_settings
+from a3c_bench.algos import algorithm_names, find_algorithm, find_settings
 from a3c_bench.config import compose
 from a3c_bench.core.lag import UNITS
 from a3c_bench.runtime import recorder
@@ -86,8 +86,9 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_every_algorithm_has_a_page() -> None:
     named = set(re.findall(r"\]\((\w+)\.md\)", (ALGORITHMS / "README.md").read_text()))
-    assert named >= set(algorithm_names())
-    assert {page.stem for page in ALGORITHMS.glob("*.md")} == {"README", *algorithm_names()}
+    modules = {find_algorithm(name).train.__module__.split(".")[-1] for name in algorithm_names()}
+    assert named >= modules
+    assert {page.stem for page in ALGORITHMS.glob("*.md")} == {"README", *modules}
 
 
 def keys_of(tree: Any, prefix: str = "") -> set[str]:
@@ -107,6 +108,8 @@ def is_right(word: str, keys: set[str]) -> bool:
     name, _, value = word.partition("=")
     if "/" in name:
         return name.startswith("runs/") or (ROOT / name).exists()
+    if name == "+sweeps":
+        return (ROOT / "sweeps" / f"{value}.yaml").exists()
     if name in GROUPS and value:
         return all((ROOT / "conf" / name / f"{option}.yaml").exists() for option in value.split(","))
     if value:
@@ -117,9 +120,11 @@ def is_right(word: str, keys: set[str]) -> bool:
 
 
 def test_right_words_by_hand() -> None:
-    words = quoted("`algo.t_max` `algo.t_min` `lag_updates_p95`, `lag_p95`; `algo=paac env=x` `rate=1` `conf/x.yaml`")
+    words = quoted(
+        "`algo.t_max` `algo.t_min` `lag_updates_p95`, `lag_p95`; `algo=paac env=x` `rate=1` `conf/x.yaml` `+sweeps=x`"
+    )
     wrong = [word for word in words if not is_right(word, {"algo.t_max"})]
-    assert wrong == ["algo.t_min", "lag_p95", "env=x", "rate=1", "conf/x.yaml"]
+    assert wrong == ["algo.t_min", "lag_p95", "env=x", "rate=1", "conf/x.yaml", "+sweeps=x"]
 
 
 def commands(text: str) -> list[str]:

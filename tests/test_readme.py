@@ -21,7 +21,7 @@ from a3c_bench.errors import ConfigError
 from a3c_bench.evaluation import load_network
 from a3c_bench.runtime.directory import read_status
 from a3c_bench.schema import EnvConfig
-from tests.test_sweeps import FIVE, N_RUNS
+from tests.test_sweeps import ATARI, N_RUNS
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -155,7 +155,7 @@ def test_the_notebooks_run_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_table_of_sweeps_is_that_of_their_files() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|([^|]*)\| ([\d,]+) \|$", TEXT, re.MULTILINE)
     assert {name for name, *_ in rows} == {file.stem for file in sweeps_directory().glob("*.yaml")}
-    known = {name: n for name, n in N_RUNS.items() if name != "throughput"} | FIVE | {"throughput": 5}
+    known = {name: n for name, n in N_RUNS.items() if name != "throughput"} | ATARI | {"throughput": 5}
     assert {name: int(runs.replace(",", "")) for name, _, _, runs in rows} == known
     for name, _, figure, _ in rows:
         head = " ".join((sweeps_directory() / f"{name}.yaml").read_text().replace("\n#", " ").split())
@@ -165,7 +165,7 @@ def test_the_table_of_sweeps_is_that_of_their_files() -> None:
 
 def test_a3c_beside_paac_on_a_gpu() -> None:
     line = block("device: ").strip()
-    for name in FIVE:  # whose points test_sweeps has
+    for name in ATARI:  # whose points test_sweeps has
         assert f"\n{line} #" in (sweeps_directory() / f"{name}.yaml").read_text()
     (command,) = re.findall(r"`python -m a3c_bench.run (\+sweeps=atari_paac_games [^`]+)`", TEXT)
     _, points = compose_sweep(command.split())

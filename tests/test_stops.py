@@ -30,6 +30,7 @@ ALGORITHMS = {
     "paac": ("algo.n_envs=2",),
     "dqn": ("algo.replay.learning_starts_agent_steps=100", "algo.replay.capacity_agent_steps=5000"),
     "a3c": ("algo.n_workers=2",),
+    "one_step_sarsa": ("algo.n_workers=2",),
     "ga3c": ("algo.n_agents=8", "algo.min_training_batch=1", "algo.prediction_batch=2"),
     "gorila": (
         "algo.n_learners=2",
@@ -153,6 +154,7 @@ def table(stops: Sequence[Stop]) -> str:
     ("algorithm", "sent", "seconds", "frames"),
     [
         ("a3c", signal.SIGTERM, 0.2, 1),  # both workers train
+        pytest.param("one_step_sarsa", signal.SIGINT, 1.0, 0, marks=pytest.mark.slow),
         pytest.param("gorila", signal.SIGUSR2, 4.0, 0, marks=pytest.mark.slow),
         pytest.param("paac", signal.SIGINT, 0.5, 0, marks=pytest.mark.slow),
         pytest.param("ga3c", signal.SIGHUP, 1.0, 0, marks=pytest.mark.slow),

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from a3c_bench import config as config_module
 from a3c_bench import train as train_module
-from a3c_bench.algos import algorithm_names
+from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.calibration import Calibration, calibrate
 from a3c_bench.config import compose, compose_points, compose_sweep, config_directory, from_hydra, sweeps_directory
 from a3c_bench.errors import ConfigError
@@ -35,16 +35,19 @@ N_RUNS = {
     "lag_vs_agents": 15,
     "stragglers": 36,
     "speedup_vs_workers": 15,
+    "speedup_q_methods": 45,
+    "async_methods": 12,
     "n_envs": 15,
     "advantages": 25,
     "lr_sensitivity": 50,
     "throughput": len(algorithm_names()),
 }
-FIVE = {"atari_paac_games": 5 * 12 * 3, "atari57": 5 * 57 * 5}
+ON_ATARI = ["a3c", "dqn", "ga3c", "gorila", "n_step_q", "one_step_q", "one_step_sarsa", "paac"]
+ATARI = {"atari_paac_games": len(ON_ATARI) * 12 * 3, "atari57": len(ON_ATARI) * 57 * 5}
 
 
 def test_they_are_all_there() -> None:
-    assert set(SWEEPS) == set(N_RUNS) | set(FIVE)
+    assert set(SWEEPS) == set(N_RUNS) | set(ATARI)
     assert {file.stem for file in (sweeps_directory() / "tiny").glob("*.yaml")} - {"settings"} == set(SWEEPS)
 
 
@@ -69,17 +72,19 @@ def test_how_many_runs(name: str) -> None:
     assert hydra.mode.name == "MULTIRUN"
 
 
-@pytest.mark.parametrize("name", sorted(FIVE))
-def test_five_algorithms_on_atari(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(ATARI))
+def test_the_algorithms_on_atari(name: str) -> None:
     content = yaml.safe_load((sweeps_directory() / f"{name}.yaml").read_text())
     params = content["hydra"]["sweeper"]["params"]
     algorithms, games, seeds = (params[key].split(",") for key in ("algo", "env.game", "seed"))
-    assert algorithms == ["a3c", "dqn", "ga3c", "gorila", "paac"]
-    assert len(algorithms) * len(set(games)) * len(seeds) == FIVE[name]
+    assert algorithms == ON_ATARI
+    assert len(algorithms) * len(set(games)) * len(seeds) == ATARI[name]
     _, points = compose_sweep([f"+sweeps={name}", "algo=paac", "seed=0"])
     assert [config.env.game for _, config in points] == games
-    _, points = compose_sweep([f"+sweeps={name}", "algo=a3c,paac", "env.game=Pong", "seed=0"])
-    assert [(config.algo.name, config.device) for _, config in points] == [("a3c", "cpu"), ("paac", "cuda")]
+    _, points = compose_sweep([f"+sweeps={name}", "env.game=Pong", "seed=0"])
+    assert [config.device for _, config in points] == [
+        "cpu" if find_settings(one).forks else "cuda" for one in ON_ATARI
+    ]
 
 
 def test_the_learning_rate_grows_with_the_environments() -> None:
@@ -108,6 +113,8 @@ N_TINY_RUNS = {  # of a tiny variant
     "lag_vs_agents": 4,
     "stragglers": 2,
     "speedup_vs_workers": 2,
+    "speedup_q_methods": 2,
+    "async_methods": 2,
     "n_envs": 2,
     "advantages": 5,
     "lr_sensitivity": 2,

@@ -33,6 +33,7 @@ WORDS = (
     "progress=false",
 )
 A3C = ("algo=a3c", "algo.n_workers=2", "algo.envs_per_worker=1")
+ASYNC_Q = ("algo=n_step_q", "algo.n_workers=2", "algo.envs_per_worker=1")
 GA3C = ("algo=ga3c", "algo.n_agents=8", "algo.min_training_batch=1", "algo.prediction_batch=2")
 GORILA = (
     "algo=gorila",
@@ -44,11 +45,12 @@ GORILA = (
 # Imported again by every spawned worker, so that the fault is there too.
 SCRIPT = """
 import os, signal, sys, time
-from a3c_bench.algos import a3c, ga3c, gorila
+from a3c_bench.algos import a3c, async_q, ga3c, gorila
 
 FAULT, PLACE, MOMENT = (os.environ.get(f"FAULT_{key}", "") for key in ("KIND", "PLACE", "MOMENT"))
 PLACES = {
     "worker": (a3c.Worker, "update"),
+    "q_worker": (async_q.Worker, "update"),
     "locked": (a3c.Worker, "_lag"),  # where the lock is held
     "predictor": (ga3c.Predictor, "act"),
     "trainer": (ga3c.Trainer, "learn"),
@@ -75,7 +77,7 @@ def faulty(self, *arguments):
     if MOMENT == "full" and PLACE == "trainer":  # let the queue fill up first
         time.sleep(0.2)
     if calls == (1 if MOMENT == "start" else 150 if MOMENT == "midway" else 10) and (
-        PLACE not in ("worker", "locked", "bundle") or self.notes.writer == 1
+        PLACE not in ("worker", "q_worker", "locked", "bundle") or self.notes.writer == 1
     ):
         strike()
     return real(self, *arguments)
@@ -195,6 +197,7 @@ CASES: list[Any] = [
     (GORILA, "shard", "kill", "midway"),
     (GA3C, "trainer", "raise", "midway"),
     (A3C, "worker", "raise", "midway"),
+    *((ASYNC_Q, "q_worker", kind, "midway") for kind in ("raise", "kill", "hang")),
     ((*GA3C, *FULL_QUEUE), "trainer", "hang", "full"),
     *((A3C, "worker", kind, "start") for kind in ("raise", "kill", "hang")),
     (A3C, "worker", "hang", "midway"),
@@ -224,9 +227,8 @@ def test_a_fault_ends_the_run_in_seconds_and_the_next_goes_on(
     trace = fail_and_go_on(faulty, words, place, kind, moment)
     expected = {"raise": "ArithmeticError: a fault of the test", "kill": "was killed by SIGKILL", "hang": "strike"}
     assert expected[kind] in trace
-    assert {"worker": "Worker 1", "locked": "Worker 1", "bundle": "Bundle 1", "shard": "Shard 0"}.get(
-        place, place
-    ) in trace
+    names = {"bundle": "Bundle 1", "shard": "Shard 0"} | dict.fromkeys(("worker", "q_worker", "locked"), "Worker 1")
+    assert names.get(place, place) in trace
 
 
 @pytest.mark.parametrize("words", [A3C, pytest.param(GA3C, marks=pytest.mark.slow)])

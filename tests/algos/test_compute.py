@@ -141,7 +141,7 @@ def test_the_network_is_compiled_once() -> None:
 @pytest.mark.parametrize("key", ["compile", "cuda_graphs"])
 @pytest.mark.parametrize("algo", algorithm_names())
 def test_no_algorithm_ignores_it(algo: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = "cuda" if key == "cuda_graphs" and algo not in ("a3c", "gorila") else "cpu"
+    device = "cuda" if key == "cuda_graphs" and not find_settings(algo).forks else "cpu"
     config = compose([f"algo={algo}", f"compute.{key}=true", f"device={device}"])
     if find_settings(algo).computes:
         checks.check_settings(config)

@@ -11,7 +11,7 @@ import torch
 from common import FakeSession, hold_environments, small
 from turns import take_turns
 
-from a3c_bench.algos import a3c, gorila
+from a3c_bench.algos import a3c, async_q, gorila
 from a3c_bench.algos.paac import PAAC
 from a3c_bench.algos.settings import (
     A3CConfig,
@@ -20,6 +20,8 @@ from a3c_bench.algos.settings import (
     GA3CConfig,
     GorilaConfig,
     GorilaReplayConfig,
+    NStepQConfig,
+    OneStepSarsaConfig,
     PAACConfig,
 )
 from a3c_bench.core.lag import LagMeter, Stamp, split
@@ -38,6 +40,8 @@ RUNS: dict[str, tuple[Any, set[str]]] = {  # with the parts that there may be
     "paac, uniform": (replace(SMALL_PAAC, lag=ForcedLagConfig(2, "uniform")), {ROLLOUT}),
     "paac, overlap": (replace(SMALL_PAAC, overlap=True), {ROLLOUT, QUEUE}),
     "a3c": (A3CConfig(n_workers=2), {ROLLOUT, GRADIENT}),
+    "n_step_q": (NStepQConfig(n_workers=2), {ROLLOUT, GRADIENT}),
+    "one_step_sarsa": (OneStepSarsaConfig(n_workers=2, envs_per_worker=2), {ROLLOUT, GRADIENT}),
     "ga3c": (GA3CConfig(n_agents=8, n_predictors=2, n_trainers=2, min_training_batch=10), {*PARTS}),
     "ga3c, in lock step": (GA3CConfig(n_agents=4, synchronous=True), set()),
     "ga3c, paced": (GA3CConfig(n_agents=8, lag_control="pace", max_lag_updates=6), {*PARTS}),
@@ -50,9 +54,9 @@ RUNS: dict[str, tuple[Any, set[str]]] = {  # with the parts that there may be
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_parts_add_up_for_every_sample(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_turns(monkeypatch, a3c, gorila)
+    take_turns(monkeypatch, a3c, async_q, gorila)
     algo, there_may_be = RUNS[name]
-    if name in ("a3c", "ga3c"):  # others apply updates all the time
+    if name in ("a3c", "ga3c", "n_step_q", "one_step_sarsa"):  # others apply updates all the time
         stamp, random = Tally.stamp, np.random.default_rng(0)
 
         def busy(tally: Tally, version: int | None = None) -> Stamp:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import load_runs
+from analysis import load_runs, style
 from analysis.cli import NothingToDrawError
 from analysis.speed import adjustments, main, speed_up, throughput
 
@@ -91,6 +91,27 @@ def test_speed_up_by_hand(make_run, tmp_path):
     assert reference.get_xdata().tolist() == [1.0, 2.0]  # table 2, as far as we went
     assert reference.get_ydata().tolist() == [1.0, 2.1]
     assert "1 of 6 runs have no point there" in " ".join(figure.subfigs[-1].texts[0].get_text().split())
+
+
+def test_the_q_methods_stand_beside_their_own_rows_of_table_2(make_run, tmp_path):
+    """One worker takes 100 s and 1,000 frames to the score, two take 40 s and 400 frames."""
+    for algo in ("one_step_q", "n_step_q"):
+        for n, seconds in ((1, 100.0), (2, 40.0)):
+            run = make_run(algo=algo, overrides=str(n), settings={"n_workers": n})
+            write_rise(run, seconds)
+            games = pd.read_csv(run / "episodes.csv").assign(frames=[0.0, 10 * seconds])
+            games.to_csv(run / "episodes.csv", index=False)
+            write_speed(run, 1000 * n, 10.0)
+    figure, table = speed_up(load_runs(tmp_path), threshold=50.0, window=20)
+    two = table[table["workers"] == 2.0].set_index("algo")
+    assert two["to_score"].tolist() == two["frames_to_score"].tolist() == [2.5, 2.5]
+    assert two["wall_seconds_needed"].tolist() == [40.0, 40.0]
+    assert two["frames_needed"].tolist() == [400.0, 400.0]
+    references = [line for line in figure.subfigs[0].axes[0].lines if line.get_marker() == "x"]
+    found = {line.get_color(): line.get_ydata().tolist() for line in references}
+    assert found == {style.COLOURS["n_step_q"]: [1.0, 2.7], style.COLOURS["one_step_q"]: [1.0, 3.0]}
+    legend = " ".join(text.get_text() for text in figure.subfigs[0].legends[0].get_texts())
+    assert "one-step Q on Atari, Mnih et al. 2016, table 2" in " ".join(legend.split())
 
 
 def test_one_number_of_workers_has_no_speed_up(make_run, tmp_path):

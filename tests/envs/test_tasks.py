@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from a3c_bench.algos import algorithm_names
 from a3c_bench.algos.dqn import DQNConfig
 from a3c_bench.config import compose
 from a3c_bench.envs import VectorEnv, find_spec
@@ -190,7 +191,7 @@ def test_an_array_that_is_not_shown() -> None:
 def test_a_task_is_known_without_simulating_it(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """No algorithm makes environments to know two shapes."""
     monkeypatch.setattr("a3c_bench.envs.envpool.Threads.__init__", None)
-    for algo in ("a3c", "dqn", "ga3c", "gorila", "paac"):
+    for algo in algorithm_names():
         check_run(compose([f"algo={algo}"]))
     check_run(compose(["env=pong", "algo=dqn", "algo.replay.capacity_agent_steps=1000"]))
 
