@@ -319,8 +319,6 @@ def check_replay(config: Config) -> None:
                 f"algo.replay.learning_starts_agent_steps={options.learning_starts_agent_steps} is not below the "
                 f"budget of {budget} agent steps: nothing would be learnt."
             )
-    if config.advantage.kind != "nstep":
-        raise ConfigError(f"advantage={config.advantage.kind} is for actor-critics: say algo.n_step=2 or more here.")
 
 
 # Keys that change neither what is computed nor where it is kept: a run may be resumed with other values of these.

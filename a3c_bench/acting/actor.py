@@ -8,9 +8,11 @@ Halves end a rollout together, and theta acts as it is in both of them: lag is w
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from a3c_bench.acting.policy import Policy
@@ -37,7 +39,8 @@ class _Part:
         self.number = number
         self.envs = envs
         self.state = state
-        self.stamp: Stamp  # when the actions were chosen that the environments take
+        self.actions: NDArray[np.int64]  # [b], that the environments take
+        self.stamp: Stamp  # when these were chosen
         self.step: Step | None = None  # that has come of them and is in no rollout yet
         self.to_device = Transfer(device)
 
@@ -57,6 +60,8 @@ class Actor:
         values_every: V of what it sees is kept in one rollout in so many; 0: in none.
         values_end: the bootstrap is the network's; else it is left to who learns.
         compute: how the policy runs.
+        witness: is told every step of a part, phantoms too: the actions [b], what came of them, and when these were
+            chosen.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Actor:
         values_every: int = 0,
         values_end: bool = True,
         compute: Compute = AS_WRITTEN,
+        witness: Callable[[NDArray[np.int64], Step, Stamp], None] | None = None,
     ) -> None:
         batches = [envs] if isinstance(envs, VectorEnv) else list(envs)
         ends = [sum(batch.n_envs for batch in batches[: i + 1]) for i in range(len(batches))]
@@ -81,6 +87,7 @@ class Actor:
         self._end_with_episode = end_with_episode and n_envs == 1
         self._values_every = values_every
         self._values_end = values_end
+        self._witness = witness
         self._n_begun = 0  # rollouts
         for batch in batches:
             batch.start()
@@ -94,6 +101,11 @@ class Actor:
     def rollout(self) -> Rollout:
         """The last one."""
         return self._rollouts[0]
+
+    @property
+    def observations(self) -> Tensor:
+        """[B, ...], what is seen now: before the first rollout the first observation of every game."""
+        return self._observations
 
     @torch.no_grad()
     def act(self) -> Rollout:
@@ -149,9 +161,9 @@ class Actor:
         row.actions.copy_(choice.actions)
         part.state = choice.state
         part.stamp = self._ledger.stamp()
-        actions = choice.actions.cpu().numpy()
+        part.actions = choice.actions.cpu().numpy()
         self._ledger.timer.lap("predict")
-        part.envs.send_all(actions)
+        part.envs.send_all(part.actions)
 
     def _receive(self, part: _Part) -> Step:
         """What has come of a part's actions; waits for it the first time."""
@@ -162,6 +174,8 @@ class Actor:
             self._ledger.count(n_valid, step.episodes)
             if n_valid < len(step.valid) and part.state.numel():  # new games have begun
                 part.state[torch.from_numpy(~step.valid)] = 0.0
+            if self._witness is not None:
+                self._witness(part.actions, step, part.stamp)
         return part.step
 
     def _show(self, part: _Part, step: Step, t: int) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from a3c_bench import build
@@ -24,7 +26,7 @@ from a3c_bench.core.learning import Backward
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.rollout import Batch, Rollout, divergence
-from a3c_bench.envs import VectorEnv
+from a3c_bench.envs import Step, VectorEnv
 from a3c_bench.runtime.ledger import Figures, Ledger
 from a3c_bench.runtime.machine import resolve_device
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
@@ -52,6 +54,7 @@ class Wiring(Generic[Net]):
         n_rollouts: int = 1,
         values_every: int = 0,
         values_end: bool = True,
+        witness: Callable[[NDArray[np.int64], Step, Stamp], None] | None = None,
     ) -> Actor:
         """Starts the environments; `acts` chooses in them. The other arguments are those of `Actor`."""
         return Actor(
@@ -65,6 +68,7 @@ class Wiring(Generic[Net]):
             values_every=values_every,
             values_end=values_end,
             compute=self.compute,
+            witness=witness,
         )
 
     def close(self) -> None:

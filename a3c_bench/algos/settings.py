@@ -4,7 +4,7 @@ An algorithm's file shows them as its own (`from a3c_bench.algos.paac import PAA
 that `--help`, `--cfg` and bad input wait neither for torch nor for a simulator: nothing here may import either.
 
 What a value is, conf/algo/<name>.yaml says, with its source; the defaults here are the same, as a test makes sure.
-Those of Q-learners are in `settings_q`, of who learns in several passes in `settings_passes`.
+Those of Q-learners are in `settings_q`, PGQL's in `settings_pgql`, of who learns in several passes in `settings_passes`.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from a3c_bench.algos.settings_passes import PPOConfig, check_ppo
+from a3c_bench.algos.settings_pgql import PGQLConfig, check_pgql
 from a3c_bench.algos.settings_q import (
     DQNConfig,
     GorilaConfig,
@@ -260,5 +261,6 @@ SETTINGS = {
     "one_step_q": Settings(OneStepQConfig, check_async_q, forks=True),
     "one_step_sarsa": Settings(OneStepSarsaConfig, check_async_q, forks=True),
     "paac": Settings(PAACConfig, check_paac, computes=True),
+    "pgql": Settings(PGQLConfig, check_pgql, computes=True),
     "ppo": Settings(PPOConfig, check_ppo, computes=True),
 }

@@ -20,6 +20,8 @@ def check_q_learner(config: Config) -> None:
     """Raises ConfigError for what no learner from a replay can do."""
     check_q_network(config)
     check_replay(config)
+    if config.advantage.kind != "nstep":
+        raise ConfigError(f"advantage={config.advantage.kind} is for actor-critics: say algo.n_step=2 or more here.")
     every = config.lag.gradient_cosine_every_updates
     if every is not None:
         raise ConfigError(
