@@ -198,7 +198,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """A replay memory, as `dqn` and `gorila` use it."""
+    """A replay memory, as `dqn`, `gorila` and `pgql` use it."""
 
     capacity_agent_steps: int = option(1_000_000, at_least=1)  # a game takes one for each step, and one
     learning_starts_agent_steps: int = option(50_000, at_least=1)  # so many are stored before anything is learnt
@@ -240,7 +240,7 @@ class LagConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How act, differentiate and apply are run (`core.compiled`); of dqn, ga3c and paac."""
+    """How act, differentiate and apply are run (`core.compiled`); of dqn, ga3c, paac and pgql."""
 
     compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
     cuda_graphs: bool = False  # captured once, replayed ever after; on a GPU only

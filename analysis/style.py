@@ -24,12 +24,12 @@ PNG_DPI = 200
 # Okabe and Ito (2008): told apart with every common kind of colour blindness.
 COLOURS = {
     **{"dqn": "#E69F00", "gorila": "#CC79A7", "a3c": "#009E73", "ga3c": "#D55E00", "paac": "#0072B2"},
-    **{"one_step_q": "#6A3D9A", "one_step_sarsa": "#A6761D", "n_step_q": "#DC267F"},
+    **{"one_step_q": "#6A3D9A", "one_step_sarsa": "#A6761D", "n_step_q": "#DC267F", "pgql": "#56B4E9"},
 }
-FALLBACK_COLOURS = ("#000000", "#56B4E9", "#7F7F7F")
+FALLBACK_COLOURS = ("#000000", "#8C564B", "#7F7F7F")
 DISPLAY_NAMES = {
     **{"dqn": "DQN", "gorila": "Gorila", "a3c": "A3C", "ga3c": "GA3C", "paac": "PAAC"},
-    **{"one_step_q": "one-step Q", "one_step_sarsa": "one-step SARSA", "n_step_q": "n-step Q"},
+    **{"one_step_q": "one-step Q", "one_step_sarsa": "one-step SARSA", "n_step_q": "n-step Q", "pgql": "PGQL"},
 }
 
 LineStyle = Literal["-"] | tuple[int, tuple[float, ...]]  # solid, or dashes and gaps in points
@@ -42,9 +42,10 @@ LINE_STYLES: dict[str, LineStyle] = {
     "one_step_q": (0, (2.5, 1.2)),
     "one_step_sarsa": (0, (6.0, 1.0, 2.0, 1.0)),
     "n_step_q": (0, (8.0, 1.5)),
+    "pgql": (0, (8.0, 1.2, 3.0, 1.2)),
 }
 MARKERS = {"paac": "o", "a3c": "s", "ga3c": "^", "dqn": "D", "gorila": "v", "one_step_q": ">", "one_step_sarsa": "<"}
-MARKERS |= {"n_step_q": "p"}
+MARKERS |= {"n_step_q": "p", "pgql": "h"}
 OF_ANOTHER_LIBRARY = ": "  # in the name of its methods: "CleanRL: ppo_atari"
 _THEIR_LINES: tuple[LineStyle, ...] = ((0, (3.0, 1.2, 3.0, 4.0)), (0, (1.2, 1.2, 1.2, 1.2, 1.2, 4.0)))
 _THEIR_MARKERS = ("P", "X", "*", "d")

@@ -18,14 +18,16 @@ def evaluation(place: Path, *words: str) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("algo", ["dqn", "gorila", "a3c", "ga3c", "paac", "one_step_q", "one_step_sarsa", "n_step_q"])
+@pytest.mark.parametrize(
+    "algo", ["dqn", "gorila", "a3c", "ga3c", "paac", "pgql", "one_step_q", "one_step_sarsa", "n_step_q"]
+)
 def test_cartpole_is_solved(algo: str, seed: int, tmp_path: Path) -> None:
     """The README's first command, and DQN and Gorila."""
     assert evaluation(tmp_path, f"algo={algo}", f"seed={seed}") >= CARTPOLE_SOLVED
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("algo", ["dqn", "gorila", "one_step_q", "one_step_sarsa", "n_step_q"])
+@pytest.mark.parametrize("algo", ["dqn", "gorila", "pgql", "one_step_q", "one_step_sarsa", "n_step_q"])
 def test_catch_is_solved(algo: str, seed: int, tmp_path: Path) -> None:
     assert evaluation(tmp_path, "env=catch", f"algo={algo}", f"seed={seed}") >= CATCH_SOLVED
 

@@ -29,6 +29,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 ALGORITHMS = {
     "paac": ("algo.n_envs=2",),
     "dqn": ("algo.replay.learning_starts_agent_steps=100", "algo.replay.capacity_agent_steps=5000"),
+    "pgql": (
+        "algo.n_envs=2",
+        "algo.replay.learning_starts_agent_steps=100",
+        "algo.replay.capacity_agent_steps=5000",
+    ),
     "a3c": ("algo.n_workers=2",),
     "one_step_sarsa": ("algo.n_workers=2",),
     "ga3c": ("algo.n_agents=8", "algo.min_training_batch=1", "algo.prediction_batch=2"),
@@ -159,6 +164,7 @@ def table(stops: Sequence[Stop]) -> str:
         pytest.param("paac", signal.SIGINT, 0.5, 0, marks=pytest.mark.slow),
         pytest.param("ga3c", signal.SIGHUP, 1.0, 0, marks=pytest.mark.slow),
         pytest.param("dqn", signal.SIGUSR2, 0.5, 0, marks=pytest.mark.slow),
+        pytest.param("pgql", signal.SIGTERM, 0.5, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_whose_processes_are_all_told_to_stop_saves(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from a3c_bench import build
-from a3c_bench.algos import Algorithm
+from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.lockstep import lag_figures, note, wire
 from a3c_bench.algos.settings_pgql import PGQLConfig, learning_rate_shares
 from a3c_bench.core.lag import Stamp
@@ -167,4 +167,11 @@ def check(config: Config) -> None:
     check_replays(config, config.algo.n_envs)
 
 
-ALGORITHM = Algorithm(PGQLConfig, train, check, columns=("gradient_norm_q",))
+def workload(config: Config) -> Workload:
+    """The actor-critic's batches, as PAAC's; updates from the replay come on top."""
+    options: PGQLConfig = config.algo
+    mapped = (options.n_envs,) if options.replay.storage == "memmap" else ()
+    return Workload(options.n_envs, options.t_max, mapped_replays=mapped)
+
+
+ALGORITHM = Algorithm(PGQLConfig, train, check, workload)

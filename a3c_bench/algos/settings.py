@@ -4,7 +4,8 @@ An algorithm's file shows them as its own (`from a3c_bench.algos.paac import PAA
 that `--help`, `--cfg` and bad input wait neither for torch nor for a simulator: nothing here may import either.
 
 What a value is, conf/algo/<name>.yaml says, with its source; the defaults here are the same, as a test makes sure.
-Those of Q-learners are in `settings_q`, PGQL's in `settings_pgql`, of who learns in several passes in `settings_passes`.
+Those of Q-learners are in `settings_q`, of PGQL in `settings_pgql`, of who learns in several passes in
+`settings_passes`.
 """
 
 from collections.abc import Callable

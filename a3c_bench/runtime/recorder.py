@@ -32,6 +32,7 @@ METRIC_COLUMNS = (
     "loss_value",
     "entropy_nats",
     "gradient_norm",
+    "gradient_norm_q",
     "gradient_variance",
     "gradient_cosine",
     "learning_rate",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from a3c_bench import build, checks
 from a3c_bench.algos import algorithm_names, find_settings
-from a3c_bench.algos.settings import DQNConfig, GA3CConfig, PAACConfig
+from a3c_bench.algos.settings import DQNConfig, GA3CConfig, PAACConfig, PGQLConfig
 from a3c_bench.config import compose
 from a3c_bench.core import compiled
 from a3c_bench.errors import ConfigError, RunDirectoryError
@@ -44,6 +44,7 @@ RUNS: dict[str, Config] = {
     "paac, lstm": small(PAAC, network=LSTM),
     "ga3c": small(GA3CConfig(n_agents=4, synchronous=True, stale_bootstrap=False)),
     "dqn": small(DQN),
+    "pgql": small(PGQLConfig(n_envs=4, replay=ReplayConfig(400, 40, 8))),
 }
 
 
@@ -77,7 +78,9 @@ def theta(parts: dict[str, Any]) -> Tensor:
     return torch.cat([part.flatten() for part in parts["network"].values()])
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("," in name)) for name in RUNS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("," in name or name == "pgql")) for name in RUNS]
+)
 @pytest.mark.usefixtures("graphs")
 def test_graphs_compute_the_same_bit_by_bit(name: str, tmp_path: Path) -> None:
     """And go on as one without does: with its random numbers, and an annealed learning rate."""
@@ -104,7 +107,9 @@ def test_graphs_compute_the_same_bit_by_bit(name: str, tmp_path: Path) -> None:
             assert torch.equal(as_written["action_generator"], of_graphs["action_generator"])
 
 
-@pytest.mark.parametrize("name", ["paac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ga3c", "dqn"))])
+@pytest.mark.parametrize(
+    "name", ["paac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ga3c", "dqn", "pgql"))]
+)
 def test_what_is_compiled_computes_nearly_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced: list[str] = []
 
@@ -145,9 +150,10 @@ def test_no_algorithm_ignores_it(algo: str, key: str, monkeypatch: pytest.Monkey
     config = compose([f"algo={algo}", f"compute.{key}=true", f"device={device}"])
     if find_settings(algo).computes:
         checks.check_settings(config)
-        assert algo in ("dqn", "ga3c", "paac")  # those of the tests above
+        assert algo in RUNS  # of the tests above
         return
-    words = f"algo={algo} runs as it is written: compute.{key}=true is for algo=dqn or algo=ga3c or algo=paac."
+    others = " or ".join(f"algo={name}" for name in algorithm_names() if find_settings(name).computes)
+    words = f"algo={algo} runs as it is written: compute.{key}=true is for {others}."
     with pytest.raises(ConfigError) as refused:
         checks.check_settings(config)
     assert str(refused.value) == words

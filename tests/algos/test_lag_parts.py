@@ -23,6 +23,7 @@ from a3c_bench.algos.settings import (
     NStepQConfig,
     OneStepSarsaConfig,
     PAACConfig,
+    PGQLConfig,
 )
 from a3c_bench.core.lag import LagMeter, Stamp, split
 from a3c_bench.core.replay import lag_of
@@ -47,6 +48,7 @@ RUNS: dict[str, tuple[Any, set[str]]] = {  # with the parts that there may be
     "ga3c, paced": (GA3CConfig(n_agents=8, lag_control="pace", max_lag_updates=6), {*PARTS}),
     "dqn": (DQNConfig(replay=ReplayConfig(**REPLAY)), {QUEUE}),
     "dqn, overlap": (DQNConfig(n_envs=2, overlap=True, replay=ReplayConfig(**REPLAY)), {QUEUE}),
+    "pgql": (PGQLConfig(n_envs=3, t_max=4, replay=ReplayConfig(**REPLAY)), {QUEUE}),
     "gorila": (GorilaConfig(n_learners=2, refresh_period_agent_steps=10, replay=GorilaReplayConfig(**REPLAY)),
                {QUEUE, GRADIENT}),
 }  # fmt: skip
