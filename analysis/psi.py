@@ -4,9 +4,10 @@ r"""The exact study of psi, what multiplies grad log pi: bias and variance of ev
 
 On a 4 x 6 grid with a tabular policy the policy gradient is known, and so are both moments of every estimator of it
 (`analysis.moments`): psi 1 to 6 of Schulman et al. 2016, n-step returns and GAE of rollouts of t_max steps with critics
-that are right or wrong, Q of a critic. Writes three figures, as PNG, PDF and CSV each: psi_variance (the six psi),
-psi_bias (bias and variance against lambda and t_max) and psi_batch (the error of a gradient of B samples). Takes half a
-minute. docs/psi.md reads them; `python benchmarks/psi_samples.py` checks them by samples.
+that are right or wrong, Q of a critic. Writes four figures, as PNG, PDF and CSV each: psi_variance (the six psi),
+psi_bias (bias and variance against lambda and t_max), psi_batch (the error of a gradient of B samples) and psi_ended
+(REINFORCE of rollouts shorter than games). Takes half a minute. docs/psi.md reads them;
+`python benchmarks/psi_samples.py` checks them by samples.
 """
 
 import argparse
@@ -35,6 +36,7 @@ GAMMA = 0.97  # per step; the six psi of equation 1 are the same in expectation 
 ERRORS = (0.0, 0.1, 0.3, 1.0)  # of a critic, in standard deviations of V over the steps of a game
 T_MAX = (1, 2, 5, 10, 20, 100)  # steps of a rollout
 LAMBDAS = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
+T_MAX_ENDED = (5, 10, 20, 50, 100, 200, 500, 1000)
 LONG = 100  # steps of the rollouts in which lambda is compared
 SAMPLES = {5: "5, as A3C's worker", 160: "160, as PAAC", 5000: "5,000"}  # in a gradient; PAAC: 32 environments, 5 steps
 N_CRITICS = 100  # of each error
@@ -159,6 +161,22 @@ def batch_table(biases: pd.DataFrame) -> pd.DataFrame:
     return table.assign(best=table["error"] <= least * (1.0 + 1e-9)).sort_values([*keys, "n_samples", "lambda"])
 
 
+def ended_table(world: World) -> pd.DataFrame:
+    """A row per policy, t_max and REINFORCE without and with a baseline, of samples whose game ends inside."""
+    rows = []
+    for share in SHARES:
+        policy = gridworld.climb(world, 1.0, share)
+        v, weights = gridworld.values(world, policy, GAMMA)[0], gridworld.shares(world, policy)
+        for t_max, plain in enumerate(islice(moments.ended_returns(world, policy, GAMMA), max(T_MAX_ENDED)), start=1):
+            if t_max in T_MAX_ENDED:
+                known = (weights[:, None] * policy * plain.known[0]).sum()
+                for name, psi in (("monte_carlo", plain), ("baseline", moments.less_baseline(plain, v[None]))):
+                    found = moments.quality(world, policy, GAMMA, psi)
+                    row = {"policy": share, "advantage": name, "t_max": t_max, "known": known, "bias": found.bias[0]}
+                    rows.append(row | {"cosine": found.cosine[0], "variance": found.variance[0]})
+    return pd.DataFrame(rows)
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +269,35 @@ def draw_batch(table: pd.DataFrame) -> Figure:
     return figure.compose([section], text, style.TWO_COLUMNS)
 
 
+def draw_ended(table: pd.DataFrame) -> Figure:
+    """REINFORCE of rollouts shorter than games: the share of samples that it can use, and what comes of it."""
+
+    def fill(part: SubFigure) -> Sequence[Artist]:
+        columns = {"known": "share of samples that it uses", "bias": "bias / |g|", "cosine": "cosine with g"}
+        for panel, (column, label) in zip(figure.grid(part, 3, 3), columns.items(), strict=True):
+            for share, look in _POLICY_LOOKS.items():
+                for name, line, face in (("monte_carlo", "-", look.colour), ("baseline", ":", "white")):
+                    rows = table[(table["policy"] == share) & (table["advantage"] == name)]
+                    mark = figure.marker(look) | {"markerfacecolor": face, "markeredgecolor": look.colour}
+                    panel.plot(rows["t_max"], rows[column], linestyle=line, **mark)
+            panel.set(xscale="log", xlabel="t_max", title=label)
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            if column == "bias":
+                _set_log(panel, table["bias"])
+                panel.axhline(1.0, color="0.6", linewidth=0.8, linestyle=(0, (2.0, 2.0)))
+        return [Line2D([], [], **figure.marker(look)) for look in _POLICY_LOOKS.values()]
+
+    text = (
+        f"{WORLD}; gamma {GAMMA:g}, exactly. advantage=monte_carlo (filled, solid) and advantage=baseline with an "
+        "exact V (hollow, dotted) use a sample only if its game ends within its rollout: those near the goal, whose "
+        "gradient is large, so that the mean is too long, and points a little elsewhere. Above the dashed line no "
+        "gradient at all is nearer."
+    )
+    legend = [f"policy: {name}" for name in POLICIES.values()]
+    section = figure.Section("REINFORCE with rollouts shorter than games", 1.0, legend, fill)
+    return figure.compose([section], text, style.TWO_COLUMNS)
+
+
 _SAID = {"bias": "bias / |g|", "variance": "variance / |g|$^2$"}
 
 
@@ -305,14 +352,15 @@ def _legend() -> list[str]:
 
 
 def make_files(folder: Path) -> list[Path]:
-    """Writes the three figures and their tables to a folder and gives the paths."""
+    """Writes the four figures and their tables to a folder and gives the paths."""
     world = make_world()
     variances, biases = variance_table(world), bias_table(world)
-    batches = batch_table(biases)
+    batches, ended = batch_table(biases), ended_table(world)
     return [
         *cli.save("psi_variance", draw_variance(variances), variances, folder),
         *cli.save("psi_bias", draw_bias(biases), biases, folder),
         *cli.save("psi_batch", draw_batch(batches), batches, folder),
+        *cli.save("psi_ended", draw_ended(ended), ended, folder),
     ]
 
 

@@ -38,7 +38,7 @@ N_RUNS = {
     "speedup_q_methods": 45,
     "async_methods": 12,
     "n_envs": 15,
-    "advantages": 25,
+    "advantages": 120,
     "lr_sensitivity": 50,
     "throughput": len(algorithm_names()),
 }
@@ -116,7 +116,7 @@ N_TINY_RUNS = {  # of a tiny variant
     "speedup_q_methods": 2,
     "async_methods": 2,
     "n_envs": 2,
-    "advantages": 5,
+    "advantages": 6,
     "lr_sensitivity": 2,
     "throughput": 2,
     "atari_paac_games": len(algorithm_names()),

@@ -211,13 +211,23 @@ def test_bias_falls_and_variance_rises(biases: pd.DataFrame) -> None:
         assert best[share, 5] < best[share, 5000]  # the larger the batch, the more lambda pays
 
 
+def test_reinforce_needs_the_end_of_games(world: World) -> None:
+    """The share of the samples whose game ends in a rollout, and what is left of the bias in long ones."""
+    table = psi.ended_table(world).set_index(["policy", "advantage", "t_max"]).sort_index()
+    assert (table.loc[(0.5, "baseline"), "known"].diff().dropna() > 0).all()
+    assert table.loc[(0.9, "monte_carlo", 1000), "known"] > 0.95
+    assert table.loc[(slice(None), "monte_carlo", 20), "bias"].min() > 1.0
+    assert table.loc[(slice(None), slice(None), 20), "cosine"].between(0.9, 0.995).all()
+    assert table.loc[(0.9, slice(None), 1000), "bias"].max() < 0.05
+
+
 @pytest.mark.usefixtures("inkless")
 def test_the_command(
     tmp_path: Path, biases: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(psi, "bias_table", lambda world: biases)
     assert psi.main(["--out", str(tmp_path / "out")]) == 0
-    names = [f"psi_{part}.{kind}" for part in ("variance", "bias", "batch") for kind in ("png", "pdf", "csv")]
+    names = [f"psi_{part}.{kind}" for part in ("variance", "bias", "batch", "ended") for kind in ("png", "pdf", "csv")]
     assert capsys.readouterr().out.split() == [str(tmp_path / "out" / name) for name in names]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {*names}
     table = pd.read_csv(tmp_path / "out" / "psi_batch.csv")
