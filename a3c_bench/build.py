@@ -135,6 +135,7 @@ def _make(kind: type[Net], config: Config, envs: Shapes, device: torch.device, *
         input_mean=options.input_mean,
         input_std=options.input_std,
         own_trunk=_trunk_of_another_package(config, envs),
+        layer_norm=options.layer_norm,
     )
     try:
         return kind(envs.observation_shape, envs.n_actions, options.kind, **more, **layers).to(device)
@@ -215,6 +216,9 @@ def make_optimizer(
         adam = torch.optim.Adam([parameters], lr, betas, epsilon, fused=True, capturable=capturable)
         vars(adam)["_warned_capturable_if_run_uncaptured"] = capturable  # its first steps are meant to be
         return adam
+    if options.kind == "radam":  # Liu et al. 2020
+        betas, capturable = (options.beta1, options.beta2), compute.cuda_graphs
+        return torch.optim.RAdam([parameters], lr, betas, epsilon, foreach=False, capturable=capturable)
     if options.kind == "adagrad":
         fused = parameters.device.type == "cpu"  # PyTorch 2.6 has no other
         initial = options.initial_square

@@ -34,6 +34,7 @@ from a3c_bench.core.losses import actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.plain import plain_forward, plain_q
+from a3c_bench.core.q_learning import of_actions, q_loss
 from a3c_bench.core.replay import Sample
 from a3c_bench.runtime.machine import resolve_device, usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -89,7 +90,10 @@ def calibrate(config: Config, repeats: int = 7, seconds_per_repeat: float = 0.7)
         n_steps = training_batch / workload.n_epochs
         whole = n_envs % workload.n_minibatches == 0  # as with an LSTM; without, the shape does not matter
         shape = (t_max, n_envs // workload.n_minibatches) if whole else (1, training_batch)
-        differentiate = _actor_critic_training(network, observations, shape, n_actions, compute)
+        if isinstance(network, QNetwork):
+            differentiate = _q_rollout_training(network, observations, training_batch, compute)
+        else:
+            differentiate = _actor_critic_training(network, observations, shape, n_actions, compute)
     else:
         training_batch, n_steps = workload.replayed_batch, float(workload.update_period_agent_steps)
         target_network = algorithm.make_network(config, envs, device)
@@ -176,6 +180,22 @@ def _actor_critic_training(
         traced().backward()  # type: ignore[no-untyped-call]
 
     return compute.fixed(work, device)
+
+
+def _q_rollout_training(network: QNetwork, observations: Tensor, batch_size: int, compute: Compute) -> Work:
+    """An update from a rollout, whose targets are known."""
+    batch = observations[torch.arange(batch_size) % len(observations)]
+    ones, actions = torch.ones(batch_size).to(batch.device), torch.zeros(batch_size).to(batch.device).long()
+
+    def loss() -> Tensor:
+        return q_loss(ones - of_actions(network(batch), actions), ones, None, "mean")
+
+    traced = compute.traced(loss)
+
+    def work() -> None:
+        traced().backward()  # type: ignore[no-untyped-call]
+
+    return compute.fixed(work, observations.device)
 
 
 def _q_training(learner: QLearner, observations: Tensor, batch_size: int) -> Work:

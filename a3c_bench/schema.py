@@ -157,6 +157,8 @@ class NetworkConfig:
     lstm_size: int | None = option(None, at_least=1)  # units of an LSTM before the heads; null: feed-forward
     input_mean: float = 0.0  # subtracted from the observations, from frames after their scaling to [0, 1]
     input_std: float = option(1.0, above=0.0)  # what the observations are divided by then
+    layer_norm: str | None = option(None, choices=("features", "channels"))  # before each activation, over [C, H, W] or
+    # over C at each place; null: none
     bf16: bool = False  # hidden layers compute in bfloat16; LSTM, heads and what they give, and parameters, are float32
     compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
 
@@ -182,7 +184,7 @@ class OptimizerConfig:
     Each algorithm says its own values; these defaults are no algorithm's.
     """
 
-    kind: str = option("rmsprop", choices=("rmsprop", "adam", "adagrad"))
+    kind: str = option("rmsprop", choices=("rmsprop", "adam", "radam", "adagrad"))
     lr: float = option(7e-4, above=0.0)
     lr_range: tuple[float, float] | None = option(None, above=0.0)  # draw lr log-uniformly from here, by the seed
     anneal: bool = True  # linearly to 0 over budget.frames, on the global frame counter
@@ -191,8 +193,8 @@ class OptimizerConfig:
     epsilon_inside_root: bool = True  # rmsprop: g / sqrt(s + eps), or g / (sqrt(s) + eps)
     initial_square: float = option(0.0, at_least=0.0)  # rmsprop, adagrad: accumulator at the start; TensorFlow's was 1
     centered: bool = False  # rmsprop: s minus the squared mean gradient
-    beta1: float = option(0.9, at_least=0.0, below=1.0)  # adam
-    beta2: float = option(0.999, at_least=0.0, below=1.0)  # adam
+    beta1: float = option(0.9, at_least=0.0, below=1.0)  # adam, radam
+    beta2: float = option(0.999, at_least=0.0, below=1.0)  # adam, radam
     max_grad_norm: float | None = option(None, above=0.0)  # global norm, before the optimiser; null: no clipping
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from a3c_bench.algos.settings import Settings
 
 _BUILT_IN = {
-    name: f"a3c_bench.algos.{name}:ALGORITHM" for name in ("a3c", "dqn", "ga3c", "gorila", "paac", "pgql", "ppo")
+    name: f"a3c_bench.algos.{name}:ALGORITHM" for name in ("a3c", "dqn", "ga3c", "gorila", "paac", "pgql", "ppo", "pqn")
 }
 _BUILT_IN |= {name: f"a3c_bench.algos.async_q:{name.upper()}" for name in ("one_step_q", "one_step_sarsa", "n_step_q")}
 

@@ -10,7 +10,7 @@ Whoever uses these decides what acts, how it is learnt from, and in which order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, Protocol
 
 import numpy as np
 import torch
@@ -108,11 +108,27 @@ def wire(
     )
 
 
+class Found(Protocol):
+    """What is known of the samples [T, B] of an update just before it, at theta as it is."""
+
+    @property
+    def log_probs(self) -> Tensor:
+        """[T, B, A], of the policy."""
+
+    @property
+    def values(self) -> Tensor:
+        """[T, B], V, or max Q."""
+
+    @property
+    def mask(self) -> Tensor:
+        """[T, B] bool, those that are learnt from."""
+
+
 def lag_figures(
     session: Session,
     rollout: Rollout,
     batch: Batch,
-    found: Backward,
+    found: Found,
     now: Stamp,
     mask: Tensor | None = None,
     taken: int | None = None,

@@ -28,8 +28,9 @@ from a3c_bench.algos.settings_passes import PPOConfig
 from a3c_bench.core.advantages import Estimate
 from a3c_bench.core.lag import policy_divergence
 from a3c_bench.core.learning import Backward
+from a3c_bench.core.minibatches import at, mask_of, shuffled
 from a3c_bench.core.optim import GradientVariance
-from a3c_bench.core.ppo import PPOLearner, at, shuffled
+from a3c_bench.core.ppo import PPOLearner
 from a3c_bench.core.rollout import Batch, Rollout
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
@@ -103,9 +104,7 @@ class PPO:
         found = self.learner.differentiate(batch, psi)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         if self.measure_lag:  # just before the update
-            mask = found.mask.new_zeros(rollout.length * self.options.n_envs)
-            mask[places] = found.mask
-            mask = mask.view(rollout.length, -1)
+            mask = mask_of(places, found.mask, rollout.length, self.options.n_envs)
             figures |= lag_figures(session, rollout, batch, found, session.stamp(), mask, rollout.complete_at)
         gradient_norm = self.learner.apply(learning_rate)
         note(session, found, figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate})

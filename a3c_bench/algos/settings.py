@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from a3c_bench.algos.settings_passes import PPOConfig, check_ppo
+from a3c_bench.algos.settings_passes import PPOConfig, PQNConfig, check_ppo, check_pqn
 from a3c_bench.algos.settings_pgql import PGQLConfig, check_pgql
 from a3c_bench.algos.settings_q import (
     DQNConfig,
@@ -264,4 +264,5 @@ SETTINGS = {
     "paac": Settings(PAACConfig, check_paac, computes=True),
     "pgql": Settings(PGQLConfig, check_pgql, computes=True),
     "ppo": Settings(PPOConfig, check_ppo, computes=True),
+    "pqn": Settings(PQNConfig, check_pqn, computes=True),
 }

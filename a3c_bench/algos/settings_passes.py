@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from a3c_bench.errors import ConfigError
-from a3c_bench.schema import Config, OptimizerConfig, check_actor_critic, option, section
+from a3c_bench.schema import Config, OptimizerConfig, check_actor_critic, check_q_network, option, section
 
 
 def check_passes(config: Config) -> None:
@@ -65,4 +65,37 @@ def check_ppo(config: Config) -> None:
         raise ConfigError(
             "advantage=q has a psi that changes with each update, and algo=ppo estimates psi once for a rollout: say "
             "advantage=gae or nstep."
+        )
+
+
+# --- PQN --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PQNConfig:
+    """Settings of PQN; conf/algo/pqn.yaml gives their sources."""
+
+    name: str = "pqn"
+    n_envs: int = option(128, at_least=1)
+    t_max: int = option(32, at_least=1)  # agent steps per environment and rollout
+    n_epochs: int = option(2, at_least=1)  # passes over a rollout
+    n_minibatches: int = option(32, at_least=1)  # updates per pass
+    gamma: float = option(0.99, at_least=0.0, at_most=1.0)
+    q_lambda: float = option(0.65, at_least=0.0, at_most=1.0)
+    epsilon_start: float = option(1.0, above=0.0, at_most=1.0)
+    epsilon_end: float = option(0.001, above=0.0, at_most=1.0)  # not 0: the lag in nats would be infinite
+    epsilon_horizon_frames: int = option(20_000_000, at_least=1)
+    optimizer: OptimizerConfig = section(
+        lambda: OptimizerConfig(kind="radam", lr=2.5e-4, anneal=False, epsilon=1e-8, max_grad_norm=10.0)
+    )
+
+
+def check_pqn(config: Config) -> None:
+    """Raises ConfigError for what PQN cannot do."""
+    check_q_network(config)
+    check_passes(config)
+    if config.advantage.kind != "nstep":
+        raise ConfigError(
+            f"advantage={config.advantage.kind} is for actor-critics: algo=pqn has algo.q_lambda, from 0 (one step) to "
+            "1 (as many as a rollout has)."
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a3c_bench.core.initialisation import INITIALISATIONS
+from a3c_bench.core.normalisation import ChannelNorm, with_layer_norm
 
 IMAGE_KINDS = ("nips", "nature")
 SMALL = "small"  # reads boards [H, W] too
@@ -19,7 +20,7 @@ _SMALLEST_SIDES = {"nips": 20, "nature": 36, SMALL: 5}  # pixels; of fewer the f
 _LARGEST_SIDES = {SMALL: 40}  # its fully connected layer has 3 million weights then
 
 
-_PLAIN = frozenset({nn.Flatten, nn.Unflatten, nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh})
+_PLAIN = frozenset({nn.Flatten, nn.Unflatten, nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.LayerNorm, ChannelNorm})
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Layers(TypedDict, total=False):
     input_mean: float
     input_std: float
     own_trunk: Callable[[], nn.Sequential] | None
+    layer_norm: str | None
 
 
 class _Network(nn.Module):
@@ -64,9 +66,12 @@ class _Network(nn.Module):
             the first layer's weights do not all point one way, and its units stay alive (LeCun et al. 1998, 4.3).
         input_std: what the observations are divided by then, to be of size 1 (ibid.).
         own_trunk: makes the layers below the heads; then `kind` is the name of another package's.
+        layer_norm: each hidden layer is normalised before its activation, over its "features" or "channels"
+            (`core.normalisation`); None: it is not.
 
     Raises:
-        ValueError: an image kind for observations that are not images, or images too small for its filters.
+        ValueError: an image kind for observations that are not images, or images too small for its filters; or
+            layer_norm with another package's trunk.
     """
 
     def __init__(
@@ -81,13 +86,15 @@ class _Network(nn.Module):
         input_mean: float = 0.0,
         input_std: float = 1.0,
         own_trunk: Callable[[], nn.Sequential] | None = None,
+        layer_norm: str | None = None,
     ) -> None:
         super().__init__()
-        self._new_trunk = partial(_trunk, kind, observation_shape, hidden_sizes, activation, own_trunk)
+        self._new_trunk = partial(_trunk, kind, observation_shape, hidden_sizes, activation, own_trunk, layer_norm)
+        self._n_last = 2 if layer_norm is None else 3  # parts of the last hidden layer
         self._initialise = INITIALISATIONS[initialisation]
         self._channels_last = channels_last and kind != "mlp" and len(observation_shape) == 3
         self._bf16 = bf16
-        self._is_mlp = kind == "mlp" and own_trunk is None
+        self._is_mlp = kind == "mlp" and own_trunk is None and layer_norm is None
         self._input_mean = input_mean
         self._input_std = input_std
         self._through = _through
@@ -103,7 +110,7 @@ class _Network(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the trunk is a perceptron of ours, in float32, which nothing compiles: see `core.plain`."""
+        """Whether the trunk is a plain perceptron of ours, in float32, which nothing compiles: see `core.plain`."""
         return self._is_mlp and not self._bf16 and self._through is _through
 
     def compile_trunk(self) -> None:
@@ -276,14 +283,15 @@ class QNetwork(_Network):
         super().__init__(observation_shape, kind, **layers)
         whole, n_features = self._new_trunk()
         parts = list(whole)  # a slice of `whole` would keep its numbers, which are names in checkpoints
-        if dueling and len(parts) < 3:
+        n_last = self._n_last
+        if dueling and len(parts) <= n_last:
             raise ValueError("a dueling network needs a hidden layer: say network.hidden_sizes=[64]")
-        self.trunk = nn.Sequential(*(parts[:-2] if dueling else parts))
+        self.trunk = nn.Sequential(*(parts[:-n_last] if dueling else parts))
         self.head = nn.Linear(n_features, n_actions)  # of Q, or of A
         self.advantage_stream: nn.Module | None = None
         if dueling:
-            self.advantage_stream = nn.Sequential(*parts[-2:])
-            self.value_stream = nn.Sequential(*list(self._new_trunk()[0])[-2:])
+            self.advantage_stream = nn.Sequential(*parts[-n_last:])
+            self.value_stream = nn.Sequential(*list(self._new_trunk()[0])[-n_last:])
             self.value_head = nn.Linear(n_features, 1)
         heads = (self.head, self.value_head) if dueling else (self.head,)
         self._finish(dict.fromkeys(heads, 1.0))
@@ -307,10 +315,10 @@ class EpsilonGreedy(nn.Module):
 
     Args:
         network: gives Q.
-        epsilon: 0 to 1.
+        epsilon: 0 to 1; a tensor, a scalar on the network's device, may be changed in place from outside.
     """
 
-    def __init__(self, network: QNetwork, epsilon: float) -> None:
+    def __init__(self, network: QNetwork, epsilon: float | Tensor) -> None:
         super().__init__()
         self.network = network
         self.epsilon = epsilon
@@ -322,10 +330,13 @@ class EpsilonGreedy(nn.Module):
     def forward(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [B, A], values max Q [B], and the state."""
         q = self.network(observations)
-        values, best = q.max(-1, keepdim=True)
-        probabilities = torch.full_like(q, self.epsilon / q.shape[-1])
-        probabilities.scatter_(-1, best, 1.0 - self.epsilon + self.epsilon / q.shape[-1])
-        return probabilities.log(), values.squeeze(-1), state
+        return self.log_probs(q), q.amax(-1), state
+
+    def log_probs(self, q: Tensor) -> Tensor:
+        """Log-probabilities [B, A] of the policy, from Q [B, A]."""
+        share = self.epsilon / q.shape[-1]
+        is_best = torch.zeros_like(q, dtype=torch.bool).scatter_(-1, q.argmax(-1, keepdim=True), True)
+        return torch.where(is_best, 1.0 - self.epsilon + share, share).log()
 
 
 def _halve_power(gradient: Tensor) -> Tensor:
@@ -356,8 +367,14 @@ def _trunk(
     hidden_sizes: Sequence[int],
     activation: str,
     own_trunk: Callable[[], nn.Sequential] | None,
+    layer_norm: str | None,
 ) -> tuple[nn.Sequential, int]:
     """The layers below the heads, and how many features they give; a hidden layer and its activation come last."""
+    if layer_norm is not None:
+        if own_trunk is not None:
+            raise ValueError(f"network.layer_norm={layer_norm} is for networks of a3c_bench, and {kind!r} is none")
+        layers, n_features = _trunk(kind, observation_shape, hidden_sizes, activation, None, None)
+        return with_layer_norm(layers, observation_shape, layer_norm), n_features
     if own_trunk is not None:
         layers = own_trunk()
         return layers, _n_features(layers, observation_shape)

@@ -1,8 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017): several passes over one rollout, a minibatch at a time.
-
-psi and returns of the whole rollout are estimated once; each minibatch is then a `Batch` of its own and its part of
-these.
-"""
+"""Proximal policy optimisation (Schulman et al. 2017): what is learnt from a minibatch whose psi has been estimated."""
 
 from collections.abc import Callable
 
@@ -20,48 +16,6 @@ from a3c_bench.core.rollout import Batch
 _SMALL = 1e-8  # beside the standard deviation that advantages are divided by, as in CleanRL
 
 
-def shuffled(n_steps: int, n_envs: int, n_minibatches: int, whole_envs: bool, generator: torch.Generator) -> Tensor:
-    """The places of a rollout's samples in its minibatches, each in one of them: int64 [n_minibatches, T, B].
-
-    A place is t * n_envs + i: of step t of environment i.
-
-    Args:
-        n_steps: of the rollout.
-        n_envs: of it.
-        n_minibatches: divides the samples, or the environments.
-        whole_envs: a minibatch has all steps of its environments, in order, as an LSTM needs them: T is n_steps. Else
-            it has samples from anywhere, as T = 1 step.
-        generator: draws; its device is that of the places.
-    """
-    if not whole_envs:
-        order = torch.randperm(n_steps * n_envs, generator=generator, device=generator.device)
-        return order.view(n_minibatches, 1, -1)
-    envs = torch.randperm(n_envs, generator=generator, device=generator.device).view(n_minibatches, 1, -1)
-    return envs + n_envs * torch.arange(n_steps, device=generator.device).view(1, -1, 1)
-
-
-def at(places: Tensor, batch: Batch, psi: Estimate) -> tuple[Batch, Estimate]:
-    """The part of a rollout, and of what was estimated of it, that is at these places [T, B]."""
-
-    def part(whole: Tensor) -> Tensor:
-        return whole.flatten(0, 1)[places]
-
-    columns = places[0] % batch.rewards.shape[1]  # only the first step's state matters, and only to an LSTM
-    chosen = Batch(
-        part(batch.observations),
-        batch.state[columns],
-        part(batch.actions),
-        part(batch.log_probs),
-        part(batch.rewards),
-        part(batch.terminated),
-        part(batch.truncated),
-        part(batch.valid),
-        batch.bootstrap[columns],
-        values=None if batch.values is None else part(batch.values),
-    )
-    return chosen, Estimate(*(part(whole) for whole in psi))
-
-
 def normalised(advantages: Tensor, mask: Tensor) -> Tensor:
     """Advantages minus their mean, over their standard deviation (n - 1), of the samples of the mask; both [T, B]."""
     weights = mask.to(advantages.dtype)
@@ -72,7 +26,7 @@ def normalised(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 class PPOLearner(Learner):
-    """Learns a policy and its value from minibatches whose psi has been estimated.
+    """Learns a policy and its value from minibatches (`core.minibatches`) of rollouts.
 
     Args:
         network: at theta.

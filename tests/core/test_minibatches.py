@@ -9,7 +9,8 @@ from torch import Tensor
 from a3c_bench.core.advantages import Estimate
 from a3c_bench.core.learning import n_beyond_clip
 from a3c_bench.core.losses import actor_critic_loss
-from a3c_bench.core.ppo import at, normalised, shuffled
+from a3c_bench.core.minibatches import at, mask_of, shuffled
+from a3c_bench.core.ppo import normalised
 from a3c_bench.core.rollout import Batch
 
 
@@ -69,6 +70,10 @@ def test_a_minibatch_is_that_part_of_the_rollout(whole_envs: bool) -> None:
         envs = places[0] % 4
         assert part.state.tolist() == whole.state[envs].tolist()
         assert part.bootstrap.tolist() == whole.bootstrap[envs].tolist()
+        again = mask_of(places, part.valid, 3, 4)
+        assert {tuple(place) for place in again.nonzero().tolist()} == {
+            divmod(int(place), 4) for place in places[part.valid]
+        }
 
 
 def test_advantages_are_normalised_over_the_samples_that_count() -> None:
