@@ -177,7 +177,8 @@ def test_an_algorithm_is_said_in_full(algo: str) -> None:
     assert algo in algorithm_names()
 
 
-BESIDE = {"ppo": ("advantage=nstep",)}  # the default of Python, where an algorithm brings more than its own section
+# The defaults of Python, where an algorithm's YAML brings more than its own section.
+BESIDE = {"ppo": ("advantage=nstep",), "pqn": ("network.layer_norm=null",)}
 
 
 @pytest.mark.parametrize("algo", algorithm_names())
