@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 CSV_COLUMNS = ("env", "algo", "label", "seed", "state")
 _RATIO_FOR_A_LOG_AXIS = 4.0
+_RATIO_FOR_A_LOG_VARIANCE = 20.0  # of squares, whose small ones would all lie on the axis
 _TICKS_AT_MOST = 8  # at the values of a setting themselves
 _TICKS_APART = 0.08  # at least, as a share of the axis
 
@@ -300,6 +301,8 @@ def _set_axes(
         _set_numbers(panel, distinct)
     if axis.name in LAG_UNITS:
         notes["y"] = figure.scale_with_zero(panel, "y", float(np.nanmax(values)), LAG_UNITS[axis.name])
+    elif axis.name == "gradient_variance" and np.nanmax(values) >= _RATIO_FOR_A_LOG_VARIANCE * np.nanmin(values) > 0.0:
+        panel.set_yscale("log")
     panel.set_xlabel(", ".join(filter(None, [LABELS.get(x, x.replace("_", " ")), notes["x"]])))
     panel.set_ylabel("\n".join(filter(None, [figure.two_lines(axis.label), notes["y"]])))
 

@@ -74,6 +74,16 @@ def test_learning_rates_that_seeds_draw_are_one_group(make_run, tmp_path):
     assert "A3C (3 runs)" in figure.subfigs[0].legends[0].get_texts()[0].get_text()
 
 
+@pytest.mark.parametrize(("largest", "scale"), [(100.0, "log"), (10.0, "linear")])
+def test_a_variance_that_spans_decades_has_a_log_axis(make_run, tmp_path, largest, scale):
+    for kind, variance in (("td", 1.0), ("nstep", largest)):
+        run = make_run(overrides=kind, settings={"kind": kind})
+        write_rates(run, 0.1)
+        pd.read_csv(run / "metrics.csv").assign(gradient_variance=variance).to_csv(run / "metrics.csv", index=False)
+    figure, _ = figure_and_table(load_runs(tmp_path), "algo.kind", ["score", "gradient_variance"])
+    assert [panel.get_yscale() for panel in figure.subfigs[0].axes] == ["linear", scale]
+
+
 def test_words_are_places_in_order(make_run, tmp_path):
     for kind, best in (("nstep", 100.0), ("gae", 200.0)):
         for seed in range(3):
