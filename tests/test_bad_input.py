@@ -52,6 +52,11 @@ CONFIG_ERRORS = [
     ("env=pong network=mlp", "network=mlp cannot read the 4x84x84 frames of this environment: say network=nips"),
     ("algo.n_env=3", "algo.n_env is not a key of the configuration: did you mean n_envs?"),
     ("algo.optimizr.lr=1", "algo.optimizr is not a key of the configuration: did you mean optimizer?"),
+    ("algo=one_step_sarsa algo.double=true", "algo.double is not a key of the configuration"),
+    (
+        "algo=n_step_q network.lstm_size=8",
+        "network.lstm_size=8 is for actor-critics: algo=n_step_q has feed-forward networks",
+    ),
     ("nam=x", "nam is not a key of the configuration: did you mean name?"),
     ("+algo.x=1", "A key was added that the configuration does not have: "),
     ("~algo.n_envs", "algo.n_envs: PAACConfig (DictConfig) does not support deletion."),

@@ -123,7 +123,7 @@ N_TINY_RUNS = {  # of a tiny variant
     "atari57": 4,
 }
 # The others take seconds; these train all algorithms on Atari games, calibrate, or start many threads.
-LONG_ONES = {"atari57", "atari_paac_games", "lag_vs_agents", "throughput"}
+LONG_ONES = {"async_methods", "atari57", "atari_paac_games", "lag_vs_agents", "throughput"}
 TINY_ONES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG_ONES else name for name in SWEEPS]
 
 
