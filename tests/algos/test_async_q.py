@@ -172,6 +172,31 @@ def test_where_each_value_comes_from() -> None:
         assert float(found.loss) == pytest.approx(0.5 * best**2)
 
 
+@pytest.mark.parametrize(("name", "errors"), [("one_step_q", [3.0, 3.0]), ("n_step_q", [2.5, 3.0])])
+def test_an_update_by_hand(name: str, errors: list[float]) -> None:
+    """Q is 0, Q^- is 4, gamma 1/2, rewards are 1: y is 1 + 4/2, and of two steps 1 + (1 + 4/2) / 2.
+
+    The gradient of the head's bias is minus the sum of the errors of an action, and RMSProp's first step is
+    lr g / sqrt(0.01 g^2 + 0.1).
+    """
+    (worker,) = make_workers(configured(ALL[name], gamma=0.5, t_max=2))
+    worker.shared.theta.zero_()
+    worker.target._values.zero_()
+    target = worker.learner.target_network
+    worker.target_parameters.values.data.zero_()
+    target.head.bias.data.fill_(4.0)
+    worker.target.load_state_dict({"values": worker.target_parameters.values.data, "passed": torch.zeros(1)})
+    rollout = act(worker)
+    actions = rollout.actions[:, 0].tolist()
+    worker.learn(rollout)
+    assert worker.notes.pending.lags[-1]["gradient_staleness_updates"].tolist() == [0]
+    worker.synchronise()
+    gradients = [-sum(e for e, action in zip(errors, actions, strict=True) if action == a) for a in (0, 1)]
+    steps = [-0.01 * g / (0.01 * g * g + 0.1) ** 0.5 for g in gradients]
+    assert worker.network.head.bias.tolist() == pytest.approx(steps)
+    assert float(worker.notes.pending.figures[-1]["loss"]) == pytest.approx(sum(e * e / 2 for e in errors))
+
+
 # --- what others' codes got wrong -------------------------------------------------------------------------------------
 
 
