@@ -163,7 +163,7 @@ class NetworkConfig:
     compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
 
 
-ADVANTAGE_KINDS = ("nstep", "gae", "td", "monte_carlo", "baseline", "q", "vtrace")
+ADVANTAGE_KINDS = ("nstep", "gae", "td", "total_reward", "monte_carlo", "baseline", "q", "vtrace")
 
 
 @dataclass(frozen=True)

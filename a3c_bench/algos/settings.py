@@ -221,6 +221,11 @@ def check_ga3c(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
     check_correction(config)
     options: GA3CConfig = config.algo
+    if config.advantage.kind == "total_reward":
+        raise ConfigError(
+            "advantage=total_reward needs what an episode brought before a rollout, which algo=ga3c does not keep: say "
+            "advantage=monte_carlo."
+        )
     most = options.n_agents * options.t_max
     if options.min_training_batch > most:
         raise ConfigError(

@@ -61,6 +61,11 @@ def check_ppo(config: Config) -> None:
         raise ConfigError(
             "advantage=vtrace corrects for lag, as algo.ratio_clip of algo=ppo does: say advantage=gae or nstep."
         )
+    if config.advantage.kind == "total_reward":
+        raise ConfigError(
+            "advantage=total_reward needs what an episode brought before a rollout, which algo=ppo does not keep: say "
+            "advantage=monte_carlo."
+        )
     if config.advantage.kind == "q":
         raise ConfigError(
             "advantage=q has a psi that changes with each update, and algo=ppo estimates psi once for a rollout: say "

@@ -1,7 +1,7 @@
 """psi, what multiplies grad log pi(a_t | s_t): estimators over a rollout, as pure functions.
 
-All take these tensors, time first; the last two are for V-trace and for a Q critic. Row t belongs to the transition
-s_t, a_t -> r_t, s_tp1:
+All take these tensors, time first; the last ones are for those alone that ask for them (`Estimator`). Row t belongs to
+the transition s_t, a_t -> r_t, s_tp1:
 
     rewards     [T, B]      r_t
     values      [T + 1, B]  V(s_t), without gradient; row T is V of the state after the last step
@@ -9,6 +9,8 @@ s_t, a_t -> r_t, s_tp1:
     truncated   [T, B]      bool: a time limit cut the episode at s_tp1; V(s_tp1) stands for what would have followed
     log_ratios  [T, B]      log pi(a_t | s_t) - log mu(a_t | s_t): of the present policy and of the one that acted
     q           [T, B]      Q(s_t, a_t), without gradient; V(s) is sum_b pi(b | s) Q(s, b) then
+    begins      [T, B]      bool: an episode begins with step t; False in row 0
+    past        [2, B]      of the episodes of row 0: their discounted rewards before it, and gamma^(steps before it)
 
 After an episode end, environments with next-step auto-reset spend one phantom step on the reset: row t + 1 then begins
 in the final state of the old episode, so values[t + 1] is its value, which is what truncation bootstraps from. The
@@ -43,9 +45,13 @@ class Estimator:
     corrects: bool = False  # for the policy that acted being another: it takes log_ratios too
     cuts_at: float | None = None  # the ratio above which it cuts one
     values_actions: bool = False  # it takes q too: the network has a head of Q beside its policy
+    past_gamma: float | None = (
+        None  # it takes begins and past too, discounted by this; each rollout goes on where the one
+    )
+    # before it stopped
 
     def __call__(self, *outcomes: Tensor) -> Estimate:
-        """psi from rewards, values, terminated, truncated, if it corrects log_ratios, and if it values actions q."""
+        """psi from rewards, values, terminated and truncated, and what else it asks for, in the order of the fields."""
         return self.function(*outcomes)
 
 
@@ -93,6 +99,46 @@ def monte_carlo(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: 
     """
     returns = _discounted_returns(rewards, values, terminated, truncated, gamma)
     return Estimate(returns, returns, _ends_inside(terminated | truncated))
+
+
+def total_reward(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    begins: Tensor,
+    past: Tensor,
+    gamma: float,
+) -> Estimate:
+    """The return of the whole episode, what came before a_t included: each of its actions gets the same.
+
+    It is discounted from the episode's start; usable are the steps of which `monte_carlo` uses the return, and V learns
+    the same here as there.
+    """
+    returns = _discounted_returns(rewards, values, terminated, truncated, gamma)
+    before, discount = past
+    total = before + discount * returns[0]
+    totals: list[Tensor] = []
+    for new, following in zip(begins.unbind(), returns.unbind(), strict=True):
+        total = torch.where(new, following, total)
+        totals.append(total)
+    return Estimate(torch.stack(totals), returns, _ends_inside(terminated | truncated))
+
+
+def past_after(past: Tensor, rewards: Tensor, ends: Tensor, gamma: float) -> Tensor:
+    """What `past` [2, B] has become after T steps.
+
+    Args:
+        past: before them.
+        rewards: [T, B].
+        ends: [T, B] bool, another episode follows the step: after its last one, and after a phantom.
+        gamma: discount per agent step.
+    """
+    before, discount = past
+    for reward, end in zip(rewards.unbind(), ends.unbind(), strict=True):
+        before = (before + discount * reward).masked_fill(end, 0.0)
+        discount = (gamma * discount).masked_fill(end, 1.0)
+    return torch.stack([before, discount])
 
 
 def baseline(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float) -> Estimate:
@@ -171,6 +217,8 @@ def estimator(
         return Estimator(VTrace(gamma, rho_bar, c_bar), corrects=True, cuts_at=rho_bar)
     if kind == "q":
         return Estimator(partial(q_critic, gamma=gamma, baseline=q_baseline), values_actions=True)
+    if kind == "total_reward":
+        return Estimator(partial(total_reward, gamma=gamma), needs_end=True, past_gamma=gamma)
     function = {"nstep": nstep, "td": td, "monte_carlo": monte_carlo, "baseline": baseline}[kind]
     return Estimator(partial(function, gamma=gamma), needs_end=kind in ("monte_carlo", "baseline"))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from a3c_bench.core.advantages import Estimator
+from a3c_bench.core.advantages import Estimator, past_after
 from a3c_bench.core.compiled import AS_WRITTEN, Compute
 from a3c_bench.core.losses import ActorCriticLoss, actor_critic_loss
 from a3c_bench.core.networks import ActorCritic, QNetwork
@@ -149,6 +149,7 @@ class ActorCriticLearner(Learner):
         self._log_epsilon = log_epsilon
         self._ratio_clip = ratio_clip
         device = parameters.gradients.device
+        self._past: Tensor | None = None  # of the episodes of the next batch
         self.aside: Callable[[], AbstractContextManager[None]] = nullcontext  # entered while torch goes backward
         self._loss = compute.traced(self._loss_once)
         self._backward = compute.fixed(self._backward_once, device)
@@ -172,11 +173,21 @@ class ActorCriticLearner(Learner):
             batch: on the network's device.
             keep: [T, B] bool; samples to leave out are False.
         """
-        return self._backward(batch._replace(values=None), keep)
+        return self._backward(batch._replace(values=None), keep, self._past_before(batch))
 
-    def _backward_once(self, batch: Batch, keep: Tensor | None) -> Backward:
+    def _past_before(self, batch: Batch) -> Tensor | None:
+        """What the estimator wants to know of the episodes before this batch, [2, B]; the next call is of the next."""
+        gamma, past = self.estimate.past_gamma, self._past
+        if gamma is None:
+            return None
+        if past is None:  # all episodes begin
+            past = torch.stack([torch.zeros_like(batch.bootstrap), torch.ones_like(batch.bootstrap)])
+        self._past = past_after(past, batch.rewards, batch.ends, gamma)
+        return past
+
+    def _backward_once(self, batch: Batch, keep: Tensor | None, past: Tensor | None) -> Backward:
         self.parameters.zero_gradients()
-        found = self._loss(batch, keep)
+        found = self._loss(batch, keep, past)
         with self.aside():
             found.loss.total.backward()  # type: ignore[no-untyped-call]
         return found._replace(loss=found.loss._replace(total=found.loss.total.detach()))
@@ -192,7 +203,7 @@ class ActorCriticLearner(Learner):
         of_actions = q.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
         return log_probs, mean_q(log_probs, q).detach(), of_actions
 
-    def _loss_once(self, batch: Batch, keep: Tensor | None) -> Backward:
+    def _loss_once(self, batch: Batch, keep: Tensor | None, past: Tensor | None) -> Backward:
         log_probs, values, predicted = self._predict(batch)
         values_to_last = torch.cat([values.detach(), batch.bootstrap.unsqueeze(0)])  # [T + 1, B]
         if batch.lengths is not None:
@@ -206,6 +217,8 @@ class ActorCriticLearner(Learner):
             outcomes.append(log_ratios.detach())
         if self.estimate.values_actions:
             outcomes.append(predicted.detach())
+        if past is not None:
+            outcomes += [torch.cat([torch.zeros_like(batch.ends[:1]), batch.ends[:-1]]), past]
         psi = self.estimate(*outcomes)
         mask = batch.valid & psi.usable
         if keep is not None:

@@ -153,6 +153,11 @@ class Batch(NamedTuple):
     lengths: Tensor | None = None  # [B] int64, of the stretches, 0 of those that fill it up; None: all are T
     values: Tensor | None = None  # [T, B], V of who acted when it acted; None: it was not asked
 
+    @property
+    def ends(self) -> Tensor:
+        """[T, B] bool: the next step is of another episode. A phantom is the last step of nobody's."""
+        return self.terminated | self.truncated | ~self.valid
+
 
 def divergence(batch: Batch, log_probs: Tensor, mask: Tensor, values: Tensor | None = None) -> dict[str, Tensor]:
     """lag_kl_nats and importance_ratio of some samples, and value_lag if V of then and of now are known; as `lag.only`.

@@ -620,6 +620,7 @@ def test_without_lag_nothing_that_is_done_about_it_changes_anything(tmp_path: Pa
     ("config", "words"),
     [
         (with_algo(min_training_batch=31), "at most 30"),
+        (replace(SMALL, advantage=AdvantageConfig(kind="total_reward")), "which algo=ga3c does not keep"),
         (with_algo(prediction_batch=7), "more than there are agents"),
         (with_algo(prediction_batch=6), "without any"),
         (with_algo(synchronous=True, adjust=AdjustConfig(enabled=True)), "one thread of each kind"),

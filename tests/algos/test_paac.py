@@ -209,7 +209,10 @@ ALGO_CHANGES = [
     [
         *(with_algo(**change) for change in ALGO_CHANGES),
         *(with_algo(optimizer=replace(SMALL.algo.optimizer, **change)) for change in OPTIMIZER_CHANGES),
-        *(replace(SMALL, advantage=AdvantageConfig(kind=kind)) for kind in ("gae", "td", "monte_carlo", "baseline")),
+        *(
+            replace(SMALL, advantage=AdvantageConfig(kind=kind))
+            for kind in ("gae", "td", "total_reward", "monte_carlo", "baseline")
+        ),
         replace(SMALL, network=replace(SMALL.network, activation="relu")),
         replace(SMALL, network=replace(SMALL.network, initialisation="fan_in")),
         replace(SMALL, network=replace(SMALL.network, input_mean=0.5)),

@@ -59,7 +59,7 @@ def sample(device: str) -> Sample:
     return Sample(*parts, *[nothing] * 5)
 
 
-@pytest.mark.parametrize("kind", ["nstep", "gae", "monte_carlo", "vtrace", "q"])
+@pytest.mark.parametrize("kind", ["nstep", "gae", "monte_carlo", "total_reward", "vtrace", "q"])
 @pytest.mark.parametrize("lstm_size", [None, 6])
 def test_an_actor_critic_learns_without_a_look_at_the_device(kind: str, lstm_size: int | None) -> None:
     """Tensors on "meta" have no values: whoever asks for one, as for what lies on a GPU, raises."""
