@@ -39,24 +39,10 @@ NOTE = "other_run.yaml"
 _KEYS = ("library", "algo", "env", "seed", "frame_skip")  # of the note
 _CLEANRL = re.compile(r"(?P<env>.+)__(?P<algo>.+)__(?P<seed>\d+)__[^_]+")  # a run's name; what follows tells two starts
 _ENV = re.compile(r"(?P<env>[A-Za-z][\w.]*(?:-[A-Za-z]\w*)*-v\d+)(?:_\d+)?")  # CartPole-v1, and rl-zoo's CartPole-v1_2
-_SB3 = (
-    "A2C",
-    "ARS",
-    "CrossQ",
-    "DDPG",
-    "DQN",
-    "MaskablePPO",
-    "PPO",
-    "QRDQN",
-    "RecurrentPPO",
-    "SAC",
-    "TD3",
-    "TQC",
-    "TRPO",
-)
+_SB3 = ("A2C", "ARS", "CrossQ", "DDPG", "DQN", "MaskablePPO", "PPO", "QRDQN", "RecurrentPPO", "SAC", "TD3", "TQC")
 _ATARI = re.compile(r"(?:ALE/)?(?P<game>[A-Z]\w*?)(?P<skipping>NoFrameskip|Deterministic)?-v(?P<version>\d+)")
 _UNKNOWN = "unknown algorithm"
-_LEVELS = 6  # of the path that are looked at for a name
+_LEVELS = 4  # of the path that are looked at for a name: CartPole-v1/seed3/tb/PPO_1
 # Settings that change nothing, or follow from others.
 _NO_SETTINGS = (
     *("exp_name", "env_id", "env", "algo", "seed", "cuda", "torch_deterministic", "track", "wandb_project_name"),
@@ -172,7 +158,7 @@ def joined(runs: Sequence[Run]) -> list[Run]:
     logs = [run for run in runs if isinstance(run, OtherRun) and run.library == "SB3" and run.knows_seed]
     found: dict[Path, Run | None] = {run.path: run for run in runs}
     for games in (run for run in logs if run.algo.endswith(_UNKNOWN)):
-        same = [run for run in logs if (run.env, run.seed) == (games.env, games.seed) and not len(run.games)]
+        same = [run for run in logs if (run.env, run.seed) == (games.env, games.seed) and len(run.means)]
         if len(same) == 1:
             found[same[0].path] = replace(same[0], games=games.games)
             found[games.path] = None

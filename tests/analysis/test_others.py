@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import curves, gallery, load_runs, report, speed, style, summarise, table
+from analysis import curves, gallery, load_runs, report, style, summarise
 from analysis.other_formats import OtherError, kind_of
 from analysis.others import NOTE, OtherRun
 from analysis.scores import improvement_table, score_rows, score_tables
@@ -237,6 +237,14 @@ def test_a_file_that_is_no_run_is_one_sentence_and_status_2(tmp_path, capsys, na
     assert words in said
 
 
+def test_a_monitor_without_a_game_yet_is_a_run_without_a_curve(tmp_path, caplog):
+    monitor(tmp_path / "seed1" / "monitor.csv", "CartPole-v1", [])
+    (run,) = load_runs(tmp_path)
+    assert (run.seed, "frames" in run.status, len(run.episodes())) == (1, False, 0)
+    assert curves.make_groups([run], 100) == []
+    assert "has no finished training game yet" in caplog.text
+
+
 def test_what_is_broken_among_others_is_named_and_left_out(tmp_path, sb3, caplog):
     (tmp_path / "events.out.tfevents.1.x").write_bytes(b"nonsense")
     with caplog.at_level(logging.WARNING):
@@ -310,21 +318,21 @@ def test_a_figure_marks_them_as_what_they_are(make_run, tmp_path):
     assert looks["CleanRL: ppo_atari", ""].marker not in style.MARKERS.values()
 
 
-def test_every_command_takes_them(make_run, tmp_path, sb3, inkless, monkeypatch, capsys):
+def test_a_report_takes_them(make_run, tmp_path, sb3, inkless, monkeypatch, capsys):
     monkeypatch.setattr(gallery, "OTHERS", ())
     for seed in range(3):
         make_run(seed=seed)
     roots = [str(tmp_path / "runs"), str(sb3)]
-    for command in (speed, table, report):
-        assert command.main([*roots, "--out", str(tmp_path / command.__name__)]) == 0
-    drawn = pd.read_csv(tmp_path / "analysis.report" / "curves.csv")
+    out = tmp_path / "out"
+    assert report.main([*roots, "--out", str(out)]) == 0
+    drawn = pd.read_csv(out / "curves.csv")
     assert set(drawn["algo"]) == {"paac", "SB3: PPO"}
-    speeds = pd.read_csv(tmp_path / "analysis.speed" / "throughput.csv").set_index("algo")
+    speeds = pd.read_csv(out / "throughput.csv").set_index("algo")
     assert speeds.loc["SB3: PPO", "pps"] == pytest.approx(3072 / 8.1828, rel=1e-4)  # of the whole, on its events' clock
-    page = (tmp_path / "analysis.report" / "index.html").read_text()
+    page = (out / "index.html").read_text()
     assert "SB3: PPO" in page
     assert "failed: " not in page
-    assert "SB3" not in (tmp_path / "analysis.report" / "reproduce.sh").read_text()
+    assert "SB3" not in (out / "reproduce.sh").read_text()
 
 
 def test_they_may_be_all_there_is(sb3, tmp_path, inkless, monkeypatch, capsys):
