@@ -6,9 +6,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from a3c_bench.core.pgql import implied_q
 from analysis import pgql_grid
 from analysis.pgql_grid import ALPHA, GAMMA, METHODS, Steps, Tables, train
+
+
+def test_its_q_is_the_suites() -> None:
+    """`analysis` imports nothing of the suite, so the formula stands twice."""
+    tables = Tables(5, 1)
+    random = np.random.default_rng(0)
+    tables.theta[:, 0] = random.standard_normal((5, 4))
+    tables.v[:, 0] = random.standard_normal(5)
+    log_probs = torch.from_numpy(tables.theta[:, 0]).log_softmax(-1)
+    expected = implied_q(log_probs, torch.from_numpy(tables.v[:, 0]), ALPHA)
+    assert tables.q(np.zeros(5, dtype=np.int64)) == pytest.approx(expected.numpy(), rel=1e-12)
 
 
 def one_step(state: int, action: int, reward: float, following: int) -> Steps:
