@@ -8,7 +8,8 @@ Where a rollout is learnt from in several passes (PPO), forward_backward is that
 as many of them as there are passes.
 
 For Q-learning forward_backward is an update from the replay, with its target network's forward, at so many agent steps
-per second as it stands for: four per update in DQN. Drawing and storing are not part of it.
+per second as it stands for: four per update in DQN. Drawing and storing are not part of it. PGQL is
+measured as an actor-critic: its updates from the replay come on top.
 
 For processes that work side by side (A3C) one is measured, alone on one core, and the bound is as many times more as
 there are processes, or cores for them.

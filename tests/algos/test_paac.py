@@ -13,6 +13,7 @@ from common import TIMES, FakeSession, small
 from a3c_bench.algos.paac import PAAC, PAACConfig
 from a3c_bench.core.optim import set_learning_rate
 from a3c_bench.core.q_actor_critic import QActorCritic
+from a3c_bench.evaluation import load_network
 from a3c_bench.schema import (
     AdvantageConfig,
     BudgetConfig,
@@ -261,6 +262,17 @@ def test_with_a_critic_of_actions_a_rollout_ends_with_the_mean_of_q() -> None:
     expected = [sum(float((log_probs[0, b, a].exp() * q[0, b, a]).detach()) for a in range(2)) for b in range(3)]
     assert rollout.bootstrap.tolist() == pytest.approx(expected, abs=1e-6)
     assert rollout.bootstrap.abs().min() > 1e-3
+
+
+def test_a_critic_of_actions_is_found_again_in_a_checkpoint(tmp_path: Path) -> None:
+    config = replace(SMALL, advantage=AdvantageConfig(kind="q"), budget=BudgetConfig(frames=60))
+    assert train(config, tmp_path)["final"]["evaluation_games"] == 2
+    file = tmp_path / "checkpoint" / "latest.pt"
+    network = load_network(config, file, torch.device("cpu"))
+    assert isinstance(network, QActorCritic)
+    saved = torch.load(file, weights_only=True)["parts"]["network"]
+    assert saved["value_head.weight"].shape == (2, 8)
+    assert torch.equal(network.value_head.weight.detach(), saved["value_head.weight"])
 
 
 def test_paac_learns_cartpole_in_seconds(tmp_path: Path) -> None:
