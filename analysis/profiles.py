@@ -23,7 +23,7 @@ from analysis.outcome import FAILED, RULE, tally
 from analysis.run import Run
 from analysis.scores import AGGREGATES
 from analysis.statistics import Estimate
-from analysis.summary import counted_rows, is_plain, summarise, tally_of, unique_seeds
+from analysis.summary import counted_rows, is_plain, starts_of, summarise, tally_of, unique_seeds
 
 N_THRESHOLDS = 101
 CSV_COLUMNS = ("algo", "label", "n_environments", "curve", "x", "value", "low", "high")
@@ -69,7 +69,8 @@ def make_profiles(runs: Sequence[Run]) -> Profiles | None:
     if summary.empty:
         return None
     everyone = everyone[everyone["env"].isin(envs)]
-    values, unit = _scaled(summary, evaluated)
+    by_path = {str(run.path): run for run in runs}
+    values, unit = _scaled(summary, evaluated, by_path)
     thresholds = np.linspace(min(0.0, values.min()), values.max(), N_THRESHOLDS)
     found = []
     for _, algo, label in in_legend_order(("", *key) for key in methods):
@@ -81,7 +82,6 @@ def make_profiles(runs: Sequence[Run]) -> Profiles | None:
         plain = is_plain(method, summary[own])
         seeds = tally(["finished"] * (n := min(map(len, tasks))), n) if plain else tally_of(method, summary[own], "run")
         found.append(Method(algo, label, method["name"].iloc[0], seeds, tasks, profile, aggregates))
-    by_path = {str(run.path): run for run in runs}
     groups = [
         _group(env, algo, label, own, summary, by_path)
         for (env, algo, label), own in everyone.groupby(["env", "algo", "label"])
@@ -148,12 +148,14 @@ def _fill(part: SubFigure, profiles: Profiles, looks: Mapping[tuple[str, str], s
     return [figure.handle(looks[method.algo, method.label], with_marker=True) for method in profiles.methods]
 
 
-def _scaled(summary: pd.DataFrame, evaluated: bool) -> tuple[Floats, str]:
+def _scaled(summary: pd.DataFrame, evaluated: bool, by_path: Mapping[str, Run]) -> tuple[Floats, str]:
     """Scores on one scale, and its name."""
     scores = summary["used"].to_numpy(dtype=np.float64)
-    percent = published.normalise(summary.assign(method=summary["name"], score=scores)).to_numpy(dtype=np.float64)
-    if evaluated and np.isfinite(percent).all():
-        return percent, "human-normalised score, %"
+    starts = [starts_of(run, run.evaluations()) for run in (by_path[path] for path in summary["path"])]
+    rows = summary.assign(method=summary["name"], score=scores, starts=starts)
+    percent = published.normalise(rows).to_numpy(dtype=np.float64)
+    if np.isfinite(percent).all():
+        return percent, f"human-normalised {'score' if evaluated else 'training return'}, %"
     kind = "final evaluation return" if evaluated else "training return"
     if summary["env"].nunique() == 1:
         return scores, kind

@@ -47,7 +47,7 @@ LINE_STYLES: dict[str, LineStyle] = {
 MARKERS = {"paac": "o", "a3c": "s", "ga3c": "^", "dqn": "D", "gorila": "v", "one_step_q": ">", "one_step_sarsa": "<"}
 MARKERS |= {"n_step_q": "p", "pgql": "h"}
 OF_ANOTHER_LIBRARY = ": "  # in the name of its methods: "CleanRL: ppo_atari"
-_THEIR_LINES: tuple[LineStyle, ...] = ((0, (3.0, 1.2, 3.0, 4.0)), (0, (1.2, 1.2, 1.2, 1.2, 1.2, 4.0)))
+_THEIR_LINES: tuple[LineStyle, ...] = ((0, (3.5, 3.0)), (0, (7.0, 3.0, 1.5, 3.0)))  # gaps twice as wide as ours
 _THEIR_MARKERS = ("P", "X", "*", "d")
 _SHADES = (0.0, 0.45, -0.45)  # towards white (above 0) or black, for variants of one algorithm
 
@@ -111,7 +111,7 @@ def looks(curves: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Look]:
     """A look for every (algo, label) of a figure.
 
     An algorithm has the same colour and line style in every figure; its variants differ in shade and line style.
-    Lines of other libraries' methods are broken as none of ours is.
+    Lines of other libraries' methods have wide gaps, as none of ours has.
     """
     labels: dict[str, set[str]] = defaultdict(set)
     for algo, label in curves:

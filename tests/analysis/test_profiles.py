@@ -60,6 +60,16 @@ def test_training_returns_stand_in_for_all_if_one_was_not_evaluated(make_run, tm
     assert make_profiles(load_runs(tmp_path)).unit == "training return"
 
 
+def test_training_returns_of_atari_are_human_normalised_too(make_run, tmp_path):
+    run = make_run(game="Pong", env="Pong")
+    (run / "eval.csv").unlink()
+    episodes = pd.read_csv(run / "episodes.csv").assign(episode_return=-20.7 + 0.353 * 40)
+    episodes.to_csv(run / "episodes.csv", index=False)
+    profiles = make_profiles(load_runs(tmp_path))
+    assert profiles.unit == "human-normalised training return, %"
+    assert profiles.methods[0].tasks[0].tolist() == pytest.approx([40.0])
+
+
 def test_the_figure_draws_all_of_it(make_run, tmp_path):
     write_scores(make_run, [100.0, 200.0, 400.0])
     write_scores(make_run, [50.0, 300.0], algo="a3c")
