@@ -88,6 +88,16 @@ def test_total_reward_with_discount_is_the_slope_of_the_discounted_value() -> No
     assert found == pytest.approx(gridworld.gradient(once, UNEVEN, gridworld.values(SMALL, UNEVEN, gamma)[1]))
 
 
+def test_total_reward_where_nothing_is_left_to_chance() -> None:
+    """A corridor that is walked from end to end: psi 1 is one number in every state, so its square is the square."""
+    corridor = gridworld.make_grid(1, 5, slip=0.0, step_reward=-0.3, goal_reward=2.0)
+    right = np.tile([0.0, 1.0, 0.0, 0.0], (4, 1))
+    found = moments.total_reward(corridor, right, 0.7)
+    total = -0.3 * (1 + 0.7 + 0.49 + 0.343) + 2.0 * 0.343
+    assert found.first[0, :, 1] == pytest.approx(np.full(4, total))
+    assert found.second[0, :, 1] == pytest.approx(np.full(4, total**2))
+
+
 def test_total_reward_beside_played_games() -> None:
     """Mean and mean square of psi 1 over the steps of games, the past and its discount included."""
     gamma, random = 0.7, np.random.default_rng(0)
