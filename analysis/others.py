@@ -97,20 +97,22 @@ def sources(directory: Path, names: Iterable[str]) -> Iterator[Source]:
     by_kind: dict[str | None, list[Path]] = defaultdict(list)
     for name in sorted(names):
         by_kind[other_formats.kind_of(directory / name)].append(directory / name)
-    numbered = [file for file in by_kind["monitor"] if file.name.split(".")[0] in ("monitor", "") or _rank(file)]
-    if numbered:
-        yield Source("monitor", directory, numbered)
+    of_one_run = [file for file in by_kind["monitor"] if _is_unnamed(file)]
+    if of_one_run:
+        yield Source("monitor", directory, of_one_run)
     elif by_kind["events"]:
         yield Source("events", directory, by_kind["events"])
     for file in by_kind["monitor"]:
-        if file not in numbered:
+        if file not in of_one_run:
             yield Source("monitor", file, [file])
     for file in by_kind["history"]:
         yield Source("history", directory if len(by_kind["history"]) == 1 else file, [file])
 
 
-def _rank(file: Path) -> bool:
-    return file.name.split(".")[0].isdigit()
+def _is_unnamed(monitor: Path) -> bool:
+    """monitor.csv, or 3.monitor.csv of the fourth environment."""
+    name = monitor.name.split(".")[0]
+    return name in ("monitor", "") or name.isdigit()
 
 
 def read(source: Source, root: Path) -> OtherRun | None:
@@ -192,7 +194,7 @@ def _read(source: Source, root: Path) -> OtherRun:
         found = other_formats.read_monitors(source.files)
     else:
         found = other_formats.read_history(source.files[0])
-    told = {**_from_path(source.path, found.library), **_renamed(found.told), **_notes(source.path, root)}
+    told = {**_from_path(source), **_renamed(found.told), **_notes(source.path, root)}
     library = str(told.get("library") or found.library)
     if not told.get("env"):
         raise OtherError(f"nothing says which environment it is of: `env: CartPole-v1` in {NOTE} beside it would")
@@ -217,11 +219,11 @@ def _settings(told: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in told.items() if key not in (*_NO_SETTINGS, *derived) and key[:1] != "_"}
 
 
-def _from_path(path: Path, library: str) -> dict[str, Any]:
+def _from_path(source: Source) -> dict[str, Any]:
     """What the names of the nearest directories say: the nearest counts."""
-    parts = list(reversed(path.resolve().parts[-_LEVELS:]))
+    place = source.path if source.path.is_dir() else source.path.parent
     found: dict[str, Any] = {}
-    for part in reversed(parts):
+    for part in place.resolve().parts[-_LEVELS:]:
         if named := _CLEANRL.fullmatch(part):
             found |= named.groupdict()
             continue
@@ -231,10 +233,9 @@ def _from_path(path: Path, library: str) -> dict[str, Any]:
             found["seed"] = seed[1]
         if algo := next((name for name in _SB3 if re.fullmatch(rf"{name}(_\d+)?", part, re.IGNORECASE)), None):
             found["algo"] = algo
-    if library == "SB3" and path.is_dir():
-        name, _, number = path.name.rpartition("_")  # PPO_1: tb_log_name, and how often it was used
-        if name and number.isdigit():
-            found = {"algo": name, "seed": number} | found
+    name, _, number = place.name.rpartition("_")
+    if source.kind == "events" and number.isdigit() and name not in ("", "seed") and not _ENV.fullmatch(place.name):
+        return {"algo": name, "seed": number} | found  # of SB3: its tb_log_name, and how often that was used
     return found
 
 

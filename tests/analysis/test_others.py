@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from analysis import curves, gallery, load_runs, report, style, summarise
+from analysis.crossings import goal_of
 from analysis.other_formats import OtherError, kind_of
 from analysis.others import NOTE, OtherRun
 from analysis.scores import improvement_table, score_rows, score_tables
@@ -292,6 +293,31 @@ def test_their_training_games_stand_beside_ours_and_never_beside_evaluations(mak
         "Training games of ours and of other libraries, whose logs hold no evaluation: none of these is one."
     )
     assert improvement_table(summarise(load_runs(tmp_path))) is None  # a training return is no rival of an evaluation
+
+
+def test_one_that_was_cut_short_keeps_its_training_return_for_itself(make_run, tmp_path):
+    """Ours that ended before their first evaluation stand among those that were evaluated; theirs never do."""
+    make_run(game="Pong", env="Pong", best_return=20.0)
+    write_history(tmp_path / "theirs", state="crashed")
+    row = summarise(load_runs(tmp_path)).set_index("library").loc["CleanRL"]
+    assert (row["state"], row["starts"], row["training_score"]) == ("preempted", "training", 6.0)
+    assert np.isnan(row["score"])
+
+
+def test_the_return_that_our_budgets_aim_at_is_the_goal_for_all(make_run, sb3, tmp_path):
+    config = make_run() / "config.yaml"
+    config.write_text(config.read_text() + "budget: {target_return: 475}\n")
+    assert goal_of(load_runs(tmp_path), 100) == (475.0, "budget.target_return of the runs")
+
+
+def test_what_a_directory_of_events_is_called_is_the_algorithm_and_a_seed_is_none(tmp_path):
+    for name in ("Acrobot-v1/mine_4", "CartPole-v1_2", "CartPole-v1/seed_3"):
+        shutil.copytree(SB3 / "tb" / "PPO_1", tmp_path / name)
+    found = {(run.env, run.algo, run.seed) for run in load_runs(tmp_path)}
+    assert found == {
+        ("Acrobot-v1", "SB3: mine", 4), ("CartPole-v1", "SB3: unknown algorithm", 0),
+        ("CartPole-v1", "SB3: unknown algorithm", 3),
+    }  # fmt: skip
 
 
 def test_a_figure_marks_them_as_what_they_are(make_run, tmp_path):
