@@ -15,10 +15,11 @@ applied meanwhile are the lag of every sample, and the staleness of the gradient
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from a3c_bench import build
 from a3c_bench.acting.actor import Actor
@@ -27,7 +28,7 @@ from a3c_bench.algos.settings import A3CConfig
 from a3c_bench.core.lag import effective_sample_size
 from a3c_bench.core.learning import Backward
 from a3c_bench.core.networks import ActorCritic
-from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
+from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.rollout import Batch, Rollout, divergence
 from a3c_bench.core.staleness import compensate_delay, step_for
 from a3c_bench.envs import find_spec
@@ -35,7 +36,6 @@ from a3c_bench.fresh import make_comparison
 from a3c_bench.parallel.hogwild import SharedModel
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
-from a3c_bench.parallel.tokens import Tokens
 from a3c_bench.parallel.workers import Link, Workers
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
@@ -168,13 +168,9 @@ def assemble(config: Config, session: Session) -> tuple[ActorCritic, SharedModel
     options: A3CConfig = config.algo
     n_workers = options.n_workers or usable_cores()
     network: ActorCritic = build.make_network(config, find_spec(config.env), torch.device("cpu"))
-    theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
-    states = [
-        SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
-        for _ in range(1 if options.shared_statistics else n_workers)
-    ]
     tally = Tally(n_workers, config.env.frame_skip, session.clock).share()
-    return network, SharedModel(theta, states, tally, Tokens(1) if options.lock else None)
+    optimizer = partial(build.make_optimizer, options.optimizer)
+    return network, SharedModel.of(network, optimizer, tally, n_workers, options.shared_statistics, options.lock)
 
 
 def resolve(config: Config, cores: int) -> Config:

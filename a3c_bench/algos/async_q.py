@@ -24,17 +24,17 @@ Switches beyond the paper: double (van Hasselt et al. 2016); dueling (Wang et al
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from a3c_bench import build
 from a3c_bench.acting.q_actor import QActor
 from a3c_bench.algos import Algorithm, Workload
 from a3c_bench.algos.settings_q import AsyncQConfig, NStepQConfig, OneStepQConfig, OneStepSarsaConfig
 from a3c_bench.core.networks import QNetwork
-from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
+from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.rollout import Rollout
 from a3c_bench.core.schedules import linear
 from a3c_bench.core.staleness import compensate_delay, step_for
@@ -42,7 +42,6 @@ from a3c_bench.envs import find_spec
 from a3c_bench.parallel.hogwild import SharedModel, SharedTarget
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
-from a3c_bench.parallel.tokens import Tokens
 from a3c_bench.parallel.workers import Link, Workers
 from a3c_bench.runtime.machine import usable_cores, use_cores
 from a3c_bench.runtime.seeding import Stream, sequence
@@ -207,14 +206,10 @@ def assemble(config: Config, session: Session) -> tuple[QNetwork, SharedModel, S
     options: AsyncQConfig = config.algo
     n_workers = n_workers_of(options)
     network = build.make_q_network(config, find_spec(config.env), torch.device("cpu"))
-    theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
-    states = [
-        SharedOptimizerState(build.make_optimizer(options.optimizer, nn.Parameter(theta)))
-        for _ in range(1 if options.shared_statistics else n_workers)
-    ]
     tally = Tally(n_workers, config.env.frame_skip, session.clock).share()
-    shared = SharedModel(theta, states, tally, Tokens(1) if options.lock else None)
-    return network, shared, SharedTarget(theta, options.target_period_frames)
+    optimizer = partial(build.make_optimizer, options.optimizer)
+    shared = SharedModel.of(network, optimizer, tally, n_workers, options.shared_statistics, options.lock)
+    return network, shared, SharedTarget(shared.theta, options.target_period_frames)
 
 
 def resolve(config: Config, cores: int) -> Config:

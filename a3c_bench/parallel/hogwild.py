@@ -1,14 +1,14 @@
 """Hogwild: parameters that many processes read and change in shared memory, without a lock (Recht et al. 2011)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from a3c_bench.core.optim import SharedOptimizerState
+from a3c_bench.core.optim import FlatParameters, SharedOptimizerState
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.parallel.tokens import Tokens
 
@@ -21,6 +21,30 @@ class SharedModel:
     states: Sequence[SharedOptimizerState]  # of the optimiser: one for all workers, or one each
     tally: Tally  # a row for each worker
     lock: Tokens | None = None  # for comparison: one worker at a time reads or changes theta
+
+    @staticmethod
+    def of(
+        network: nn.Module,
+        make_optimizer: Callable[[nn.Parameter], torch.optim.Optimizer],
+        tally: Tally,
+        n_workers: int,
+        shared_statistics: bool,
+        lock: bool,
+    ) -> "SharedModel":
+        """The parent's, whose network shows theta from now on.
+
+        Args:
+            network: its parameters are theta at the start.
+            make_optimizer: over one vector of parameters.
+            tally: already shared.
+            n_workers: that there will be.
+            shared_statistics: all have one optimiser state, or one each.
+            lock: see `lock`.
+        """
+        theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
+        n_states = 1 if shared_statistics else n_workers
+        states = [SharedOptimizerState(make_optimizer(nn.Parameter(theta))) for _ in range(n_states)]
+        return SharedModel(theta, states, tally, Tokens(1) if lock else None)
 
     def for_worker(self, index: int) -> "SharedModel":
         """The same without the optimiser states of others."""
