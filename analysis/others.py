@@ -159,7 +159,7 @@ def joined(runs: Sequence[Run]) -> list[Run]:
     """
     logs = [run for run in runs if isinstance(run, OtherRun) and run.library == "SB3" and run.knows_seed]
     found: dict[Path, Run | None] = {run.path: run for run in runs}
-    for games in (run for run in logs if run.algo.endswith(_UNKNOWN)):
+    for games in (run for run in logs if run.algo.endswith(_UNKNOWN) and len(run.games)):
         same = [run for run in logs if (run.env, run.seed) == (games.env, games.seed) and len(run.means)]
         if len(same) == 1:
             found[same[0].path] = replace(same[0], games=games.games)
