@@ -388,13 +388,14 @@ def test_plan_of_a_network_that_is_the_algorithms_own(
 
 
 def test_plan_counts_replays_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
-    words = ("env=pong", "algo=dqn,gorila", "algo.replay.capacity_agent_steps=100000", "--runs", str(tmp_path))
+    words = ("env=pong", "algo=dqn,gorila,pgql", "algo.replay.capacity_agent_steps=100000", "--runs", str(tmp_path))
     gigabytes = {}
     for storage in ("memory", "memmap"):
         rows, _ = planned(capsys, f"algo.replay.storage={storage}", *words)
-        gigabytes |= {(algo, storage): float(row[12]) for algo, row in zip(("dqn", "gorila"), rows, strict=False)}
-        assert [row[0] for row in rows] == ["dqn", "gorila", "in all"]
-    assert gigabytes["dqn", "memmap"] - gigabytes["dqn", "memory"] == pytest.approx(0.71, abs=0.05)  # 100,000 frames
+        gigabytes |= {(algo, storage): float(row[12]) for algo, row in zip(("dqn", "gorila", "pgql"), rows, strict=False)}
+        assert [row[0] for row in rows] == ["dqn", "gorila", "pgql", "in all"]
+    for algo in ("dqn", "pgql"):
+        assert gigabytes[algo, "memmap"] - gigabytes[algo, "memory"] == pytest.approx(0.71, abs=0.05)  # 100,000 frames
     assert gigabytes["gorila", "memmap"] - gigabytes["gorila", "memory"] > 0.7
 
 
