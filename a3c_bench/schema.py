@@ -242,7 +242,7 @@ class LagConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How act, differentiate and apply are run (`core.compiled`); of dqn, ga3c, paac and pgql."""
+    """How act, differentiate and apply are run (`core.compiled`); of dqn, ga3c, paac, pgql, ppo and pqn."""
 
     compile: bool = False  # torch.compile; on a CPU it needs a C++ compiler
     cuda_graphs: bool = False  # captured once, replayed ever after; on a GPU only

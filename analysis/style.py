@@ -25,11 +25,13 @@ PNG_DPI = 200
 COLOURS = {
     **{"dqn": "#E69F00", "gorila": "#CC79A7", "a3c": "#009E73", "ga3c": "#D55E00", "paac": "#0072B2"},
     **{"one_step_q": "#6A3D9A", "one_step_sarsa": "#A6761D", "n_step_q": "#DC267F", "pgql": "#56B4E9"},
+    **{"ppo": "#A50F15", "pqn": "#648FFF"},
 }
 FALLBACK_COLOURS = ("#000000", "#8C564B", "#7F7F7F")
 DISPLAY_NAMES = {
     **{"dqn": "DQN", "gorila": "Gorila", "a3c": "A3C", "ga3c": "GA3C", "paac": "PAAC"},
     **{"one_step_q": "one-step Q", "one_step_sarsa": "one-step SARSA", "n_step_q": "n-step Q", "pgql": "PGQL"},
+    **{"ppo": "PPO", "pqn": "PQN"},
 }
 
 LineStyle = Literal["-"] | tuple[int, tuple[float, ...]]  # solid, or dashes and gaps in points
@@ -43,9 +45,11 @@ LINE_STYLES: dict[str, LineStyle] = {
     "one_step_sarsa": (0, (6.0, 1.0, 2.0, 1.0)),
     "n_step_q": (0, (8.0, 1.5)),
     "pgql": (0, (8.0, 1.2, 3.0, 1.2)),
+    "ppo": (0, (4.0, 1.2, 4.0, 1.2, 1.0, 1.2)),
+    "pqn": (0, (2.0, 1.2, 1.0, 1.2)),
 }
 MARKERS = {"paac": "o", "a3c": "s", "ga3c": "^", "dqn": "D", "gorila": "v", "one_step_q": ">", "one_step_sarsa": "<"}
-MARKERS |= {"n_step_q": "p", "pgql": "h"}
+MARKERS |= {"n_step_q": "p", "pgql": "h", "ppo": "8", "pqn": "H"}
 OF_ANOTHER_LIBRARY = ": "  # in the name of its methods: "CleanRL: ppo_atari"
 _THEIR_LINES: tuple[LineStyle, ...] = ((0, (3.5, 3.0)), (0, (7.0, 3.0, 1.5, 3.0)))  # gaps twice as wide as ours
 _THEIR_MARKERS = ("P", "X", "*", "d")

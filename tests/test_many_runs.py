@@ -31,7 +31,7 @@ WORDS = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("algo", ["dqn", "gorila", "a3c", "ga3c", "paac", "pgql", "one_step_sarsa"])
+@pytest.mark.parametrize("algo", ["dqn", "gorila", "a3c", "ga3c", "paac", "pgql", "ppo", "pqn", "one_step_sarsa"])
 def test_thirty_runs_leave_memory_and_files_where_they_were(algo: str, tmp_path: Path) -> None:
     held = []
     for seed in range(N_RUNS):
@@ -54,5 +54,7 @@ MORE = {
     "ga3c": ("algo.n_agents=4",),
     "paac": ("algo.n_envs=4",),
     "pgql": ("algo.n_envs=4",),
+    "ppo": ("algo.t_max=16",),
+    "pqn": ("algo.t_max=16",),
     "gorila": ("algo.n_learners=1",),
 }

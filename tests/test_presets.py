@@ -19,7 +19,7 @@ def evaluation(place: Path, *words: str) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
-    "algo", ["dqn", "gorila", "a3c", "ga3c", "paac", "pgql", "one_step_q", "one_step_sarsa", "n_step_q"]
+    "algo", ["dqn", "gorila", "a3c", "ga3c", "paac", "pgql", "ppo", "pqn", "one_step_q", "one_step_sarsa", "n_step_q"]
 )
 def test_cartpole_is_solved(algo: str, seed: int, tmp_path: Path) -> None:
     """The README's first command, and DQN and Gorila."""
@@ -27,7 +27,7 @@ def test_cartpole_is_solved(algo: str, seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("algo", ["dqn", "gorila", "pgql", "one_step_q", "one_step_sarsa", "n_step_q"])
+@pytest.mark.parametrize("algo", ["dqn", "gorila", "pgql", "ppo", "pqn", "one_step_q", "one_step_sarsa", "n_step_q"])
 def test_catch_is_solved(algo: str, seed: int, tmp_path: Path) -> None:
     assert evaluation(tmp_path, "env=catch", f"algo={algo}", f"seed={seed}") >= CATCH_SOLVED
 

@@ -34,6 +34,8 @@ ALGORITHMS = {
         "algo.replay.learning_starts_agent_steps=100",
         "algo.replay.capacity_agent_steps=5000",
     ),
+    "ppo": ("algo.n_envs=2", "algo.t_max=16"),
+    "pqn": ("algo.n_envs=2", "algo.t_max=16"),
     "a3c": ("algo.n_workers=2",),
     "one_step_sarsa": ("algo.n_workers=2",),
     "ga3c": ("algo.n_agents=8", "algo.min_training_batch=1", "algo.prediction_batch=2"),
@@ -165,6 +167,8 @@ def table(stops: Sequence[Stop]) -> str:
         pytest.param("ga3c", signal.SIGHUP, 1.0, 0, marks=pytest.mark.slow),
         pytest.param("dqn", signal.SIGUSR2, 0.5, 0, marks=pytest.mark.slow),
         pytest.param("pgql", signal.SIGTERM, 0.5, 0, marks=pytest.mark.slow),
+        pytest.param("ppo", signal.SIGINT, 0.5, 0, marks=pytest.mark.slow),
+        pytest.param("pqn", signal.SIGHUP, 0.5, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_whose_processes_are_all_told_to_stop_saves(

@@ -42,7 +42,7 @@ N_RUNS = {
     "lr_sensitivity": 50,
     "throughput": len(algorithm_names()),
 }
-ON_ATARI = ["a3c", "dqn", "ga3c", "gorila", "n_step_q", "one_step_q", "one_step_sarsa", "paac", "pgql"]
+ON_ATARI = ["a3c", "dqn", "ga3c", "gorila", "n_step_q", "one_step_q", "one_step_sarsa", "paac", "pgql", "ppo", "pqn"]
 ATARI = {"atari_paac_games": len(ON_ATARI) * 12 * 3, "atari57": len(ON_ATARI) * 57 * 5}
 
 

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from a3c_bench import build, checks
 from a3c_bench.algos import algorithm_names, find_settings
-from a3c_bench.algos.settings import DQNConfig, GA3CConfig, PAACConfig, PGQLConfig
+from a3c_bench.algos.settings import DQNConfig, GA3CConfig, PAACConfig, PGQLConfig, PPOConfig, PQNConfig
 from a3c_bench.config import compose
 from a3c_bench.core import compiled
 from a3c_bench.errors import ConfigError, RunDirectoryError
 from a3c_bench.runtime import checkpoint
 from a3c_bench.runtime.directory import RunDirectory, plain
 from a3c_bench.schema import (
+    AdvantageConfig,
     BudgetConfig,
     ComputeConfig,
     Config,
@@ -38,12 +39,19 @@ from a3c_bench.train import check_run, train
 LSTM = NetworkConfig(hidden_sizes=(8,), lstm_size=4)
 PAAC = PAACConfig(n_envs=4)
 DQN = DQNConfig(n_envs=2, double=True, prioritized=True, target_period_agent_steps=50, replay=ReplayConfig(400, 40, 8))
+PASSES: dict[str, Any] = {"n_envs": 4, "t_max": 8, "n_epochs": 2, "n_minibatches": 4}
 RUNS: dict[str, Config] = {
     "paac": small(PAAC),
     "paac, overlap": small(replace(PAAC, overlap=True)),
     "paac, lstm": small(PAAC, network=LSTM),
     "ga3c": small(GA3CConfig(n_agents=4, synchronous=True, stale_bootstrap=False)),
     "dqn": small(DQN),
+    "ppo": small(PPOConfig(optimizer=OptimizerConfig(), **PASSES), advantage=AdvantageConfig(kind="gae")),
+    "ppo, lstm": small(PPOConfig(optimizer=OptimizerConfig(), **PASSES), network=LSTM),
+    "pqn": small(
+        PQNConfig(optimizer=OptimizerConfig(), **PASSES),
+        network=NetworkConfig(hidden_sizes=(8,), layer_norm="features"),
+    ),
     "pgql": small(PGQLConfig(n_envs=4, replay=ReplayConfig(400, 40, 8))),
 }
 
@@ -79,7 +87,7 @@ def theta(parts: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("," in name or name == "pgql")) for name in RUNS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("," in name or name in ("pgql", "ppo", "pqn"))) for name in RUNS]
 )
 @pytest.mark.usefixtures("graphs")
 def test_graphs_compute_the_same_bit_by_bit(name: str, tmp_path: Path) -> None:
@@ -108,7 +116,7 @@ def test_graphs_compute_the_same_bit_by_bit(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["paac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ga3c", "dqn", "pgql"))]
+    "name", ["paac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ga3c", "dqn", "pgql", "ppo", "pqn"))]
 )
 def test_what_is_compiled_computes_nearly_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced: list[str] = []

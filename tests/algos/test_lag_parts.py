@@ -24,6 +24,8 @@ from a3c_bench.algos.settings import (
     OneStepSarsaConfig,
     PAACConfig,
     PGQLConfig,
+    PPOConfig,
+    PQNConfig,
 )
 from a3c_bench.core.lag import LagMeter, Stamp, split
 from a3c_bench.core.replay import lag_of
@@ -49,6 +51,8 @@ RUNS: dict[str, tuple[Any, set[str]]] = {  # with the parts that there may be
     "dqn": (DQNConfig(replay=ReplayConfig(**REPLAY)), {QUEUE}),
     "dqn, overlap": (DQNConfig(n_envs=2, overlap=True, replay=ReplayConfig(**REPLAY)), {QUEUE}),
     "pgql": (PGQLConfig(n_envs=3, t_max=4, replay=ReplayConfig(**REPLAY)), {QUEUE}),
+    "ppo": (PPOConfig(n_envs=3, t_max=8, n_epochs=2, n_minibatches=3), {GRADIENT}),
+    "pqn": (PQNConfig(n_envs=3, t_max=8, n_epochs=2, n_minibatches=3), {GRADIENT}),
     "gorila": (GorilaConfig(n_learners=2, refresh_period_agent_steps=10, replay=GorilaReplayConfig(**REPLAY)),
                {QUEUE, GRADIENT}),
 }  # fmt: skip
