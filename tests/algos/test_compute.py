@@ -87,7 +87,8 @@ def theta(parts: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("," in name or name in ("pgql", "ppo", "pqn"))) for name in RUNS]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * ("," in name or name in ("pgql", "ppo", "pqn"))) for name in RUNS],
 )
 @pytest.mark.usefixtures("graphs")
 def test_graphs_compute_the_same_bit_by_bit(name: str, tmp_path: Path) -> None:
