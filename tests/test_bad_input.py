@@ -65,6 +65,8 @@ CONFIG_ERRORS = [
     ("algo.n_envs=0", "algo.n_envs=0 must be at least 1."),
     ("algo.t_max=0", "algo.t_max=0 must be at least 1."),
     ("algo.optimizer.lr=-0.1", "algo.optimizer.lr=-0.1 must be greater than 0.0."),
+    ("algo=pgql advantage=q", "advantage=q has no V, of which algo=pgql makes its Q-values: say advantage=nstep."),
+    ("algo=ga3c advantage=total_reward", "advantage=total_reward needs what an episode brought before a rollout, "),
     ("env.noop_max=0", "env.noop_max=0 must be at least 1."),
     ("budget.frames=null", "There is no budget: set budget.frames, budget.wall_clock_seconds or budget.target_return."),
     (

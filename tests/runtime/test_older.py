@@ -45,6 +45,7 @@ def older_run(place: Path, content: dict[str, Any]) -> Path:
         ("dqn", "algo.overlap=true"),
         ("a3c", "env.step_time.distribution=exponential"),
         ("a3c", "algo.stale.aware=true"),
+        ("a3c", "advantage.q_baseline=false"),
         ("ga3c", "algo.lag_control=pace"),
         ("ga3c", "algo.stale_bootstrap=false"),
         ("ga3c", "algo.adjust.max_mean_lag_updates=2"),
@@ -56,7 +57,7 @@ def test_a_run_without_the_keys_that_came_later_goes_on_with_their_defaults_alon
 ) -> None:
     content: dict[str, Any] = plain(asdict(composed(f"algo={algo}")))
     content["algo"] = without(content["algo"], later_than_all_of(algo))
-    del content["env"]["step_time"]
+    del content["env"]["step_time"], content["advantage"]["q_baseline"]
     place = older_run(tmp_path / "run", content)
     with pytest.raises(RunDirectoryError, match="holds a run with another configuration"):
         RunDirectory(place, asdict(compose([f"algo={algo}", more])))
