@@ -47,7 +47,7 @@ def test_a_graph_draws_what_would_be_drawn_without_and_goes_on_from_a_checkpoint
     assert torch.equal(generator.get_state(), other.get_state())
 
 
-@pytest.mark.parametrize("kind", ["rmsprop", "adam"])
+@pytest.mark.parametrize("kind", ["rmsprop", "adam", "radam"])
 def test_a_captured_step_follows_its_learning_rate(kind: str) -> None:
     device = torch.device("cuda")
     theta = torch.nn.Parameter(torch.zeros(3, device=device))
@@ -55,6 +55,8 @@ def test_a_captured_step_follows_its_learning_rate(kind: str) -> None:
     optimizer: torch.optim.Optimizer = RMSProp([theta], 1.0, decay=0.0, epsilon=0.0)
     if kind == "adam":
         optimizer = torch.optim.Adam([theta], 1.0, eps=0.0, fused=True, capturable=True)
+    if kind == "radam":  # with this second moment it never divides by it
+        optimizer = torch.optim.RAdam([theta], 1.0, betas=(0.9, 0.5), foreach=False, capturable=True)
     step = GRAPHS.fixed(lambda: optimizer.step(), device)
     for lr in (0.5, 0.25, 4.0, 0.125, 0.0625, 2.0):
         before = theta.detach().clone()
