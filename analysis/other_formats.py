@@ -209,3 +209,21 @@ def _meta(file: Path) -> Mapping[str, Any]:
 def _unpacked(value: Any) -> Any:
     """wandb keeps a setting as {"desc": ..., "value": ...}."""
     return value["value"] if isinstance(value, dict) and "value" in value else value
+
+
+def read_means(file: Path) -> pd.DataFrame:
+    """A table that openrlbenchmark made of many runs: env, method and score, the mean over runs that it does not count.
+
+    Raises:
+        OtherError: it is none: environments down, methods across, and "mean ± standard deviation" in each cell.
+    """
+    try:
+        cells = pd.read_csv(file, index_col=0, dtype=str).stack()
+    except (OSError, ValueError) as error:
+        raise OtherError(" ".join(str(error).split())) from error
+    parts = cells.str.extract(r"^\s*([-+\d.e]+)\s*±")[0]
+    scores = pd.to_numeric(parts, errors="coerce").dropna()
+    if scores.empty:
+        raise OtherError('none of its cells is "mean ± standard deviation", as openrlbenchmark writes them')
+    names = [str(name).split(" ({")[0].split("/")[-1] for _, name in scores.index]
+    return pd.DataFrame({"env": [str(env) for env, _ in scores.index], "method": names, "score": scores.to_numpy()})

@@ -41,6 +41,7 @@ _CLEANRL = re.compile(r"(?P<env>.+)__(?P<algo>.+)__(?P<seed>\d+)__[^_]+")  # a r
 _ENV = re.compile(r"(?P<env>[A-Za-z][\w.]*(?:-[A-Za-z]\w*)*-v\d+)(?:_\d+)?")  # CartPole-v1, and rl-zoo's CartPole-v1_2
 _SB3 = ("A2C", "ARS", "CrossQ", "DDPG", "DQN", "MaskablePPO", "PPO", "QRDQN", "RecurrentPPO", "SAC", "TD3", "TQC")
 _ATARI = re.compile(r"(?:ALE/)?(?P<game>[A-Z]\w*?)(?P<skipping>NoFrameskip|Deterministic)?-v(?P<version>\d+)")
+MEANS = "openrlbenchmark, means over runs: "  # source of a score
 _UNKNOWN = "unknown algorithm"
 _LEVELS = 4  # of the path that are looked at for a name: CartPole-v1/seed3/tb/PPO_1
 # Settings that change nothing, or follow from others.
@@ -145,11 +146,33 @@ def _not_a_run(file: Path) -> str:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if file.suffix == ".csv" and "±" in start:
-        return "holds means over runs, as openrlbenchmark tabulates them, and no run: its run_df.csv files hold those"
+        return (
+            "holds means over runs, as openrlbenchmark tabulates them, and no run: `analysis.table --beside` takes it"
+        )
     return (
         "is no run: a file may be TensorBoard's (events.out.tfevents...) of CleanRL or Stable-Baselines3, SB3's "
         "monitor.csv or openrlbenchmark's run_df.csv"
     )
+
+
+def read_means(files: Iterable[Path]) -> pd.DataFrame:
+    """Tables of openrlbenchmark as published scores are: see `published.scores`; env is that of runs.
+
+    Raises:
+        OtherError: one cannot be read; the message is one sentence.
+    """
+    parts = []
+    for file in files:
+        try:
+            table = other_formats.read_means(file)
+        except OtherError as error:
+            raise OtherError(f"{file} cannot be read: {error}.") from error
+        games = [_game_and_skip(env, 1)[0] for env in table["env"]]
+        parts.append(table.assign(game=games, env=[game or env for game, env in zip(games, table["env"], strict=True)],
+                                  source=f"{MEANS}{file.name}"))  # fmt: skip
+    columns = ["env", "method", "score", "game", "source"]
+    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return rows.assign(starts="training", budget="", checked=True)
 
 
 def joined(runs: Sequence[Run]) -> list[Run]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis import published, statistics
 from analysis.aggregate import Floats
+from analysis.others import MEANS
 from analysis.outcome import FAILED, TRAINING_GAMES
 from analysis.statistics import Estimate
 from analysis.style import OF_ANOTHER_LIBRARY
@@ -22,12 +23,15 @@ SCORE_COLUMNS = (
 _UNKNOWN = Estimate(*[np.asarray(np.nan)] * 3)
 
 
-def score_rows(summary: pd.DataFrame, which: Callable[[str], bool] = lambda method: True) -> pd.DataFrame:
+def score_rows(
+    summary: pd.DataFrame, which: Callable[[str], bool] = lambda method: True, means: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Final scores of ours, a row per environment, algorithm and label, and the published ones of the same games.
 
     Args:
         summary: of the runs.
         which: published methods to take.
+        means: `others.read_means`, to stand beside training games of ours.
 
     Returns:
         SCORE_COLUMNS; `starts` tells which rows may be compared; a score is of `n_seeds` out of `n_runs`, and `runs`
@@ -37,7 +41,8 @@ def score_rows(summary: pd.DataFrame, which: Callable[[str], bool] = lambda meth
     runs = unique_seeds(summary)
     runs = runs.assign(score=runs["score"].fillna(runs["training_score"]))
     theirs = runs["library"] != ""
-    beside = runs[~theirs & (runs["starts"] != "training") & runs["env"].isin(runs["env"][theirs])]
+    with_others = {*runs["env"][theirs], *([] if means is None else means["env"])}
+    beside = runs[~theirs & (runs["starts"] != "training") & runs["env"].isin(with_others)]
     runs = pd.concat([runs, beside.assign(starts="training", score=beside["training_score"], games=np.nan)])
     rows = [
         _score_row(starts, env, algo, label, group)
@@ -46,7 +51,10 @@ def score_rows(summary: pd.DataFrame, which: Callable[[str], bool] = lambda meth
     ours = pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
     theirs = published.scores()
     theirs = theirs[theirs["game"].isin(ours["game"].dropna()) & theirs["method"].map(which)]
-    theirs = theirs.assign(env=theirs["game"], ours=False, human_normalised_percent=np.nan)
+    theirs = theirs.assign(env=theirs["game"])
+    if means is not None:
+        theirs = pd.concat([theirs, means[means["env"].isin(ours["env"])]])
+    theirs = theirs.assign(ours=False, human_normalised_percent=np.nan)
     both = pd.concat([ours.astype(object), theirs.reindex(columns=list(SCORE_COLUMNS)).astype(object)])
     both = both.reset_index(drop=True)
     with_all = pd.concat([both, published.scores()])  # which games a method has decides on Video Pinball
@@ -101,7 +109,7 @@ def _score_table(starts: str, rows: pd.DataFrame) -> Table:
     text.insert(0, sides.name, sides)
     notes = []
     if rows["ours"].any():
-        notes.append(_kind_of_score(starts, rows[rows["ours"]]))
+        notes.append(_kind_of_score(starts, rows))
         notes += about_intervals(rows[rows["ours"]].dropna(subset=["score"]))
         notes += about_endings("; ".join(rows[rows["ours"]]["runs"].fillna("")))
     else:
@@ -116,8 +124,10 @@ def _score_table(starts: str, rows: pd.DataFrame) -> Table:
     return Table(name, titles.get(starts, f"Final score, starts: {starts}"), rows, text, notes)
 
 
-def _kind_of_score(starts: str, ours: pd.DataFrame) -> str:
-    if starts == "training" and ours["algo"].str.contains(OF_ANOTHER_LIBRARY, regex=False).any():
+def _kind_of_score(starts: str, rows: pd.DataFrame) -> str:
+    ours = rows[rows["ours"].astype(bool)]
+    logs = ours["algo"].str.contains(OF_ANOTHER_LIBRARY, regex=False).any()
+    if starts == "training" and (logs or rows["source"].str.startswith(MEANS, na=False).any()):
         return "Training games of ours and of other libraries, whose logs hold no evaluation: none of these is one."
     if starts == "training":
         return "These runs have no final evaluation; a training score is no evaluation score."

@@ -10,13 +10,13 @@ none its mean training return stands in a table of its own, as scores from diffe
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from analysis import cli, published
+from analysis import cli, others, published
 from analysis.crossings import threshold_table
 from analysis.little import little_table
 from analysis.run import Run
@@ -63,10 +63,17 @@ def cost_table(summary: pd.DataFrame) -> Table:
     return Table("cost", "Cost", numbers, text, notes)
 
 
-def make_tables(runs: Sequence[Run], threshold: float | None = None, every_published: bool = False) -> list[Table]:
-    """All tables that these runs allow."""
+def make_tables(
+    runs: Sequence[Run],
+    threshold: float | None = None,
+    every_published: bool = False,
+    beside: Iterable[Path] = (),
+) -> list[Table]:
+    """All tables that these runs allow; `beside` are tables of openrlbenchmark."""
     summary = summarise(runs)
-    rows = score_rows(summary, (lambda method: True) if every_published else published.of_the_families)
+    rows = score_rows(
+        summary, (lambda method: True) if every_published else published.of_the_families, others.read_means(beside)
+    )
     found = [
         *score_tables(rows),
         aggregate_table(summary, rows),
@@ -81,7 +88,8 @@ def make_tables(runs: Sequence[Run], threshold: float | None = None, every_publi
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     chosen = _parser().parse_args(arguments)
-    make = partial(make_tables, threshold=chosen.threshold, every_published=chosen.published == "all")
+    every = chosen.published == "all"
+    make = partial(make_tables, threshold=chosen.threshold, every_published=every, beside=chosen.beside)
 
     def write(runs: list[Run], folder: Path) -> list[Path]:
         return [file for table in make(runs) for file in table.write(folder)]
@@ -95,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--published", choices=("families", "all"), default="families",
         help=f"published methods: those of {', '.join(published.FAMILIES)} (default), or all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--beside", type=Path, action="append", default=[], metavar="FILE",
+        help="a table of openrlbenchmark (CSV, mean ± standard deviation), for the table of training returns",
     )  # fmt: skip
     return parser
 

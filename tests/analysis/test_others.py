@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import curves, gallery, load_runs, report, style, summarise
+from analysis import curves, gallery, load_runs, report, style, summarise, table
 from analysis.crossings import goal_of
 from analysis.other_formats import OtherError, kind_of
 from analysis.others import NOTE, OtherRun
@@ -281,18 +281,44 @@ def test_their_training_games_stand_beside_ours_and_never_beside_evaluations(mak
     for seed in range(3):
         make_run(seed=seed, game="Pong", env="Pong", best_return=20.0)
         write_cleanrl(tmp_path / "theirs", seed=seed)
-    table = score_rows(summarise(load_runs(tmp_path)), lambda method: False)
-    rows = table.set_index(["starts", "method"])
+    scores = score_rows(summarise(load_runs(tmp_path)), lambda method: False)
+    rows = scores.set_index(["starts", "method"])
     assert set(rows.index) == {("no-op", "PAAC"), ("training", "PAAC"), ("training", "CleanRL: ppo_atari")}
     assert rows.loc[("training", "CleanRL: ppo_atari"), "score"] == -20.0
     assert rows.loc[("no-op", "PAAC"), "score"] == 21.0
     ours = [run.training_returns(100)["mean_return"].iloc[-1] for run in load_runs(tmp_path / "runs")]
     assert rows.loc[("training", "PAAC"), "score"] == pytest.approx(np.mean(ours))
-    (training,) = (one for one in score_tables(table) if one.name == "scores_training")
+    (training,) = (one for one in score_tables(scores) if one.name == "scores_training")
     assert training.notes[0] == (
         "Training games of ours and of other libraries, whose logs hold no evaluation: none of these is one."
     )
     assert improvement_table(summarise(load_runs(tmp_path))) is None  # a training return is no rival of an evaluation
+
+
+def test_a_table_of_openrlbenchmark_stands_beside_training_returns(make_run, tmp_path, capsys):
+    for seed in range(3):
+        make_run(seed=seed, game="Pong", env="Pong", best_return=20.0)
+    file = tmp_path / "compare.csv"
+    file.write_text(
+        ",baselines-ppo2-cnn ({}),openrlbenchmark/cleanrl/ppo_atari ({'tag': ['pr']})\n"
+        "Pong-v5,20.45 ± 0.81,20.62 ± 0.18\nAlien-v5,1705.80 ± 439.74,nan ± nan\nCartPole-v1,500.00 ± 0.00,\n"
+    )
+    out = tmp_path / "out"
+    assert table.main([str(tmp_path / "runs"), "--beside", str(file), "--out", str(out)]) == 0
+    rows = pd.read_csv(out / "scores_training.csv").set_index("method")
+    theirs = rows[~rows["ours"]]
+    assert theirs.loc[["baselines-ppo2-cnn", "ppo_atari"], "score"].tolist() == [20.45, 20.62]
+    assert set(theirs["env"]) == {"Pong"}  # as ours
+    assert "PAAC" in rows.index
+    text = (out / "scores_training.md").read_text()
+    assert "none of these is one" in text
+    assert "ppo_atari: openrlbenchmark, means over runs: compare.csv." in text
+    assert "ppo2" not in (out / "scores_no_op.md").read_text()
+    file.write_text("a,b\n1,2\n")
+    assert table.main([str(tmp_path / "runs"), "--beside", str(file)]) == 2
+    assert capsys.readouterr().err == (
+        f'{file} cannot be read: none of its cells is "mean ± standard deviation", as openrlbenchmark writes them.\n'
+    )
 
 
 def test_one_that_was_cut_short_keeps_its_training_return_for_itself(make_run, tmp_path):
