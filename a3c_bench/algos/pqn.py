@@ -29,6 +29,7 @@ from a3c_bench.core.minibatches import at, mask_of, shuffled
 from a3c_bench.core.networks import EpsilonGreedy
 from a3c_bench.core.optim import GradientVariance
 from a3c_bench.core.pqn import PQNLearner, q_lambda
+from a3c_bench.core.q_learning import ValueCheck
 from a3c_bench.core.rollout import Batch, Rollout
 from a3c_bench.core.schedules import linear
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
@@ -60,6 +61,7 @@ class PQN:
             max_grad_norm=options.optimizer.max_grad_norm,
             compute=compute,
         )
+        self.value_check = ValueCheck(options.n_envs, options.gamma)
         self.shuffling = torch_generator(wiring.device, sequence(config.seed, Stream.MINIBATCHES))
         self.actor = wiring.actor(self.policy, options.t_max, session, values_every=1)
 
@@ -83,6 +85,7 @@ class PQN:
         """n_epochs passes over a rollout."""
         options, batch = self.options, rollout.batch()
         assert batch.values is not None
+        self.check_values(batch, batch.values)
         max_q = torch.cat([batch.values, batch.bootstrap.unsqueeze(0)])
         outcomes = batch.rewards, max_q, batch.terminated, batch.truncated
         estimate = q_lambda(*outcomes, options.gamma, options.q_lambda)
@@ -92,6 +95,15 @@ class PQN:
             for places in shuffled(*sizes, whole_envs=False, generator=self.shuffling).unbind():
                 part, part_estimate = at(places, batch, estimate)
                 self.step(rollout, places, part, part_estimate.returns, learning_rate)
+
+    def check_values(self, batch: Batch, max_q: Tensor) -> None:
+        """Notes max Q [T, B] beside what was really obtained, of the episodes that ended in a rollout."""
+        parts = max_q, batch.rewards, batch.terminated, batch.truncated, batch.valid
+        for row in zip(*(part.cpu().numpy() for part in parts), strict=True):
+            total_q, total_return, n_states = self.value_check.add(*row)
+            if n_states:
+                self.session.ratio("max_q", total_q, n_states)
+                self.session.ratio("discounted_return", total_return, n_states)
 
     def step(self, rollout: Rollout, places: Tensor, batch: Batch, targets: Tensor, learning_rate: float) -> None:
         """One update of theta, from the samples at these places of a rollout."""

@@ -140,6 +140,31 @@ def test_epsilon_falls_with_the_frames_and_acts() -> None:
     assert pqn.epsilon == pytest.approx(0.1)
 
 
+def test_what_it_believes_stands_beside_what_it_got() -> None:
+    """max Q and the discounted return of every state of the episodes that ended, across rollouts."""
+    pqn = make_pqn(with_algo(epsilon_horizon_frames=10_000))
+    lengths, ended = [0] * 4, []
+    for _ in range(12):
+        rollout = pqn.act()
+        batch = rollout.batch()
+        for t in range(rollout.length):
+            for i in range(4):
+                lengths[i] += int(batch.valid[t, i])
+                if batch.valid[t, i] and batch.terminated[t, i]:
+                    ended.append(lengths[i])
+                    lengths[i] = 0
+        pqn.learn(rollout)
+    session: Any = pqn.session
+    found = {column: [0.0, 0.0] for column in ("max_q", "discounted_return")}
+    for column, part, whole in session.ratios:
+        found[column][0] += part
+        found[column][1] += whole
+    assert len(ended) >= 4
+    assert found["max_q"][1] == found["discounted_return"][1] == sum(ended)
+    returns = [(1 - 0.99**left) / 0.01 for length in ended for left in range(1, length + 1)]  # a reward of 1 per step
+    assert found["discounted_return"][0] == pytest.approx(sum(returns), rel=1e-5)
+
+
 def test_one_seed_gives_equal_numbers_and_another_does_not(tmp_path: Path) -> None:
     tables = {}
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
