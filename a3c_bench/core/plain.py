@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a3c_bench.core.networks import ActorCritic, QNetwork
+from a3c_bench.core.q_actor_critic import QActorCritic, mean_q
 
 Forward = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
 _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.relu_}
@@ -22,17 +23,20 @@ def plain_forward(network: nn.Module) -> Forward | None:
     To be called without gradients; it reads the weights as they are then. None: the network is not made of fully
     connected layers under both heads, in float32, without memory.
     """
-    if type(network) is not ActorCritic or not network.is_plain:
+    if not isinstance(network, ActorCritic) or type(network) not in (ActorCritic, QActorCritic):
         return None
-    if network.value_trunk is not None or network.lstm is not None:
+    if not network.is_plain or network.value_trunk is not None or network.lstm is not None:
         return None
     hidden = _features(network)
-    policy, value = ((head.weight, head.bias) for head in (network.policy_head, network.value_head))
+    policy, critic = ((head.weight, head.bias) for head in (network.policy_head, network.value_head))
 
     def forward(observations: Tensor, state: Tensor, values: bool) -> tuple[Tensor, Tensor, Tensor]:
         features = hidden(observations)
         log_probs = F.log_softmax(F.linear(features, *policy), dim=-1)
-        return log_probs, F.linear(features, *value).squeeze(-1) if values else log_probs.new_empty(0), state
+        if not values:
+            return log_probs, log_probs.new_empty(0), state
+        valued = F.linear(features, *critic)  # [B, 1], or [B, A] of a critic of actions
+        return log_probs, mean_q(log_probs, valued) if network.values_actions else valued.squeeze(-1), state
 
     return forward
 

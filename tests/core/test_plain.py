@@ -12,8 +12,10 @@ from a3c_bench.core.compiled import Compute
 from a3c_bench.core.networks import ActorCritic, EpsilonGreedy, QNetwork
 from a3c_bench.core.optim import FlatParameters
 from a3c_bench.core.plain import plain_forward, plain_q
+from a3c_bench.core.q_actor_critic import QActorCritic
 
 
+@pytest.mark.parametrize("kind", [ActorCritic, QActorCritic])
 @pytest.mark.parametrize("values", [True, False])
 @pytest.mark.parametrize(
     ("shape", "options"),
@@ -24,9 +26,11 @@ from a3c_bench.core.plain import plain_forward, plain_q
     ],
     ids=str,
 )
-def test_it_says_what_the_network_says_bit_by_bit(shape: tuple[int, ...], options: Any, values: bool) -> None:
+def test_it_says_what_the_network_says_bit_by_bit(
+    shape: tuple[int, ...], options: Any, values: bool, kind: type[ActorCritic]
+) -> None:
     torch.manual_seed(0)
-    network = ActorCritic(shape, 3, **options)
+    network = kind(shape, 3, **options)
     forward = plain_forward(network)
     assert forward is not None
     theta = FlatParameters(network).values  # weights move into one vector afterwards, and change
