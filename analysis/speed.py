@@ -2,7 +2,7 @@
 
     python -m analysis.speed runs/throughput
     python -m analysis.speed runs/speedup_vs_workers --threshold 475
-    python -m analysis.speed runs/speedup_q_methods --threshold 475
+    python -m analysis.speed runs/speedup_q_methods --threshold 0.8
 
 Writes, each as PNG, PDF and CSV, what the runs allow: throughput; speed_up, where runs of one algorithm differ in their
 number of workers (seconds and frames to a score, predictions per second), beside table 2 of Mnih et al. (2016);

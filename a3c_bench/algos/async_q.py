@@ -177,8 +177,7 @@ def train(config: Config, session: Session) -> None:
     n_workers = n_workers_of(options)
     if n_workers == 1:
         log.warning(
-            "algo=%s trains with one worker, and so without lag and on one game after the other: say algo.n_workers=2 "
-            "or more, or give it more cores.",
+            "algo=%s trains with one worker, and so without lag: say algo.n_workers=2 or more, or give it more cores.",
             options.name,
         )
     network, shared, target = assemble(config, session)
