@@ -224,7 +224,7 @@ def test_the_network_and_the_seed_do_too() -> None:
     [
         (
             ["algo.n_minibatches=3"],
-            "algo.n_minibatches=3 does not divide the 512 samples of a rollout (algo.n_envs=8 times algo.t_max=64).",
+            "algo.n_minibatches=3 does not divide the 512 samples of a rollout (algo.n_envs=4 times algo.t_max=128).",
         ),
         (
             ["advantage=gae"],
