@@ -144,8 +144,8 @@ def n_workers_of(options: AsyncQConfig) -> int:
 def final_epsilons(options: AsyncQConfig, n_workers: int, seed: int) -> list[float]:
     """The epsilon at which each worker ends, by the shares of them that are to end there.
 
-    Places in (0, 1), one in each n-th part, are drawn together: every epsilon is as likely for a worker as its share
-    says, and no epsilon has a worker more or less than its share, rounded up or down.
+    Places in (0, 1), one in each n-th part, are drawn together: no epsilon has a worker more or less than its share,
+    rounded up or down, and over many seeds each has its share exactly. Workers have them in the order of the list.
     """
     offset = np.random.default_rng(sequence(seed, Stream.EPSILON)).random()
     places = (np.arange(n_workers) + offset) / n_workers
