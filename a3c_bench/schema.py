@@ -303,7 +303,7 @@ def check_q_network(config: Config) -> None:
     """Raises ConfigError for a network that is no Q-network."""
     options = config.network
     if options.lstm_size is not None:
-        raise ConfigError(f"network.lstm_size={options.lstm_size} is for actor-critics: a replay holds no LSTM states.")
+        raise ConfigError(f"network.lstm_size={options.lstm_size} is for actor-critics: Q-networks have no memory.")
     if not options.shared_trunk:
         raise ConfigError("network.shared_trunk=false is for actor-critics: a Q-network has one trunk.")
 
