@@ -344,6 +344,15 @@ def make_schedule(config: Config) -> Callable[[int], float]:
     return lambda frames: linear(lr, 0.0, frames, budget)
 
 
+def check_keeps_no_past(config: Config) -> None:
+    """Raises ConfigError for an advantage of another package that asks for what was before a rollout, which is gone."""
+    if make_estimator(config, config.algo.gamma).past_gamma is not None:
+        raise ConfigError(
+            f"advantage={config.advantage.kind} needs what an episode brought before a rollout, which "
+            f"algo={config.algo.name} does not keep."
+        )
+
+
 def make_estimator(config: Config, gamma: float) -> advantages.Estimator:
     """The advantage estimator psi of the run."""
     options = config.advantage

@@ -44,7 +44,7 @@ class Log:
     games: pd.DataFrame  # `value`: return of each training game; `length` where it is known, in steps
     means: pd.DataFrame  # `value`: mean return of the last games, of a number that is theirs
     speeds: pd.DataFrame  # `value`: steps per second since the start
-    counts_frames: bool = False  # steps are those of the emulator, where that is not the agent's
+    counts_frames: bool = False  # steps are those below a wrapper that skips frames, if there is one
     state: str = "finished"  # a log does not say whether its run was cut short
 
 
@@ -164,7 +164,7 @@ def read_monitors(files: Sequence[Path]) -> Log:
     )
     told = {} if env in (None, "None") else {"env_id": env}
     # Monitor stands below the wrapper that skips frames: `make_vec_env` puts it there, and so it counts them all.
-    return Log("SB3", told, games, _NOTHING, _NOTHING, counts_frames="NoFrameskip" in str(env))
+    return Log("SB3", told, games, _NOTHING, _NOTHING, counts_frames=True)
 
 
 # --- openrlbenchmark --------------------------------------------------------------------------------------------------

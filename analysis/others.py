@@ -289,7 +289,8 @@ def _make(path: Path, library: str, found: Log, told: Mapping[str, Any]) -> Othe
         seed = int(told.get("seed", -1))
     except (TypeError, ValueError):
         raise OtherError(f"its seed is no whole number: {told['seed']}") from None
-    tables = [_with_frames(table, skip, found.counts_frames) for table in (found.games, found.means, found.speeds)]
+    counts_frames = found.counts_frames and "NoFrameskip" in env  # of the others the environment itself skips
+    tables = [_with_frames(table, skip, counts_frames) for table in (found.games, found.means, found.speeds)]
     games, means, speeds = tables
     last = pd.concat([table[["frames", "agent_steps", "wall_seconds"]] for table in tables]).max()
     status = {"state": found.state, "machine": None} | {key: float(value) for key, value in last.dropna().items()}
@@ -303,7 +304,7 @@ def _make(path: Path, library: str, found: Log, told: Mapping[str, Any]) -> Othe
     return OtherRun(
         path, config, status, algo, game or env, seed, library=library, knows_seed="seed" in told,
         games=games.rename(columns={"value": "episode_return"}).assign(
-            episode_length=games["length"] / (skip if found.counts_frames else 1) if "length" in games else np.nan
+            episode_length=games["length"] / (skip if counts_frames else 1) if "length" in games else np.nan
         )[list(EPISODE_COLUMNS)],
         means=means.rename(columns={"value": "mean_return"})[["frames", "wall_seconds", "mean_return"]],
         speeds=speeds.assign(

@@ -209,7 +209,9 @@ def usual_rates(runs: Sequence[Studied]) -> dict[str, float]:
 
 def is_reproducible(run: Run) -> bool:
     """Whether the same seed gives the same numbers on one machine: whatever nothing is left to the threads' order."""
-    return run.algo in ("paac", "pgql", "dqn") or (run.algo == "ga3c" and setting(run, "algo.synchronous") is True)
+    return run.algo in ("paac", "pgql", "ppo", "pqn", "dqn") or (
+        run.algo == "ga3c" and setting(run, "algo.synchronous") is True
+    )
 
 
 def short_label(label: str) -> str:

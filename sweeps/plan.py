@@ -162,7 +162,8 @@ def estimated_bytes(config: Config) -> int:
 
     network = find_algorithm(config.algo.name).make_network(config, find_spec(config.env), torch.device("cpu"))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
-    copies = 3 if config.algo.optimizer.kind == "adam" or config.algo.optimizer.centered else 2  # with the optimiser's
+    optimizer, has_target = config.algo.optimizer, any("target_period" in key for key in vars(config.algo))
+    copies = 1 + (2 if optimizer.kind in ("adam", "radam") or optimizer.centered else 1) + has_target
     frames = config.budget.frames or 0
     rows = frames // config.metrics_interval_frames * (len(METRIC_COLUMNS) + len(LAG_COLUMNS)) * _BYTES_PER_CELL
     games = frames // _FRAMES_PER_GAME[config.env.game is not None] * _BYTES_PER_GAME

@@ -447,4 +447,4 @@ def workload(config: Config) -> Workload:
     return Workload(acting_batch(config.algo), config.algo.t_max)
 
 
-ALGORITHM = Algorithm(GA3CConfig, train, workload=workload)
+ALGORITHM = Algorithm(GA3CConfig, train, build.check_keeps_no_past, workload)

@@ -32,6 +32,7 @@ from a3c_bench.core.minibatches import at, mask_of, shuffled
 from a3c_bench.core.optim import GradientVariance
 from a3c_bench.core.ppo import PPOLearner
 from a3c_bench.core.rollout import Batch, Rollout
+from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
 from a3c_bench.runtime.session import Session
 from a3c_bench.schema import Config
@@ -137,10 +138,20 @@ def train(config: Config, session: Session) -> None:
         ppo.close()
 
 
+def check(config: Config) -> None:
+    """Raises ConfigError for an advantage of another package that cannot be estimated once for a rollout by itself."""
+    build.check_keeps_no_past(config)
+    if build.make_estimator(config, config.algo.gamma).values_actions:
+        raise ConfigError(
+            f"advantage={config.advantage.kind} has a psi that changes with each update, and algo=ppo estimates psi "
+            "once for a rollout."
+        )
+
+
 def workload(config: Config) -> Workload:
     """A rollout is learnt from in n_epochs passes of n_minibatches parts."""
     options: PPOConfig = config.algo
     return Workload(options.n_envs, options.t_max, n_epochs=options.n_epochs, n_minibatches=options.n_minibatches)
 
 
-ALGORITHM = Algorithm(PPOConfig, train, workload=workload)
+ALGORITHM = Algorithm(PPOConfig, train, check, workload)

@@ -57,6 +57,11 @@ def check_ppo(config: Config) -> None:
             f"algo.n_minibatches={options.n_minibatches} does not divide algo.n_envs={options.n_envs}: with an LSTM a "
             "minibatch is made of whole environments."
         )
+    if options.normalise_advantages and options.n_minibatches == options.n_envs * options.t_max:
+        raise ConfigError(
+            f"algo.n_minibatches={options.n_minibatches} leaves one sample for each, whose normalised advantage is 0: "
+            "say fewer, or algo.normalise_advantages=false."
+        )
     if config.advantage.kind == "vtrace":
         raise ConfigError(
             "advantage=vtrace corrects for lag, as algo.ratio_clip of algo=ppo does: say advantage=gae or nstep."

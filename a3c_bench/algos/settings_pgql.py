@@ -31,7 +31,8 @@ class PGQLConfig:
 def check_pgql(config: Config) -> None:
     """Raises ConfigError for what PGQL cannot do."""
     check_actor_critic(config)
-    check_replay(config)
+    if learning_rate_shares(config.algo)[1] > 0.0:
+        check_replay(config)
     if config.network.lstm_size is not None:
         raise ConfigError(
             f"network.lstm_size={config.network.lstm_size} is for algorithms without a replay, which holds no LSTM "

@@ -254,6 +254,10 @@ def test_what_cannot_be_is_refused(config: Config, words: str) -> None:
         check_settings(config)
 
 
+def test_a_replay_that_nothing_is_learnt_from_need_not_begin() -> None:
+    check_settings(with_algo(eta=0.0, replay=ReplayConfig(300, 2000, 8)))
+
+
 def test_a_replay_that_is_too_short_for_its_steps_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"leaves 3 for each of 3 environments, and algo.n_step=4 needs at least 5"):
         check_run(with_algo(n_step=4, replay=ReplayConfig(9, 2, 8)))

@@ -12,11 +12,13 @@ import torch
 from common import TIMES, FakeSession, small
 from torch import Tensor
 
-from a3c_bench import checks
+from a3c_bench import build, checks
+from a3c_bench.algos import find_algorithm
 from a3c_bench.algos.paac import PAAC
 from a3c_bench.algos.ppo import PPO, PPOConfig, workload
 from a3c_bench.algos.settings import PAACConfig
 from a3c_bench.config import compose
+from a3c_bench.core import advantages
 from a3c_bench.core.rollout import Rollout
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime import checkpoint
@@ -274,6 +276,11 @@ def test_without_lag_nothing_changes_but_the_measurement() -> None:
             "algo.n_minibatches=3 does not divide the 1024 samples of a rollout (algo.n_envs=8 times algo.t_max=128).",
         ),
         (
+            ["algo.n_minibatches=1024"],
+            "algo.n_minibatches=1024 leaves one sample for each, whose normalised advantage is 0: say fewer, or "
+            "algo.normalise_advantages=false.",
+        ),
+        (
             ["network=mlp_lstm", "settings=paper", "algo.n_envs=6"],
             "algo.n_minibatches=4 does not divide algo.n_envs=6: with an LSTM a minibatch is made of whole "
             "environments.",
@@ -294,6 +301,17 @@ def test_what_cannot_run_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as refused:
         checks.check_settings(compose(["algo=ppo", "algo.n_envs=8", *words]))
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("q", "has a psi that changes"), ("total_reward", "needs what an episode brought")]
+)
+def test_anothers_advantage_that_asks_for_more_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    monkeypatch.setattr(build, "make_estimator", lambda config, gamma: advantages.estimator(kind, gamma))
+    with pytest.raises(ConfigError, match=said):
+        find_algorithm("ppo").check(SMALL)
 
 
 def test_gae_is_the_default_and_can_be_replaced() -> None:

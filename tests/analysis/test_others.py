@@ -167,7 +167,10 @@ def test_a_monitor_below_the_frame_skip_counts_frames(tmp_path):
     """SB3's make_atari_env puts Monitor below the wrapper that skips: `l` is of emulator frames."""
     monitor(tmp_path / "DQN_1" / "0.monitor.csv", "PongNoFrameskip-v4", [(-21.0, 4000, 5.0)])
     monitor(tmp_path / "DQN_2" / "0.monitor.csv", "ALE/Pong-v5", [(-21.0, 1000, 5.0)])
-    for run in load_runs(tmp_path):
+    monitor(tmp_path / "PongNoFrameskip-v4_1" / "DQN_3" / "0.monitor.csv", "None", [(-21.0, 4000, 5.0)])
+    runs = load_runs(tmp_path)
+    assert len(runs) == 3
+    for run in runs:
         (game,) = run.episodes().to_dict("records")
         assert (run.algo, run.env, game["frames"], game["agent_steps"]) == ("SB3: DQN", "Pong", 4000, 1000)
         assert game["episode_length"] == 1000
