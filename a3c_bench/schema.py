@@ -234,12 +234,9 @@ class LagConfig:
     """Measuring the policy lag of every sample that enters an update."""
 
     enabled: bool = True
-    divergence_every_updates: int = option(
-        16, at_least=1
-    )  # a3c: KL, ratio, value_lag of one in so many; paac, pgql: that
-    gradient_cosine_every_updates: int | None = option(
-        None, at_least=1
-    )  # beside fresh samples, one in so many; null: not
+    # a3c: KL, ratio and value_lag of one update in so many; paac, pgql: value_lag of one; the others: of every one
+    divergence_every_updates: int = option(16, at_least=1)
+    gradient_cosine_every_updates: int | None = option(None, at_least=1)  # beside fresh samples; null: not
 
 
 @dataclass(frozen=True)

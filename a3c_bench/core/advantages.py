@@ -45,10 +45,8 @@ class Estimator:
     corrects: bool = False  # for the policy that acted being another: it takes log_ratios too
     cuts_at: float | None = None  # the ratio above which it cuts one
     values_actions: bool = False  # it takes q too: the network has a head of Q beside its policy
-    past_gamma: float | None = (
-        None  # it takes begins and past too, discounted by this; each rollout goes on where the one
-    )
-    # before it stopped
+    # It takes begins and past too, discounted by this; each rollout goes on where the one before it stopped.
+    past_gamma: float | None = None
 
     def __call__(self, *outcomes: Tensor) -> Estimate:
         """psi from rewards, values, terminated and truncated, and what else it asks for, in the order of the fields."""
