@@ -39,7 +39,16 @@ def check_settings(config: Config) -> None:
             raise ConfigError(f"{part}.kind={kind} has keys of its own: say {part}={kind}.")
     check_step_time(config.env)
     check_compute(config)
+    check_ranks(config)
     find_settings(config.algo.name).check(config)
+
+
+def check_ranks(config: Config) -> None:
+    """Raises ConfigError for several ranks of what runs as one."""
+    name = config.algo.name
+    if config.ranks > 1 and not find_settings(name).ranks:
+        others = " or ".join(f"algo={other}" for other in algorithm_names() if find_settings(other).ranks)
+        raise ConfigError(f"algo={name} does not train on several ranks: ranks={config.ranks} is for {others}.")
 
 
 def check_compute(config: Config) -> None:

@@ -44,7 +44,7 @@ from a3c_bench.schema import (
 )
 
 # Parts of a command line that the path of a run directory already says, or that change nothing in it.
-_SAID_BY_PATH = ("algo", "env", "env.id", "env.game", "seed")
+_SAID_BY_PATH = ("algo", "env", "env.id", "env.game", "seed", "ranks")
 _NOT_IN_PATH = ("sweeps", "hydra", *PRESENTATION_KEYS)
 _PLUGGED_IN: dict[str, tuple[str, type, tuple[str, ...]]] = {  # their group, our class and our kinds
     "network": (plugins.NETWORKS, NetworkConfig, NETWORK_KINDS),
@@ -271,6 +271,7 @@ def run_directory(config: Config, overrides: Sequence[str]) -> Path:
     place = Path(config.root) / config.name / config.env.name.replace("/", "_") / config.algo.name
     seed = f"seed{config.seed}"
     names = [name for text in overrides if (name := _named(config, text)) is not None]
+    names += [f"ranks={config.ranks}"] if config.ranks > 1 else []  # whether a launcher or the command line says so
     as_typed = [text.lstrip("+~") for text in overrides if not _was_left_out(text)]
     directory = place / _short(names) / seed
     for older in (as_typed, map(part_of_path, names)):

@@ -33,5 +33,9 @@ class DivergedError(TrainingError):
     """A figure of the updates became NaN or infinite: trying again would only hide how often that happens."""
 
 
+class RankError(TrainingError):
+    """Another rank failed, died or went silent; the message names it."""
+
+
 class WorkerError(TrainingError):
     """A worker process or thread raised, died or went silent; the message ends with its traceback, if it left one."""

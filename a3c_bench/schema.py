@@ -274,6 +274,7 @@ class Config:
     root: str = "runs"
     tuned_for: str | None = None  # env.name that settings beside the papers' were tuned for; null: the papers' alone
     seed: int = option(0, at_least=0)
+    ranks: int = option(1, at_least=1)  # processes that train together, each with algo.n_envs environments of its own
     device: str = "cpu"
     n_torch_threads: int | None = option(None, at_least=1)  # null: 1 for mlp and ga3c, else all cores; workers have 1
     env: EnvConfig = section(EnvConfig)
@@ -287,6 +288,7 @@ class Config:
     metrics_interval_frames: int = option(10_000, at_least=1)  # one row of metrics.csv and lag.csv
     checkpoint_interval_seconds: float = option(60.0, above=0.0)
     worker_silence_seconds: float = option(10.0, above=0.0)  # of a worker: it ends the run
+    rank_silence_seconds: float = option(30.0, above=0.0)  # of a rank: it ends the run on all of them
     calibrate: bool = False  # measure this machine's serial bound first, and report the share of it that was reached
     progress: bool = True
     retry_diverged: bool = False  # start a run again that has diverged; else the same command leaves it alone
@@ -334,6 +336,7 @@ PRESENTATION_KEYS = (
     "calibrate",
     "checkpoint_interval_seconds",
     "worker_silence_seconds",
+    "rank_silence_seconds",
 )
 
 # Keys that only watch a run, or say how long it is: they are in no path, and a run goes on with other values of these.

@@ -56,6 +56,7 @@ class Algorithm:
     resolve: Callable[[Any, int], Any] = lambda config, cores: config  # (Config, cores): with the nulls of `algo` that
     # stand for a number of cores filled in; a run does it once, and keeps the numbers
     computes: bool = False  # it has its callables made as config.compute says (`build.make_compute`)
+    ranks: bool = False  # a run of it may be several processes: it calls `session.meet` and `session.peers.reduce`
     columns: tuple[str, ...] = ()  # of metrics.csv that this one adds: figures of `Session.updated`, ratios, gauges
 
 
@@ -75,7 +76,7 @@ def find_settings(name: str) -> "Settings":
     if name in SETTINGS:
         return SETTINGS[name]
     algorithm = find_algorithm(name)
-    return Settings(algorithm.config_class, algorithm.check, algorithm.computes)
+    return Settings(algorithm.config_class, algorithm.check, algorithm.computes, ranks=algorithm.ranks)
 
 
 def find_algorithm(name: str) -> Algorithm:

@@ -52,6 +52,7 @@ class Settings:
     check: Callable[[Any], None] = lambda config: None  # (Config): raises ConfigError; no simulator, no torch
     computes: bool = False  # it has its callables made by `core.compiled`, as config.compute says
     forks: bool = False  # its work is done by processes of the fork server
+    ranks: bool = False  # a run of it may be several processes that train together, on one machine or on many
 
 
 @dataclass(frozen=True)
@@ -266,8 +267,8 @@ SETTINGS = {
     "n_step_q": Settings(NStepQConfig, check_async_q, forks=True),
     "one_step_q": Settings(OneStepQConfig, check_async_q, forks=True),
     "one_step_sarsa": Settings(OneStepSarsaConfig, check_async_q, forks=True),
-    "paac": Settings(PAACConfig, check_paac, computes=True),
+    "paac": Settings(PAACConfig, check_paac, computes=True, ranks=True),
     "pgql": Settings(PGQLConfig, check_pgql, computes=True),
-    "ppo": Settings(PPOConfig, check_ppo, computes=True),
-    "pqn": Settings(PQNConfig, check_pqn, computes=True),
+    "ppo": Settings(PPOConfig, check_ppo, computes=True, ranks=True),
+    "pqn": Settings(PQNConfig, check_pqn, computes=True, ranks=True),
 }
