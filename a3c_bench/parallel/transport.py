@@ -1,14 +1,15 @@
 """Between learners and the shards of a parameter server: `Transport` is the learner's end, `Port` the shard's.
 
-Here both share memory. A learner has one mailbox, with room for one gradient; each shard takes its part of it, and when
-all have done so there is room for the next. Tokens say that a gradient has come and that it was taken, so nobody polls.
+Here both share memory; `remote` has those that cross machines. A learner has one mailbox, with room for one gradient;
+each shard takes its part of it, and when all have done so there is room for the next. Tokens say that a gradient has
+come and that it was taken, so nobody polls.
 Nothing is pickled: what passes is written once and read where it stands.
 """
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,8 +20,24 @@ from torch import Tensor
 from a3c_bench.parallel.tokens import Tokens
 
 
+class Sent(NamedTuple):
+    """What has crossed a network."""
+
+    n_bytes: int
+    n_messages: int
+
+    @classmethod
+    def total(cls, parts: "Iterable[Sent]") -> "Sent":
+        """The sum of several."""
+        return cls(*(sum(column) for column in zip((0, 0), *parts, strict=True)))
+
+    def since(self, before: "Sent") -> "Sent":
+        """What has been added."""
+        return Sent(self.n_bytes - before.n_bytes, self.n_messages - before.n_messages)
+
+
 class Transport(Protocol):
-    """What learners and actors know of the parameter server; another implementation may cross machines."""
+    """What learners and actors know of the parameter server; `remote.RemoteTransport` crosses machines."""
 
     @property
     def version(self) -> int:
@@ -51,6 +68,15 @@ class Transport(Protocol):
             samples: [B, K], told of the samples it was computed from.
             theta: [P], those parameters, for shards that ask how far they have moved since; is copied.
         """
+
+    def settle(self) -> None:
+        """Before a pause: waits until nothing that was sent can be lost, or be applied in the middle of it."""
+
+    def leave(self) -> None:
+        """At the end: the shards need not wait for anything from here any more."""
+
+    def take_sent(self) -> Sent:
+        """What this end has sent over a network since the last call."""
 
 
 class Push(NamedTuple):
@@ -185,6 +211,16 @@ class SharedMemoryTransport:
         for arrived in server.arrived.values():
             arrived.give()
 
+    def settle(self) -> None:
+        """See `Transport`: a gradient in the mailbox is as safe as theta."""
+
+    def leave(self) -> None:
+        """See `Transport`."""
+
+    def take_sent(self) -> Sent:
+        """See `Transport`: no network."""
+        return Sent(0, 0)
+
 
 class Port:
     """A shard's end.
@@ -192,22 +228,34 @@ class Port:
     Args:
         server: shared.
         shard: s.
+        lock: of its part of theta and target, and of their versions; None: the server's, for processes.
     """
 
-    def __init__(self, server: SharedServer, shard: int) -> None:
+    def __init__(self, server: SharedServer, shard: int, lock: AbstractContextManager[Any] | None = None) -> None:
         self._server = server
-        self._shard = shard
+        self.shard = shard
+        self.lock = lock or server.locks[shard]
         self._last = 0  # learner that was served
 
     @property
     def theta(self) -> Tensor:
         """This shard's parameters; to be changed while `publish` is entered, and then alone."""
-        return self._server.theta[self._server.parts[self._shard]]
+        return self._server.theta[self._server.parts[self.shard]]
+
+    @property
+    def target(self) -> Tensor:
+        """Of the target network, the parameters of this shard."""
+        return self._server.target[self._server.parts[self.shard]]
 
     @property
     def version(self) -> int:
         """Updates that this shard has published."""
-        return int(self._server.versions[self._shard])
+        return int(self._server.versions[self.shard])
+
+    @property
+    def target_version(self) -> int:
+        """When this shard renewed its part of the target network."""
+        return int(self._server.target_versions[self.shard])
 
     @contextmanager
     def publish(self, target_period: int) -> Iterator[None]:
@@ -216,17 +264,17 @@ class Port:
         Args:
             target_period: updates; once in so many the target network's are renewed with them.
         """
-        server, shard = self._server, self._shard
-        with server.locks[shard], torch.no_grad():
+        server, shard = self._server, self.shard
+        with self.lock, torch.no_grad():
             yield
             server.versions[shard] += 1
             if self.version % target_period == 0:
-                server.target[server.parts[shard]].copy_(self.theta)
+                self.target.copy_(self.theta)
                 server.target_versions[shard] = server.versions[shard]
 
     def receive(self, timeout: float) -> Push | None:
         """The next gradient, of each learner in turn; None if none comes within `timeout` seconds."""
-        server, shard = self._server, self._shard
+        server, shard = self._server, self.shard
         if not server.arrived[shard].take(timeout):
             return None
         waiting = np.roll(server.waiting.numpy()[:, shard], -self._last - 1)
@@ -240,8 +288,15 @@ class Port:
 
     def done(self, push: Push) -> None:
         """Lets the learner know that this shard needs its gradient no more."""
-        self._server.waiting[push.learner, self._shard] = False
+        self._server.waiting[push.learner, self.shard] = False
         self._server.taken[push.learner].give()
+
+    def leave(self) -> None:
+        """At the end, when all learners have left."""
+
+    def take_sent(self) -> Sent:
+        """What this shard has sent over a network since the last call."""
+        return Sent(0, 0)
 
 
 def _shared(tensor: Tensor) -> Any:
