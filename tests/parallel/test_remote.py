@@ -112,7 +112,7 @@ def test_a_gradient_goes_to_every_shard_once_with_all_that_is_told_of_it(n_shard
 
 
 def test_the_reply_to_a_gradient_is_the_next_fetch_and_only_that() -> None:
-    """By hand: bundle 0 learns at version 0 of both shards, bundle 1 changes theta, and bundle 0 sees it when it asks."""
+    """By hand: bundle 0 learns at version 0 of both shards, bundle 1 changes theta, bundle 0 sees it when it asks."""
     with connected(make_server(2), n_bundles=2) as (server, (one, two), ports):
         theta = torch.zeros(10)
         assert one.fetch(theta).tolist() == [0, 0]
@@ -242,6 +242,12 @@ def test_nothing_is_lost_between_processes() -> None:
     assert seen == {0: list(range(100)), 1: list(range(100))}
 
 
+def apply_until(end: float, ports: list[RemotePort], served: list[int]) -> None:
+    while time.monotonic() < end:
+        for port in ports:
+            served.append(apply(port).learner)
+
+
 def test_a_bundle_that_is_killed_is_named_in_seconds_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "SECONDS_FOR_THE_CAUSE", 0.5)
     server = make_server(2)
@@ -250,10 +256,8 @@ def test_a_bundle_that_is_killed_is_named_in_seconds_and_the_others_go_on(monkey
             for port in ports:
                 apply(port)
         os.kill(processes[1].pid, signal.SIGKILL)
-        killed_at, served = time.monotonic(), []
+        killed_at, served = time.monotonic(), list[int]()
         with pytest.raises(RankError, match=r"The connection to bundle 1 of rank 1 broke \(.+\)\."):
-            while time.monotonic() < killed_at + 30.0:
-                for port in ports:
-                    served.append(apply(port).learner)
+            apply_until(killed_at + 30.0, ports, served)
         assert served.count(0) > 5
         assert time.monotonic() - killed_at < 10.0
