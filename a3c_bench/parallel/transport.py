@@ -234,8 +234,13 @@ class Port:
     def __init__(self, server: SharedServer, shard: int, lock: AbstractContextManager[Any] | None = None) -> None:
         self._server = server
         self.shard = shard
-        self.lock = lock or server.locks[shard]
+        self._lock = lock
         self._last = 0  # learner that was served
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Entered by whoever reads what this shard has, or changes it."""
+        return self._lock or self._server.locks[self.shard]
 
     @property
     def theta(self) -> Tensor:
