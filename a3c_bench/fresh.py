@@ -17,6 +17,7 @@ from a3c_bench.core.optim import FlatParameters
 from a3c_bench.parallel.notes import Notes
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.runtime.clock import TrainingClock
+from a3c_bench.runtime.peers import ALONE, Peers
 from a3c_bench.runtime.seeding import Stream, sequence, torch_generator
 from a3c_bench.schema import Config
 
@@ -45,6 +46,7 @@ class FreshGradients(NoComparison):
         path: tells apart who compares, by attempt and worker.
         n_threads: of the environments.
         end_with_episode: see `Actor`.
+        peers: the other ranks, whose fresh samples are compared as one batch with those of this one.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class FreshGradients(NoComparison):
         path: tuple[int, ...],
         n_threads: int | None = None,
         end_with_episode: bool = False,
+        peers: Peers = ALONE,
     ) -> None:
         options = config.algo
         assert config.lag.gradient_cosine_every_updates is not None
@@ -62,7 +65,8 @@ class FreshGradients(NoComparison):
         self._n_updates = 0
         self._kept: tuple[Tensor, Tensor] | None = None
         environments, actions = (sequence(config.seed, Stream.FRESH, *path, what) for what in (0, 1))
-        self._envs = build.make_envs(config, n_envs, environments, n_threads=n_threads)
+        self._peers, first = peers, peers.index * n_envs
+        self._envs = build.make_envs(config, n_envs, environments, n_threads=n_threads, first=first)
         network: ActorCritic = build.make_network(config, self._envs, device)
         self.parameters = FlatParameters(network)
         self._learner = build.make_actor_critic_learner(
@@ -70,7 +74,10 @@ class FreshGradients(NoComparison):
         )
         self._notes = Notes(Tally(1, config.env.frame_skip, TrainingClock()), 0)  # nobody reads them
         generator = torch_generator(device, actions)
-        self._actor = Actor(self._envs, network, generator, options.t_max, device, self._notes, end_with_episode)
+        rank = peers.index, peers.size
+        self._actor = Actor(
+            self._envs, network, generator, options.t_max, device, self._notes, end_with_episode, rank=rank
+        )
 
     def keep(self, gradient: Tensor, theta: Tensor) -> None:
         """Copies both, if it is this update's turn: they change while fresh samples are gathered."""
@@ -84,7 +91,8 @@ class FreshGradients(NoComparison):
             return {}
         (gradient, theta), self._kept = self._kept, None
         self.parameters.values.data.copy_(theta)
-        self._learner.differentiate(self._actor.act().batch())
+        found = self._learner.differentiate(self._actor.act().batch())
+        self._peers.reduce(self.parameters, found.loss.divisor)
         self._notes.take()
         fresh = self.parameters.gradients
         if not (gradient.norm() > 0.0 and fresh.norm() > 0.0):
@@ -103,8 +111,9 @@ def make_comparison(
     path: tuple[int, ...],
     n_threads: int | None = None,
     end_with_episode: bool = False,
+    peers: Peers = ALONE,
 ) -> NoComparison:
     """With the arguments of `FreshGradients`; what is not asked for costs nothing."""
     if config.lag.gradient_cosine_every_updates is None or not config.lag.enabled:
         return NoComparison()
-    return FreshGradients(config, n_envs, device, path, n_threads, end_with_episode)
+    return FreshGradients(config, n_envs, device, path, n_threads, end_with_episode, peers)

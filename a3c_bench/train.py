@@ -10,9 +10,10 @@ has neither a budget nor what is tuned for an environment.
 """
 
 import logging
+import signal
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,10 +26,22 @@ from a3c_bench.algos import find_algorithm
 from a3c_bench.calibration import calibrate
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.envs import find_spec
-from a3c_bench.errors import CheckpointError, DivergedError, RunDirectoryError, TrainingError, UserError
+from a3c_bench.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    RankError,
+    RunDirectoryError,
+    TrainingError,
+    UserError,
+)
 from a3c_bench.evaluation import EvaluationResult, evaluate, evaluation_seed
+from a3c_bench.parallel.follower import Follower
+from a3c_bench.parallel.others import started
+from a3c_bench.parallel.ranks import Place, Ranks, place_from_environment
 from a3c_bench.runtime import checkpoint, history, machine
 from a3c_bench.runtime.directory import RunDirectory, diverged, read_status, read_yaml, timestamp
+from a3c_bench.runtime.peers import ALONE, Peers
 from a3c_bench.runtime.session import Session
 from a3c_bench.runtime.signals import StopRequest
 from a3c_bench.schema import Config
@@ -38,13 +51,17 @@ log = logging.getLogger(__name__)
 NOT_RETRIED = "diverged and is not tried again unless retry_diverged=true"
 
 
-def train(config: Config, directory: Path, stop: StopRequest | None = None) -> dict[str, Any]:
+def train(
+    config: Config, directory: Path, stop: StopRequest | None = None, place: Place | None = None
+) -> Mapping[str, Any]:
     """Runs, or goes on with, the run of this configuration in this directory.
 
     Args:
         config: checked here before anything is written.
         directory: made if it does not exist.
         stop: entered by the caller, for one who must not miss a signal before training starts or after it.
+        place: of this process among the ranks of the run, where somebody has started all of them; None: that of
+            torchrun, or else the others are started here.
 
     Returns:
         what status.json says at the end: `state` is "finished", or "preempted" if a signal asked the run to stop.
@@ -54,13 +71,76 @@ def train(config: Config, directory: Path, stop: StopRequest | None = None) -> d
         DivergedError: the run diverged, or did so before and is not to be tried again. This and any other error is in
             status.json as `failed`, with its traceback.
     """
+    if config.ranks > 1:
+        check_settings(config)
+        with nullcontext(stop) if stop else StopRequest() as told, joined(config, place) as peers:
+            return lead(config, directory, told, peers) if peers.index == 0 else _follow(peers, told)
+    return lead(config, directory, stop)
+
+
+def lead(config: Config, directory: Path, stop: StopRequest | None = None, peers: Peers = ALONE) -> dict[str, Any]:
+    """`train` on rank 0, which keeps the books."""
     asked, config = config, settled(config, directory, machine.usable_cores())
     check_run(config)
     with nullcontext(stop) if stop else StopRequest() as told:  # before anything is written
-        return _hold_and_train(config, directory, _filled_in(asked, config), told)
+        return _hold_and_train(config, directory, _filled_in(asked, config), told, peers)
 
 
-def _hold_and_train(config: Config, directory: Path, filled_in: list[str], stop: StopRequest) -> dict[str, Any]:
+def follow(place: Place, stop: StopRequest) -> Mapping[str, Any]:
+    """`train` on a rank above 0, which gets the configuration from rank 0.
+
+    Raises:
+        TrainingError: this rank cannot go on, or another one is lost.
+    """
+    with _closed(Ranks(place)) as peers:
+        return _follow(peers, stop)
+
+
+@contextmanager
+def joined(config: Config, place: Place | None) -> Iterator[Ranks]:
+    """The ranks of a run, seen from this process.
+
+    Raises:
+        RankError: one of them is lost.
+    """
+    place = place or place_from_environment()
+    if place is not None and place.size != config.ranks:
+        raise ConfigError(f"ranks={config.ranks}, but {place.size} processes were started: say ranks={place.size}.")
+    with ExitStack() as stack:
+        look: Callable[[], None] = lambda: None  # noqa: E731
+        if place is None:
+            others = stack.enter_context(started(config.ranks))
+            place, look = others.place, others.look
+        yield stack.enter_context(_closed(Ranks(place, config.rank_silence_seconds, look)))
+
+
+@contextmanager
+def _closed(peers: Ranks) -> Iterator[Ranks]:
+    """Closes the connections afterwards; a failure is told to the other ranks first."""
+    try:
+        yield peers
+    except BaseException as error:
+        peers.fail(error)
+        peers.close(failed=True)
+        raise
+    peers.close()
+
+
+def _follow(peers: Ranks, stop: StopRequest) -> Mapping[str, Any]:
+    told = peers.share()
+    if isinstance(told, dict):  # the status of a run that is finished already
+        return told
+    config, attempt, directory = told
+    peers.learn_on(machine.resolve_device(config.device), config.rank_silence_seconds)
+    machine.use_cores(build.torch_threads(config))
+    follower = Follower(config, attempt, directory, peers, stop)
+    find_algorithm(config.algo.name).train(config, follower)
+    return follower.finish()
+
+
+def _hold_and_train(
+    config: Config, directory: Path, filled_in: list[str], stop: StopRequest, peers: Peers
+) -> dict[str, Any]:
     held = RunDirectory(directory, asdict(config), filled_in)
     try:
         with _log_file(held.path / "a3c_bench.log"):
@@ -68,11 +148,12 @@ def _hold_and_train(config: Config, directory: Path, filled_in: list[str], stop:
             status = held.read_status()
             if status.get("state") == "finished" and held.latest_checkpoint.exists():
                 log.info("%s is finished already: nothing to do.", held.path)
+                peers.share(status)
                 return status
             if diverged(status) and not config.retry_diverged:
                 raise DivergedError(f"{held.path} {NOT_RETRIED} ({status.get('error')}).")
             log.info("Settings: %s.", settings_in_words(config))
-            return _train(config, held, stop)
+            return _train(config, held, stop, peers)
     except OSError as error:
         raise RunDirectoryError(f"{directory}: {error.strerror or error}; what was saved before is intact.") from error
     finally:
@@ -149,7 +230,7 @@ def check_build(config: Config) -> None:
     find_algorithm(config.algo.name).make_network(config, find_spec(config.env), torch.device("cpu"))
 
 
-def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[str, Any]:
+def _train(config: Config, directory: RunDirectory, stop: StopRequest, peers: Peers) -> dict[str, Any]:
     device = machine.resolve_device(config.device)
     machine.use_cores(build.torch_threads(config))
     saved = _saved_state(config, directory)
@@ -181,12 +262,25 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest) -> dict[s
         if config.calibrate and "calibration" not in before:
             directory.write_status(calibration=asdict(calibrate(config)))
 
-        def evaluation(network: ActorCritic | QNetwork, number: int) -> EvaluationResult | None:
-            return evaluate(config, network, evaluation_seed(config, number), lambda: stop.signal is not None)
+        def is_told() -> bool:
+            number = peers.heartbeat()
+            if number:
+                stop.request(signal.Signals(number))
+            return stop.signal is not None
 
-        with Session(config, asdict(config), directory, evaluation, stop, saved, algorithm.columns) as session:
-            algorithm.train(config, session)
-            status = session.finish()
+        def evaluation(network: ActorCritic | QNetwork, number: int) -> EvaluationResult | None:
+            return evaluate(config, network, evaluation_seed(config, number), is_told)
+
+        if peers.size > 1:
+            peers.share((config, attempt["attempt"], directory.path))
+            peers.learn_on(device, config.rank_silence_seconds)
+        with Session(config, asdict(config), directory, evaluation, stop, saved, algorithm.columns, peers) as session:
+            try:
+                algorithm.train(config, session)
+                status = session.finish()
+            except RankError:
+                session.save_what_there_is()
+                raise
         directory.write_status(history=history.with_end(status, status["state"], timestamp()))
         status = directory.read_status()
         _report_speed(status)

@@ -46,6 +46,7 @@ SHARE_LOOKS = {
     "share_predict": ("predict", "0.65", "//"),
     "share_train": ("train", "0.4", ""),
     "share_wait": ("wait", "1.0", "...."),
+    "share_communicate": ("communicate", "0.75", "xx"),
 }
 ADJUSTMENTS = (
     course.Panel("agents", "agents", ["n_agents"]),
@@ -76,7 +77,7 @@ def throughput(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
         rows = [key[1:] for key in keys if key[0] == env]
         bounded, shared = here["bound_pps"].notna().any(), here[list(SHARES)].notna().any(axis=None)
         legend = ["a run"] + (["serial bound of the machine"] if bounded else [])
-        legend += [name for name, _, _ in SHARE_LOOKS.values()] if shared else []
+        legend += [name for name, _, _ in _share_looks(here).values()] if shared else []
         fill = partial(_fill, here=here, rows=rows, looks=looks, bounded=bounded, shared=shared)
         n_lines = max(_row_name(name).count("\n") + 1 for name in here["name"])
         height = max(1.0, 0.35 + max(0.13, 0.04 + 0.058 * n_lines) * len(rows))
@@ -127,10 +128,12 @@ def _fill(
         handles.append(Line2D([], [], **_BOUND))
     if shared:
         panel = part.add_subplot(grid[1, 3 if bounded else 0 :])
-        _draw_shares(panel, groups)
+        _draw_shares(panel, groups, _share_looks(here))
         _name_rows(panel, groups)
         panel.tick_params(labelleft=not bounded)
-        handles += [Patch(facecolor=grey, hatch=hatch, edgecolor="0.2") for _, grey, hatch in SHARE_LOOKS.values()]
+        handles += [
+            Patch(facecolor=grey, hatch=hatch, edgecolor="0.2") for _, grey, hatch in _share_looks(here).values()
+        ]
     _name_rows(first, groups)
     for panel in top[1:]:
         panel.tick_params(labelleft=False)
@@ -161,9 +164,15 @@ def _draw_bars(
     panel.margins(x=0.08)
 
 
-def _draw_shares(panel: Axes, groups: Sequence[pd.DataFrame]) -> None:
+def _share_looks(here: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """Those of the shares that there are: where no run has several ranks, none communicates."""
+    alone = not (here["share_communicate"] > 0.0).any()
+    return {column: look for column, look in SHARE_LOOKS.items() if column != "share_communicate" or not alone}
+
+
+def _draw_shares(panel: Axes, groups: Sequence[pd.DataFrame], looks: Mapping[str, tuple[str, str, str]]) -> None:
     left = np.zeros(len(groups))
-    for column, (_, grey, hatch) in SHARE_LOOKS.items():
+    for column, (_, grey, hatch) in looks.items():
         widths = np.nan_to_num([counted_rows(group, column)[column].mean() for group in groups])
         panel.barh(range(len(groups)), widths, left=left, color=grey, hatch=hatch, edgecolor="0.2", height=0.65, lw=0.5)
         left += widths

@@ -20,7 +20,7 @@ from analysis.statistics import area_under_curve
 log = logging.getLogger(__name__)
 
 NO_OP_MAX = 30  # of DeepMind's no-op starts
-SHARES = ("share_simulate", "share_predict", "share_train", "share_wait")
+SHARES = ("share_simulate", "share_predict", "share_train", "share_wait", "share_communicate")
 LABELS = {  # of columns, for axes: with unit
     "score": "final evaluation, mean return",
     "training_score": f"training return, last {TRAINING_GAMES} games",

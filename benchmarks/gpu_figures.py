@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 Line = Mapping[str, Any]
 STYLES = {"graphs": "-", "eager": ":", "compiled": "--"}
-PHASES = {"simulate": "#4c72b0", "predict": "#dd8452", "train": "#55a868", "wait": "#bbbbbb"}
+PHASES = {"simulate": "#4c72b0", "predict": "#dd8452", "train": "#55a868", "wait": "#bbbbbb", "communicate": "#8172b3"}
 
 
 def draw(lines: Sequence[Line], out: Path) -> list[Path]:

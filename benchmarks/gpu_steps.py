@@ -168,7 +168,7 @@ def same_actions(config: Config) -> Iterator[Callable[[], int]]:
     table = torch.randint(n_actions, (N_DRAWN, n_envs), generator=generator).to(device)
     n_read = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def draw(log_probs: Tensor, _generator: torch.Generator) -> Tensor:
+    def draw(log_probs: Tensor, _generator: torch.Generator, *_part: int) -> Tensor:
         actions = table.index_select(0, n_read % N_DRAWN)[0, : len(log_probs)]
         n_read.add_(1)
         return actions

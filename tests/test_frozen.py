@@ -46,6 +46,7 @@ LEFT_OUT = {
     *(f"share_{phase}" for phase in ("simulate", "predict", "train", "wait", "predictors_wait", "trainers_wait")),
     *(f"lag_seconds_{figure}" for figure in ("mean", "p50", "p95", "max")),
     "unusable_share",  # had two meanings, and has one now
+    *("share_communicate", "sent_mib_per_second", "sent_messages_per_second"),  # of several ranks
     *("clip_share", "effective_sample_size", "gradient_cosine", "n_agents_held_back"),  # came later
     "gradient_variance",  # of the first interval was left out; it is of all updates but the first now
 }

@@ -75,7 +75,7 @@ def test_two_runs_act_alike_and_part_when_they_learn_otherwise(
 
 
 def test_actions_that_are_drawn_elsewhere_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_steps, "sample_actions", lambda log_probs, generator: None)  # nobody uses this one
+    monkeypatch.setattr(gpu_steps, "sample_actions", lambda log_probs, generator, *part: None)  # nobody uses this one
     config = gpu_steps.agreeing_configuration(make_job(tmp_path), "paac", 1)
     with pytest.raises(RuntimeError, match="paac drew 20 actions, 0 of them alike"):
         gpu_steps.train_alike(config, tmp_path / "run")
@@ -102,7 +102,7 @@ def test_rates_are_those_of_the_warm_rows_that_learn() -> None:
 
 def test_the_draws_of_a_policy_that_is_never_drawn_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_steps.draws(make_job(tmp_path, "agree_draws"))
-    monkeypatch.setattr(gpu_steps, "sample_actions", lambda log_probs, generator: log_probs.argmax(-1))
+    monkeypatch.setattr(gpu_steps, "sample_actions", lambda log_probs, generator, *part: log_probs.argmax(-1))
     gpu_steps.draws(make_job(tmp_path, "agree_draws"))
     right, wrong = gpu.read_results(tmp_path)
     assert right["agrees"]

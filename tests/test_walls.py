@@ -33,7 +33,7 @@ LAYERS = (
     ("replays", "fresh"),
     ("algos",),
     ("checks", "config", "evaluate", "evaluation", "play", "calibrate", "calibration", "train"),
-    ("launch",),
+    ("launch", "rank"),
     ("run",),
 )
 LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -62,6 +62,7 @@ class Actor:
         compute: how the policy runs.
         witness: is told every step of a part, phantoms too: the actions [b], what came of them, and when these were
             chosen.
+        rank: see `part` of `Policy`.
     """
 
     def __init__(
@@ -78,11 +79,12 @@ class Actor:
         values_end: bool = True,
         compute: Compute = AS_WRITTEN,
         witness: Callable[[NDArray[np.int64], Step, Stamp], None] | None = None,
+        rank: tuple[int, int] = (0, 1),
     ) -> None:
         batches = [envs] if isinstance(envs, VectorEnv) else list(envs)
         ends = [sum(batch.n_envs for batch in batches[: i + 1]) for i in range(len(batches))]
         first, n_envs = batches[0], ends[-1]
-        self._policy = Policy(network, generator, compute=compute)
+        self._policy = Policy(network, generator, compute=compute, part=rank)
         self._ledger = ledger
         self._end_with_episode = end_with_episode and n_envs == 1
         self._values_every = values_every

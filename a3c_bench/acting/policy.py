@@ -39,6 +39,8 @@ class Policy:
         generator: draws; on the network's device.
         greedy: nothing is drawn.
         compute: how the callables run.
+        part: which of several parts of equal size of all environments this one acts in, and how many there are: each
+            gets the draws that it would get if all were asked at once.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class Policy:
         generator: torch.Generator,
         greedy: bool = False,
         compute: Compute = AS_WRITTEN,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.network = network
         self.generator = generator
         self._greedy = greedy
+        self._part = part
         self._plain = None if compute.fixes_shapes else plain_forward(network)
         self._forward = compute.traced(self._forward_once)
         self._choose = compute.fixed(self._choose_once, generator.device, (generator,))
@@ -73,7 +77,7 @@ class Policy:
     @torch.no_grad()
     def _choose_once(self, observations: Tensor, state: Tensor, values: bool) -> Choice:
         log_probs, value, state = (self._plain or self._forward)(observations, state, values)
-        actions = log_probs.argmax(-1) if self._greedy else sample_actions(log_probs, self.generator)
+        actions = log_probs.argmax(-1) if self._greedy else sample_actions(log_probs, self.generator, *self._part)
         return Choice(log_probs, value, actions, state)
 
     def _forward_once(self, observations: Tensor, state: Tensor, values: bool) -> tuple[Tensor, Tensor, Tensor]:

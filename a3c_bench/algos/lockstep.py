@@ -3,6 +3,7 @@
     wire(...)        environments, network, theta as one vector, the generator of actions, the learning rate
     wiring.actor()   steps the environments under a network, a rollout at a time
     lag_figures()    how old the samples of an update are: just before it
+    add_up()         the gradient of all ranks: between differentiate and apply
     note()           what an update found: just after it
 
 Whoever uses these decides what acts, how it is learnt from, and in which order.
@@ -45,6 +46,7 @@ class Wiring(Generic[Net]):
     compute: Compute
     learning_rate_at: Callable[[int], float]  # of the global count of frames
     generator: torch.Generator  # draws actions; part of a checkpoint
+    rank: tuple[int, int]  # of this process, and how many there are
 
     def actor(
         self,
@@ -69,6 +71,7 @@ class Wiring(Generic[Net]):
             values_end=values_end,
             compute=self.compute,
             witness=witness,
+            rank=self.rank,
         )
 
     def close(self) -> None:
@@ -93,9 +96,9 @@ def wire(
     """
     device, n_envs = resolve_device(config.device), config.algo.n_envs
     seed = sequence(config.seed, Stream.ENVIRONMENTS, session.attempt)
-    half = n_envs // 2 if halves else 0
-    parts = [(half, 0), (n_envs - half, half)] if half else [(n_envs, 0)]
-    envs = [build.make_envs(config, size, seed, first=first) for size, first in parts]
+    half, first = n_envs // 2 if halves else 0, session.peers.index * n_envs
+    parts = [(half, first), (n_envs - half, first + half)] if half else [(n_envs, first)]
+    envs = [build.make_envs(config, size, seed, first=start) for size, start in parts]
     network = make_network(config, envs[0], device)
     return Wiring(
         device,
@@ -105,6 +108,7 @@ def wire(
         build.make_compute(config),
         build.make_schedule(config),
         torch_generator(device, sequence(config.seed, Stream.ACTIONS)),
+        (session.peers.index, session.peers.size),
     )
 
 
@@ -149,8 +153,24 @@ def lag_figures(
     return effective_sample_size(diverged)
 
 
+def add_up(session: Session, parameters: FlatParameters, divisor: Tensor | None) -> None:
+    """Makes the gradient of this rank that of all ranks' samples together.
+
+    Args:
+        session: knows the other ranks; alone, nothing happens.
+        parameters: have the gradient.
+        divisor: what the loss was divided by, a scalar; None: by nothing.
+    """
+    if session.peers.size > 1:
+        session.timer.lap("train")
+        session.peers.reduce(parameters, divisor)
+        session.timer.lap("communicate")
+
+
 def note(session: Session, found: Backward, figures: Figures) -> None:
     """Counts an update of theta, with what it found and what else there is to tell of it."""
+    if session.peers.size > 1 and found.loss.divisor is None:  # rows have the mean over ranks of what is a sum here
+        figures = {**figures, "loss": found.loss.total * session.peers.size}
     session.updated(figures, found.fit)
     session.ratio("unusable_share", *found.unusable)
     session.ratio("clip_share", *found.cut)

@@ -35,7 +35,7 @@ import torch
 from a3c_bench import build
 from a3c_bench.acting.past import PastParameters, n_kept
 from a3c_bench.algos import Algorithm
-from a3c_bench.algos.lockstep import lag_figures, note, wire
+from a3c_bench.algos.lockstep import add_up, lag_figures, note, wire
 from a3c_bench.algos.settings import PAACConfig
 from a3c_bench.core.lag import Stamp
 from a3c_bench.core.optim import FlatParameters, GradientVariance
@@ -92,7 +92,7 @@ class PAAC:
             values_every=config.lag.divergence_every_updates if self.measure_lag else 0,
             values_end=not self.values_end,
         )
-        self.fresh = make_comparison(config, options.n_envs, wiring.device, (session.attempt,))
+        self.fresh = make_comparison(config, options.n_envs, wiring.device, (session.attempt,), peers=session.peers)
 
     def update(self) -> None:
         """t_max steps in every environment, and one update from them or from those before."""
@@ -112,10 +112,12 @@ class PAAC:
     def learn(self, rollout: Rollout) -> None:
         """One update of theta."""
         session, learner = self.session, self.learner
+        session.meet()
         if self.values_end:
             rollout.bootstrap = learner.values(rollout.observations[rollout.length], rollout.end_state)
         batch = rollout.batch()
         found = learner.differentiate(batch)
+        add_up(session, self.parameters, found.loss.divisor)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         if self.measure_lag:  # just before the update
             figures |= lag_figures(session, rollout, batch, found, self.now())
@@ -152,7 +154,7 @@ class Ahead:
     def __init__(self, config: Config, session: Session, device: torch.device) -> None:
         self.session = session
         self.device = device
-        self.notes = Notes(Tally(1, config.env.frame_skip, session.clock), 0)
+        self.notes = Notes(Tally(1, config.env.frame_skip, session.clock, session.peers.size), 0)
         self.thread = ThreadPoolExecutor(1, "a3c_bench actor")
         self.stream = own_stream(device)  # one for all rollouts: what is freed there is found again there alone
         self.next: Future[tuple[Rollout, WorkerReport]] | None = None

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
-from a3c_bench.algos.lockstep import lag_figures, note, wire
+from a3c_bench.algos.lockstep import add_up, lag_figures, note, wire
 from a3c_bench.algos.settings_passes import PPOConfig
 from a3c_bench.core.advantages import Estimate
 from a3c_bench.core.lag import policy_divergence
 from a3c_bench.core.learning import Backward
 from a3c_bench.core.minibatches import at, mask_of, shuffled
 from a3c_bench.core.optim import GradientVariance
-from a3c_bench.core.ppo import PPOLearner
+from a3c_bench.core.ppo import PPOLearner, normalised
 from a3c_bench.core.rollout import Batch, Rollout
 from a3c_bench.errors import ConfigError
 from a3c_bench.runtime.seeding import GeneratorState, Stream, sequence, torch_generator
@@ -64,7 +64,7 @@ class PPO:
             value_weight=options.value_weight,
             ratio_clip=options.ratio_clip,
             value_clip=options.value_clip,
-            normalise=options.normalise_advantages,
+            normalise=options.normalise_advantages and session.peers.size == 1,  # else by the samples of all ranks
             max_grad_norm=options.optimizer.max_grad_norm,
             compute=compute,
         )
@@ -78,6 +78,7 @@ class PPO:
     def learn(self, rollout: Rollout) -> None:
         """n_epochs passes over a rollout, or fewer if the policy has moved too far."""
         options, batch = self.options, rollout.batch()
+        self.session.meet()
         psi = self.estimate(batch)
         learning_rate = self.wiring.learning_rate_at(self.session.counters.frames)
         has_memory = self.network.lstm is not None
@@ -86,7 +87,7 @@ class PPO:
             for places in shuffled(*sizes, has_memory, self.shuffling).unbind():
                 part, part_psi = at(places, batch, psi)
                 found = self.step(rollout, places, part, part_psi, learning_rate)
-            if options.target_kl_nats is not None and mean_kl(part, found) > options.target_kl_nats:
+            if options.target_kl_nats is not None and self.mean_kl(part, found) > options.target_kl_nats:
                 break
 
     @torch.no_grad()
@@ -102,7 +103,11 @@ class PPO:
     def step(self, rollout: Rollout, places: Tensor, batch: Batch, psi: Estimate, learning_rate: float) -> Backward:
         """One update of theta, from the samples at these places of a rollout."""
         session = self.session
+        if self.options.normalise_advantages and session.peers.size > 1:
+            advantages = normalised(psi.advantages, batch.valid & psi.usable, session.peers.total)
+            psi = psi._replace(advantages=advantages)
         found = self.learner.differentiate(batch, psi)
+        add_up(session, self.parameters, found.loss.divisor)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         if self.measure_lag:  # just before the update
             mask = mask_of(places, found.mask, rollout.length, self.options.n_envs)
@@ -111,15 +116,18 @@ class PPO:
         note(session, found, figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate})
         return found
 
+    def mean_kl(self, batch: Batch, found: Backward) -> float:
+        """KL(mu, pi) in nats just before an update, mean over its samples; waits for the device."""
+        kl, _ = policy_divergence(batch.log_probs, found.log_probs, batch.actions)
+        of_samples = kl[found.mask]
+        if self.session.peers.size == 1:
+            return float(of_samples.mean())
+        summed, n_samples = self.session.peers.total(torch.stack([of_samples.sum(), found.mask.sum()])).tolist()
+        return float(summed / n_samples)
+
     def close(self) -> None:
         """Ends the environments."""
         self.wiring.close()
-
-
-def mean_kl(batch: Batch, found: Backward) -> float:
-    """KL(mu, pi) in nats just before an update, mean over its samples; waits for the device."""
-    kl, _ = policy_divergence(batch.log_probs, found.log_probs, batch.actions)
-    return float(kl[found.mask].mean())
 
 
 def train(config: Config, session: Session) -> None:

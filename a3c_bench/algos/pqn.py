@@ -23,7 +23,7 @@ from torch import Tensor
 
 from a3c_bench import build
 from a3c_bench.algos import Algorithm, Workload
-from a3c_bench.algos.lockstep import lag_figures, wire
+from a3c_bench.algos.lockstep import add_up, lag_figures, wire
 from a3c_bench.algos.settings_passes import PQNConfig
 from a3c_bench.core.minibatches import at, mask_of, shuffled
 from a3c_bench.core.networks import EpsilonGreedy
@@ -84,6 +84,7 @@ class PQN:
     def learn(self, rollout: Rollout) -> None:
         """n_epochs passes over a rollout."""
         options, batch = self.options, rollout.batch()
+        self.session.meet()
         assert batch.values is not None
         self.check_values(batch, batch.values)
         max_q = torch.cat([batch.values, batch.bootstrap.unsqueeze(0)])
@@ -109,6 +110,7 @@ class PQN:
         """One update of theta, from the samples at these places of a rollout."""
         session = self.session
         found = self.learner.differentiate(batch, targets)
+        add_up(session, self.parameters, found.divisor)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         if self.measure_lag:  # just before the update
             mask = mask_of(places, found.mask, rollout.length, self.options.n_envs)

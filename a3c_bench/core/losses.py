@@ -15,6 +15,7 @@ class ActorCriticLoss(NamedTuple):
     policy: Tensor  # mean of -log pi(a_t | s_t) psi_t, or of the clipped surrogate
     value: Tensor  # mean of (R_t - V(s_t))^2, or (R_t - Q(s_t, a_t))^2, without the weight; see value_clip
     entropy: Tensor  # mean of H(pi(. | s_t)), nats
+    divisor: Tensor | None = None  # scalar: what the reduction divided by, but for 0; None: by nothing
 
 
 def actor_critic_loss(
@@ -92,14 +93,17 @@ def actor_critic_loss(
         errors = torch.maximum(errors, (returns.detach() - clipped_values).square())
     value = (weights * errors).sum()
     total = policy - entropy_weight * entropy + value_weight * value
+    divisor = None
     if reduction == "mean":
-        total = total / n_valid
+        divisor, total = weights.sum(), total / n_valid
     elif reduction == "mean_over_envs":
         counted = torch.ones_like(mask[0]) if valid is None else mask.any(0) | ~valid.any(0)  # without those left out
-        total = total / (counted if there is None else counted & there).sum().clamp(min=1)
+        divisor = (counted if there is None else counted & there).sum()
+        total = total / divisor.clamp(min=1)
     elif reduction != "sum":
         raise ValueError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    return ActorCriticLoss(total, policy.detach() / n_valid, value.detach() / n_valid, entropy.detach() / n_valid)
+    policy, value, entropy = (part.detach() / n_valid for part in (policy, value, entropy))
+    return ActorCriticLoss(total, policy, value, entropy, divisor)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -355,9 +355,13 @@ def _through(layer: nn.Module, inputs: Tensor) -> Tensor:
     return layer.forward(inputs) if type(layer) in _PLAIN else layer(inputs)
 
 
-def sample_actions(log_probs: Tensor, generator: torch.Generator) -> Tensor:
-    """One action per row of log-probabilities [N, A], as int64 [N], by the Gumbel-max trick."""
-    noise = torch.empty_like(log_probs).exponential_(generator=generator)
+def sample_actions(log_probs: Tensor, generator: torch.Generator, part: int = 0, n_parts: int = 1) -> Tensor:
+    """One action per row of log-probabilities [N, A], as int64 [N], by the Gumbel-max trick.
+
+    Of a batch in n_parts of N rows each, a part gets the draws that it would get if all were asked at once.
+    """
+    shape = n_parts * len(log_probs), log_probs.shape[1]
+    noise = log_probs.new_empty(shape).exponential_(generator=generator).chunk(n_parts)[part]
     return (log_probs - noise.log_()).argmax(-1)
 
 

@@ -41,7 +41,8 @@ class FlatParameters:
         parameters = list(module.parameters())
         n_values = sum(p.numel() for p in parameters)
         self.values = nn.Parameter(parameters[0].new_empty(n_values) if values is None else values)
-        self.gradients = torch.zeros_like(self.values)
+        self.gradients_and_weight = self.values.detach().new_zeros(n_values + 1)  # what ranks add up at once
+        self.gradients = self.gradients_and_weight[:-1]
         self.values.grad = self.gradients
         start = 0
         for parameter in parameters:

@@ -16,12 +16,19 @@ from a3c_bench.core.rollout import Batch
 _SMALL = 1e-8  # beside the standard deviation that advantages are divided by, as in CleanRL
 
 
-def normalised(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Advantages minus their mean, over their standard deviation (n - 1), of the samples of the mask; both [T, B]."""
+def normalised(advantages: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:
+    """Advantages minus their mean, over their standard deviation (n - 1), of the samples of the mask; both [T, B].
+
+    Args:
+        advantages: [T, B].
+        mask: [T, B] bool.
+        total: makes sums [K] over these samples those over the samples of all ranks.
+    """
     weights = mask.to(advantages.dtype)
-    n_samples = weights.sum()
-    mean = (weights * advantages).sum() / n_samples.clamp(min=1.0)
-    variance = (weights * (advantages - mean).square()).sum() / (n_samples - 1.0).clamp(min=1.0)
+    n_samples, summed = total(torch.stack([weights.sum(), (weights * advantages).sum()])).unbind()
+    mean = summed / n_samples.clamp(min=1.0)
+    (squares,) = total((weights * (advantages - mean).square()).sum().unsqueeze(0)).unbind()
+    variance = squares / (n_samples - 1.0).clamp(min=1.0)
     return (advantages - mean) / (variance.sqrt() + _SMALL)
 
 

@@ -48,6 +48,7 @@ class PQNBackward(NamedTuple):
     log_probs: Tensor  # [T, B, A], of the epsilon-greedy policy as it would act now
     values: Tensor  # [T, B], max Q
     mask: Tensor  # [T, B] bool, the samples that were learnt from
+    divisor: Tensor  # scalar: their number, by which the loss was divided
 
     def figures(self) -> dict[str, Tensor]:
         """For the record of the update."""
@@ -105,4 +106,4 @@ class PQNLearner(Learner):
         loss = q_loss(td_errors, weights, None, "sum") / weights.sum().clamp(min=1.0)
         q = q.detach()
         log_probs, max_q = self.policy.log_probs(q), q.amax(-1)
-        return PQNBackward(loss, td_errors.detach(), chosen_q.detach(), targets, log_probs, max_q, mask)
+        return PQNBackward(loss, td_errors.detach(), chosen_q.detach(), targets, log_probs, max_q, mask, weights.sum())

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Job:
                     self._leave(path, number, progress=status.get("frames", 0) > frames_before)
                 raise SystemExit(128 + number.value)
 
-    def _train(self, path: Path, stop: StopRequest) -> dict[str, Any]:
+    def _train(self, path: Path, stop: StopRequest) -> Mapping[str, Any]:
         deadline = time.monotonic() + _SECONDS_FOR_THE_LAST_ONE
         try:
             from a3c_bench.config import load_config

@@ -57,7 +57,7 @@ class Notes:
         self.pending.n_agent_steps += n_agent_steps
         if episodes:  # with where the run stands now: it will be elsewhere when they are reported
             now = self.tally.moment()
-            self.pending.episodes.extend(episode._replace(ended=now) for episode in episodes)
+            self.pending.episodes.extend(episode._replace(ended=episode.ended or now) for episode in episodes)
 
     def updated(self, figures: Figures, fit: Fit | None = None, n_updates: int = 1) -> None:
         """Keeps what updates showed."""

@@ -22,13 +22,15 @@ class Tally:
         n_writers: N.
         frame_skip: frames per agent step.
         clock: of the run.
+        n_ranks: of the run; each is taken to have taken as many agent steps as this one since `begin`.
     """
 
-    def __init__(self, n_writers: int, frame_skip: int, clock: TrainingClock) -> None:
+    def __init__(self, n_writers: int, frame_skip: int, clock: TrainingClock, n_ranks: int = 1) -> None:
         self._memory = torch.zeros((n_writers + 1, 2), dtype=torch.int64)
         self._rows = self._memory.numpy()
         self._frame_skip = frame_skip
         self._clock = clock
+        self._n_ranks = n_ranks
 
     def share(self) -> "Tally":
         """The same, to be handed to worker processes."""
@@ -40,6 +42,10 @@ class Tally:
     def begin(self, agent_steps: int, updates: int) -> None:
         """Counts what earlier attempts did."""
         self._rows[EARLIER] = agent_steps, updates
+
+    def correct(self, agent_steps: int) -> None:
+        """Makes the agent steps so far be so many."""
+        self._rows[EARLIER, _AGENT_STEPS] += agent_steps - self.agent_steps
 
     def add(self, writer: int, agent_steps: int = 0, updates: int = 0) -> None:
         """Counts what one has done."""
@@ -55,7 +61,7 @@ class Tally:
     @property
     def agent_steps(self) -> int:
         """Agent steps so far."""
-        return sum(self._rows[:, _AGENT_STEPS].tolist())
+        return self._of_all(self._rows[:, _AGENT_STEPS].tolist())
 
     @property
     def frames(self) -> int:
@@ -73,14 +79,18 @@ class Tally:
         Args:
             version: of a copy of theta, or of a part of it; None: of theta.
         """
-        agent_steps, updates = map(sum, self._rows.T.tolist())  # of so few, numpy's sum takes several times as long
-        version = updates if version is None else version
+        rows, updates = self._rows.T.tolist()  # of so few, numpy's sum takes several times as long
+        agent_steps, version = self._of_all(rows), sum(updates) if version is None else version
         return Stamp(version, agent_steps * self._frame_skip, self._clock.seconds)
 
     def moment(self) -> Moment:
         """The same, as it is written down with a game that ends now."""
         agent_steps = self.agent_steps
         return Moment(agent_steps * self._frame_skip, agent_steps, self._clock.seconds)
+
+    def _of_all(self, rows: list[int]) -> int:
+        """Agent steps of all ranks, from those of each row."""
+        return sum(rows) if self._n_ranks == 1 else rows[EARLIER] + self._n_ranks * sum(rows[:EARLIER])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: part for name, part in vars(self).items() if name != "_rows"}

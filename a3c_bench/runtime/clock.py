@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-PHASES = ("simulate", "predict", "train", "wait")  # what the time of a loop goes into
+PHASES = ("simulate", "predict", "train", "wait", "communicate")  # what the time of a loop goes into
 
 
 class TrainingClock:
@@ -41,6 +41,12 @@ class TrainingClock:
         """Halts it."""
         self._memory[0] = self.seconds
         self._memory[1] = torch.nan
+
+    def set(self, seconds: float) -> None:
+        """Corrects it, by a clock that counts for more."""
+        running = self.running
+        self._memory[0] = seconds
+        self._memory[1] = time.perf_counter() if running else torch.nan
 
     @contextmanager
     def paused(self) -> Iterator[None]:

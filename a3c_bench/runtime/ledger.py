@@ -18,6 +18,15 @@ Figures = Mapping[str, Any]  # of updates by name: scalars (tensors on any devic
 Fit = tuple[Any, Any, Any]  # values, returns and mask (bool) of samples, tensors or arrays of one shape
 
 
+@dataclass
+class Counters:
+    """The global counters; phantom steps are in none of them."""
+
+    frames: int = 0
+    agent_steps: int = 0
+    updates: int = 0
+
+
 class LagLedger(Protocol):
     """Takes lag."""
 
@@ -140,3 +149,21 @@ def _by_key(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _array(parts: Sequence[Any], dtype: type[np.generic] | None = None) -> NDArray[Any]:
     flat = [np.asarray(part.detach().cpu() if isinstance(part, Tensor) else part).reshape(-1) for part in parts]
     return np.concatenate(flat).astype(dtype) if dtype else np.concatenate(flat)
+
+
+def hand_over(report: WorkerReport, ledger: Ledger) -> None:
+    """Tells a ledger what a worker did."""
+    ledger.count(report.n_agent_steps, report.episodes)
+    if report.n_updates:
+        ledger.updated({}, n_updates=report.n_updates)
+    for figures in report.figures:
+        ledger.updated(figures, n_updates=0)
+    for fit in report.fits:
+        ledger.updated({}, fit, n_updates=0)
+    for samples in report.lags:
+        ledger.lag.add(**samples)
+    for column, (part, whole) in report.ratios.items():
+        ledger.ratio(column, part, whole)
+    for column, on_device, of_device in report.waiting:
+        ledger.ratio(column, on_device, of_device)
+    ledger.timer.add(report.seconds)

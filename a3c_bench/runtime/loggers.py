@@ -18,7 +18,7 @@ _TAG_GROUPS = {
     "returns": ("mean_return_", "discounted_return"),
     "evaluation": ("evaluation_",),
     "losses": ("loss", "entropy_", "gradient_", "explained_variance", "td_error", "max_q"),
-    "speed": ("frames_per_second", "pps", "tps", "share_", "memory_"),
+    "speed": ("frames_per_second", "pps", "tps", "share_", "sent_", "memory_"),
     "samples": ("clip_share", "effective_", "discarded_", "unusable_", "replay_", "training_", "prediction_"),
     "progress": ("agent_steps", "updates", "wall_seconds", "learning_rate", "epsilon", "n_"),
 }

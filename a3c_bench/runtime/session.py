@@ -9,10 +9,11 @@ An algorithm owns its loop and its wiring, and tells the session what happened:
 """
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -25,8 +26,10 @@ from a3c_bench.errors import CheckpointError
 from a3c_bench.runtime import checkpoint, machine
 from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.directory import RunDirectory, timestamp
-from a3c_bench.runtime.ledger import Figures, Fit, Scalar, WorkerReport
+from a3c_bench.runtime.ledger import Counters as Counters
+from a3c_bench.runtime.ledger import Figures, Fit, Scalar, WorkerReport, hand_over
 from a3c_bench.runtime.loggers import make_loggers
+from a3c_bench.runtime.peers import ALONE, Due, Peers, Release, Start, frames_are_spent, frames_of_all
 from a3c_bench.runtime.progress import ProgressDisplay
 from a3c_bench.runtime.recorder import Recorder
 from a3c_bench.runtime.signals import StopRequest
@@ -59,15 +62,6 @@ class Evaluation(Protocol):
         """Figures by name; evaluation_mean_return is one."""
 
 
-@dataclass
-class Counters:
-    """The global counters; phantom steps are in none of them."""
-
-    frames: int = 0
-    agent_steps: int = 0
-    updates: int = 0
-
-
 class Session:
     """Keeps one run: hand it what happened, ask it whether to go on.
 
@@ -80,6 +74,7 @@ class Session:
         stop: told by signals.
         saved: the checkpoint to go on from.
         columns: of metrics.csv that the algorithm adds.
+        peers: the other ranks, of which this is rank 0.
     """
 
     def __init__(
@@ -91,8 +86,10 @@ class Session:
         stop: StopRequest,
         saved: Mapping[str, Any] | None = None,
         columns: Sequence[str] = (),
+        peers: Peers = ALONE,
     ) -> None:
         self.config = config
+        self.peers = peers
         self.counters = Counters(**saved["counters"]) if saved else Counters()
         self.attempt = int(directory.read_status().get("attempts", 0)) + 1
         self.clock = TrainingClock(saved["wall_seconds"] if saved else 0.0)  # workers may read it
@@ -107,14 +104,16 @@ class Session:
         self._n_evaluations = saved["n_evaluations"] if saved else 0
         self._best_return = saved["best_return"] if saved else float("-inf")
         self._best_updates = saved.get("best_updates") if saved else None  # when that was; older versions did not say
-        self._evaluated_frames = _evaluated_frames(saved) if saved else 0  # up to where evaluations took place
+        self._due = Due(config, self.counters.frames, _evaluated_frames(saved) if saved else 0)
         self._last_evaluation: Mapping[str, float] = saved["last_evaluation"] if saved else {}
         self._budget_was_spent = bool(
             saved and saved["budget_was_spent"] and saved.get("budget", asdict(config.budget)) == asdict(config.budget)
         )
         self._checkpoint_at = self._status_at = 0.0
         self._memory_at = -SECONDS_BETWEEN_MEMORY
-        self._row_frames = self.counters.frames
+        self._sent_at = self.wall_seconds
+        self._steps_met = self.counters.agent_steps  # that all ranks know of
+        self._agreed_to_end = False  # of several ranks
         self._recorder = Recorder(
             directory, make_loggers(config, directory.path, plain_config), saved["recorder"] if saved else None, columns
         )
@@ -161,6 +160,11 @@ class Session:
             self._directory.best_checkpoint.unlink(missing_ok=True)  # of a run that was begun anew
         self._save(self._directory.latest_checkpoint)
         self._write_status("running")
+        if self.peers.size > 1:
+            self._agreed_to_end = self._wants_to_end
+            states = {name: part.state_dict() for name, part in parts.items()}
+            self.peers.share(Start(asdict(self.counters), self.wall_seconds, self._due, self._agreed_to_end, states))
+            self.peers.take_sent()  # counts from here
         self.clock.start()
         self.timer.start()
 
@@ -194,23 +198,27 @@ class Session:
 
     def take(self, report: WorkerReport) -> None:
         """Takes what a worker did."""
-        self.count(report.n_agent_steps, report.episodes)
-        self.counters.updates += report.n_updates
-        for figures in report.figures:
-            self.updated(figures, n_updates=0)
-        for fit in report.fits:
-            self.updated({}, fit, n_updates=0)
-        for samples in report.lags:
-            self.lag.add(**samples)
-        for column, (part, whole) in report.ratios.items():
-            self.ratio(column, part, whole)
-        for column, on_device, of_device in report.waiting:
-            self.ratio(column, on_device, of_device)
-        self.timer.add(report.seconds)
+        hand_over(report, self)
 
     def adjusted(self, window: Window) -> None:
         """Writes what a window of the dynamic adjustment showed."""
         self._recorder.add_adjustment(self._now(), window)
+
+    def meet(self) -> None:
+        """Counts what the other ranks have done since the last meeting, and agrees with them on whether the run ends.
+
+        All ranks call it equally often. It is not for runs of one rank, whose counts are known and whose end is seen.
+        """
+        if self.peers.size == 1:
+            return
+        counters, own = self.counters, self.counters.agent_steps - self._steps_met
+        met = self.peers.meet(own, self._wants_to_end, self._stop.signal or 0)
+        self._steps_met = counters.agent_steps = counters.agent_steps - own + met.n_agent_steps
+        counters.frames = counters.agent_steps * self.config.env.frame_skip
+        if met.signal:
+            self._stop.request(signal.Signals(met.signal))
+        self._agreed_to_end = met.ends or frames_are_spent(self.config, counters.frames)
+        self.timer.lap("communicate")
 
     @property
     def theta_version(self) -> int:
@@ -219,13 +227,13 @@ class Session:
 
     @property
     def frames(self) -> int:
-        """Simulated by the whole run so far."""
-        return self.counters.frames
+        """Simulated by all so far: the other ranks are taken to have done as much as this one since they met."""
+        return frames_of_all(self.config, self.counters.agent_steps, self._steps_met, self.peers.size)
 
     def stamp(self) -> Stamp:
         """Where the run stands; the version is that of the policy that acts, while `version` says so."""
         version = self.counters.updates if self.version is None else self.version
-        return Stamp(version, self.counters.frames, self.wall_seconds)
+        return Stamp(version, self.frames, self.wall_seconds)
 
     def running(self, standstill: Callable[[], AbstractContextManager[None]] = nullcontext) -> bool:
         """Does what is due (rows, evaluation, checkpoint) and says whether the run goes on.
@@ -235,28 +243,32 @@ class Session:
         """
         if self.is_over:  # the last row is finish()'s
             return False
-        evaluates = self._evaluation_is_due()
-        if not (evaluates or self._row_is_due()):
+        evaluates = self._due.evaluation(self.counters.frames)
+        if not (evaluates or self._due.row(self.counters.frames)):
             return True
         saves = self.wall_seconds - self._checkpoint_at >= self.config.checkpoint_interval_seconds
         stands = evaluates or saves
-        with standstill() if stands else nullcontext():
-            if self.counters.frames > self._row_frames:
+        with standstill() if stands or self.peers.size > 1 else nullcontext():
+            self._take_reports()
+            if self.counters.frames > self._due.row_frames:
                 self._end_interval()
             if self.wall_seconds - self._status_at >= SECONDS_BETWEEN_STATUS:
                 self._write_status("running")
             # Asked again: the standstill may have handed over the frames that make it due, or those that end the run.
-            if stands and self._evaluation_is_due() and not self._budget_is_spent():
+            if stands and self._due.evaluation(self.counters.frames) and not self._budget_is_spent():
                 self._run_evaluation(final=False)
             if saves:
                 self._save(self._directory.latest_checkpoint)
+            if self.peers.size > 1:
+                self._agreed_to_end = self._wants_to_end
+                self.peers.release(Release(self._agreed_to_end, self.wall_seconds, self._due))
         self.timer.start()
         return not self.is_over
 
     @property
     def is_over(self) -> bool:
         """Whether the budget is spent, or the run is to stop: of a run that goes on, it may be so from the start."""
-        return self._budget_is_spent() or self._stop.signal is not None
+        return self._wants_to_end if self.peers.size == 1 else self._agreed_to_end
 
     # --- what train.py uses -------------------------------------------------------------------------------------
 
@@ -276,7 +288,24 @@ class Session:
         Returns:
             the status that was written.
         """
-        if self.counters.frames > self._row_frames:
+        status = self._finish()
+        if self.peers.size > 1:
+            self.peers.release(Release(True, self.wall_seconds, self._due, status))
+        return status
+
+    def save_what_there_is(self) -> None:
+        """Ends the row and saves, for a run whose other ranks are lost: the last update was that of all of them."""
+        if self._parts and self.clock.running:
+            if self.counters.frames > self._due.row_frames:
+                self._end_interval()
+            self._save(self._directory.latest_checkpoint)
+            self._write_status("running")
+
+    # --- how ------------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        self._take_reports()
+        if self.counters.frames > self._due.row_frames:
             self._end_interval()
         self.clock.stop()
         self._progress.close()
@@ -290,7 +319,20 @@ class Session:
         assert self._stop.signal is not None  # nothing else ends a loop early or an evaluation
         return self._write_status("preempted", stop_signal=self._stop.signal.name)
 
-    # --- how ------------------------------------------------------------------------------------------------------
+    @property
+    def _wants_to_end(self) -> bool:
+        return self._budget_is_spent() or self._stop.signal is not None
+
+    def _take_reports(self) -> None:
+        """Of the other ranks, which stand still now."""
+        if self.peers.size > 1:
+            for report in self.peers.gather(None):
+                self.take(report)
+            mib, n_messages = self.peers.take_sent()
+            seconds = self.wall_seconds - self._sent_at
+            self.ratio("sent_mib_per_second", mib, seconds)
+            self.ratio("sent_messages_per_second", n_messages, seconds)
+            self._sent_at = self.wall_seconds
 
     def _now(self) -> dict[str, float]:
         return asdict(self.counters) | {"wall_seconds": self.wall_seconds}
@@ -301,14 +343,14 @@ class Session:
         recent, target = self._recorder.recent_returns, budget.target_return
         self._budget_was_spent = (
             self._budget_was_spent
-            or (budget.frames is not None and self.counters.frames >= budget.frames)
+            or frames_are_spent(self.config, self.counters.frames)
             or (budget.wall_clock_seconds is not None and self.wall_seconds >= budget.wall_clock_seconds)
             or (target is not None and len(recent) == recent.maxlen and (self._recorder.mean_return or 0.0) >= target)
         )
         return self._budget_was_spent
 
     def _end_interval(self) -> None:
-        self._row_frames = self.counters.frames
+        self._due.row_frames = self.counters.frames
         row = self._recorder.end_interval(self._now(), self.timer.shares() | dict(self.gauges()) | self._memory())
         self._progress.update(row)
 
@@ -320,15 +362,6 @@ class Session:
         in_use = machine.memory_mib()
         return {} if in_use is None else {"memory_mib": in_use}
 
-    def _row_is_due(self) -> bool:
-        interval = self.config.metrics_interval_frames
-        return self.counters.frames // interval > self._row_frames // interval
-
-    def _evaluation_is_due(self) -> bool:
-        """Whether a multiple of the interval was passed since the last one; of several, one evaluation is due."""
-        interval = self.config.evaluation.interval_frames
-        return interval is not None and self.counters.frames // interval > self._evaluated_frames // interval
-
     def _run_evaluation(self, final: bool) -> bool:
         """Evaluates, unless told to stop meanwhile; then it stays due. Gives whether it took place."""
         network = self._parts["network"]
@@ -337,7 +370,7 @@ class Session:
             result = self._evaluate(network, self._n_evaluations)
         if result is None:
             return False
-        self._evaluated_frames = self.counters.frames
+        self._due.evaluated_frames = self.counters.frames
         self._n_evaluations += 1
         self._last_evaluation = dict(result.summary)
         self._recorder.add_evaluation(self._now(), final, result.games, result.summary)
@@ -371,7 +404,7 @@ class Session:
             "budget_was_spent": self._budget_was_spent,
             "budget": asdict(self.config.budget),
             "n_evaluations": self._n_evaluations,
-            "evaluated_frames": self._evaluated_frames,
+            "evaluated_frames": self._due.evaluated_frames,
             "best_return": self._best_return,
             "best_updates": self._best_updates,
             "last_evaluation": dict(self._last_evaluation),

@@ -12,12 +12,15 @@ from a3c_bench.core.lag import Stamp
 from a3c_bench.envs import VectorEnv
 from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.ledger import WorkerReport
+from a3c_bench.runtime.peers import ALONE
 from a3c_bench.runtime.recorder import METRIC_COLUMNS
 from a3c_bench.runtime.session import Counters
 from a3c_bench.schema import BudgetConfig, Config, EnvConfig, EvaluationConfig, NetworkConfig
 
 TIMES = [
-    c for c in METRIC_COLUMNS if "second" in c or c in ("pps", "tps") or c.startswith("share_") or c == "memory_mib"
+    c
+    for c in METRIC_COLUMNS
+    if "second" in c or c in ("pps", "tps") or c.startswith(("share_", "sent_")) or c == "memory_mib"
 ]
 
 
@@ -52,6 +55,10 @@ class FakeSession:
         self.lags: list[dict[str, Any]] = []
         self.ratios: list[tuple[str, float, float]] = []
         self.metrics: list[dict[str, Any]] = []
+        self.peers = ALONE
+
+    def meet(self) -> None:
+        """Nobody is there."""
 
     def count(self, n_agent_steps: int, episodes: Any = ()) -> None:
         self.counters.agent_steps += n_agent_steps

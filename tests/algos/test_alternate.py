@@ -42,8 +42,8 @@ def test_without_chance_halves_play_and_learn_as_the_whole(
 ) -> None:
     """All games of Catch end after 9 steps: each third rollout begins with resets alone, which are left out."""
 
-    def last_digit(log_probs: Tensor, generator: torch.Generator) -> Tensor:
-        del generator
+    def last_digit(log_probs: Tensor, generator: torch.Generator, *part: int) -> Tensor:
+        del generator, part
         return (log_probs.sum(-1).mul(1e3).round().long() % log_probs.shape[-1]).abs()
 
     monkeypatch.setattr(policy_module, "sample_actions", last_digit)

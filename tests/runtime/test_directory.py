@@ -317,6 +317,7 @@ def test_presentation_may_differ(tmp_path: Path, tiny: Config) -> None:
         calibrate=True,
         checkpoint_interval_seconds=7.0,
         worker_silence_seconds=7.0,
+        rank_silence_seconds=7.0,
         retry_diverged=True,
         tuned_for="CartPole-v1",
         logger=LoggerConfig(wandb=WandbConfig(mode="offline"), tensorboard=True),

@@ -1,0 +1,246 @@
+"""Several ranks: one run, the numbers of one rank with all environments, and a sentence for whoever is lost."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forking import Forked, ForkingServer, end
+
+from a3c_bench.config import compose, run_directory
+from a3c_bench.parallel.others import shared_out
+from a3c_bench.runtime.directory import read_status
+
+pytestmark = pytest.mark.timeout(300)
+TINY = ("evaluation.n_games=1", "evaluation.n_envs=1", "progress=false", "network.hidden_sizes=[8]")
+LONG = ("budget.frames=100000000", "algo.optimizer.anneal=false")
+SECONDS_TO_END = 60.0
+
+Start = Callable[..., list[Forked]]
+
+
+@pytest.fixture
+def ranks(forking: ForkingServer, tmp_path: Path) -> Iterator[Start]:
+    """`ranks(n, *words)`: the n processes of a run, started as torchrun does; root is tmp_path."""
+    started: list[Forked] = []
+
+    def start(n_ranks: int, *words: str, setup_of_1: str = "") -> list[Forked]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": n_ranks, "LOCAL_WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes = []
+        for index in range(n_ranks):
+            said = {key: str(value) for key, value in {**common, "RANK": index, "LOCAL_RANK": index}.items()}
+            setup = f"import os, torch; os.environ.update({said!r}); torch.set_num_threads(1)\n"
+            setup += setup_of_1 if index == 1 else ""
+            asked = (*TINY, f"root={tmp_path}", *words, *([f"ranks={n_ranks}"] if n_ranks > 1 else []))
+            processes.append(forking.start(asked, setup if n_ranks > 1 else "import torch; torch.set_num_threads(1)"))
+        started.extend(processes)
+        return processes
+
+    yield start
+    for process in started:
+        end(process)
+
+
+def directory(root: Path, n_ranks: int, *words: str) -> Path:
+    words = (*TINY, f"root={root}", *words, *([f"ranks={n_ranks}"] if n_ranks > 1 else []))
+    return run_directory(compose(words), words)
+
+
+def rows(run: Path, name: str) -> list[dict[str, str]]:
+    with open(run / f"{name}.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(run / "checkpoint" / "latest.pt", weights_only=True)
+    return saved
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.05)
+
+
+def wait_for_updates(run: Path) -> None:
+    wait_for(lambda: (run / "metrics.csv").exists() and len(rows(run, "metrics")) >= 2)
+
+
+def all_end(processes: Sequence[Forked], seconds: float = SECONDS_TO_END) -> list[int]:
+    until = time.monotonic() + seconds
+    return [process.wait(max(until - time.monotonic(), 0.1)) for process in processes]
+
+
+# --- the same numbers -------------------------------------------------------------------------------------------------
+
+SAME = {
+    "paac": ("algo=paac",),
+    "mean": ("algo=paac", "algo.loss_reduction=mean", "algo.optimizer.lr=0.01"),
+    "sum": ("algo=paac", "algo.loss_reduction=sum", "algo.optimizer.lr=0.0001"),
+    "vtrace": ("algo=paac", "algo.lag.updates=2", "advantage=vtrace"),
+    "ppo": ("algo=ppo", "algo.t_max=16", "algo.n_epochs=2", "algo.n_minibatches=1", "algo.normalise_advantages=true"),
+    "pqn": ("algo=pqn", "algo.t_max=8", "algo.n_epochs=2", "algo.n_minibatches=1"),
+}
+
+
+@pytest.mark.parametrize(("case", "n_ranks"), [*((case, 2) for case in SAME), ("paac", 3)])
+def test_ranks_compute_what_one_rank_with_all_environments_does(
+    case: str, n_ranks: int, ranks: Start, tmp_path: Path
+) -> None:
+    """Up to the order in which gradients are added up; a long run would drift apart when first an action differs."""
+    words = (*SAME[case], "budget.frames=1200", "metrics_interval_frames=200")
+    runs = []
+    for n in (1, n_ranks):
+        own = (*words, f"algo.n_envs={6 // n}")
+        assert all_end(ranks(n, *own)) == [0] * n
+        runs.append(directory(tmp_path, n, *own))
+    one, several = map(state_of, runs)
+    assert several["counters"] == one["counters"]
+    assert one["counters"]["updates"] > 20
+    for name, tensor in one["parts"]["network"].items():
+        torch.testing.assert_close(several["parts"]["network"][name], tensor, rtol=1e-3, atol=1e-5)
+    episodes = [sorted((row["episode_return"], row["episode_length"]) for row in rows(run, "episodes")) for run in runs]
+    assert episodes[0] == episodes[1]
+    assert len(episodes[0]) > 10
+    last = [rows(run, "metrics")[-1] for run in runs]
+    for column in ("frames", "updates", "loss", "gradient_norm", "learning_rate", "entropy_nats", "explained_variance"):
+        if last[0][column]:
+            assert float(last[1][column]) == pytest.approx(float(last[0][column]), rel=1e-2, abs=1e-4), column
+    lags = [rows(run, "lag")[-1] for run in runs]
+    for column in ("lag_updates_mean", "lag_updates_max", "lag_frames_mean"):
+        assert float(lags[1][column]) == pytest.approx(float(lags[0][column]), rel=0.05), column
+
+
+def test_ranks_add_up_what_they_are_told_and_count_what_they_send(ranks: Start, tmp_path: Path) -> None:
+    words = ("algo=paac", "algo.n_envs=2", "budget.frames=2000", "metrics_interval_frames=500")
+    assert all_end(ranks(2, *words)) == [0, 0]
+    run = directory(tmp_path, 2, *words)
+    saved, found = state_of(run), rows(run, "metrics")
+    seconds = [float(row["wall_seconds"]) for row in found]
+    sent = sum(
+        float(row["sent_mib_per_second"]) * (now - before)
+        for row, now, before in zip(found, seconds, [0.0, *seconds], strict=False)
+    )
+    n_parameters = sum(tensor.numel() for tensor in saved["parts"]["network"].values())
+    gradient, meeting = 4 * (n_parameters + 1), 8 * 6
+    assert sent * 2**20 == pytest.approx(2 * saved["counters"]["updates"] * (gradient + meeting), rel=0.1)
+    assert 0.0 < float(found[-1]["share_communicate"]) < 1.0
+    assert {float(row["lag_updates_max"]) for row in rows(run, "lag")} == {0.0}
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_to_one_rank_ends_all_of_them_at_the_same_update_and_the_run_goes_on(
+    ranks: Start, tmp_path: Path
+) -> None:
+    words = ("algo=paac", "algo.n_envs=2", "metrics_interval_frames=500", "algo.optimizer.anneal=false")
+    run = directory(tmp_path, 2, *words, "budget.frames=100000000")
+    processes = ranks(2, *words, "budget.frames=100000000")
+    wait_for_updates(run)
+    processes[1].send_signal(signal.SIGUSR2)
+    assert all_end(processes) == [128 + signal.SIGUSR2] * 2
+    status = read_status(run)
+    assert (status["state"], status["stop_signal"]) == ("preempted", "SIGUSR2")
+    frames = state_of(run)["counters"]["frames"]
+    assert frames == status["frames"]
+    assert all_end(ranks(2, *words, f"budget.frames={frames + 1000}")) == [0, 0]
+    assert read_status(run)["state"] == "finished"
+    assert read_status(run)["frames"] >= frames + 1000
+    assert [float(row["frames"]) for row in rows(run, "metrics")] == sorted(
+        float(row["frames"]) for row in rows(run, "metrics")
+    )
+    assert all_end(ranks(2, *words, f"budget.frames={frames + 1000}")) == [0, 0]  # there is nothing to do
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_with_a_sentence_that_names_it(
+    lost: int, ranks: Start, tmp_path: Path
+) -> None:
+    words = ("algo=paac", "algo.n_envs=2", "metrics_interval_frames=500", *LONG)
+    processes = ranks(3, *words)
+    run = directory(tmp_path, 3, *words)
+    wait_for_updates(run)
+    processes[lost].send_signal(signal.SIGKILL)
+    survivors = [process for index, process in enumerate(processes) if index != lost]
+    assert all_end(survivors) == [1, 1]
+    sentence = f"Rank {lost} on {socket.gethostname()} died, or cannot be reached."
+    for survivor in survivors:
+        assert survivor.stderr.strip().endswith(sentence)
+    if lost > 0:
+        status = read_status(run)
+        assert status["state"] == "failed"
+        assert sentence in status["error"]
+        assert state_of(run)["counters"]["frames"] == status["frames"]  # saved, when it was lost
+
+
+def test_a_rank_that_hangs_ends_the_others(ranks: Start, tmp_path: Path) -> None:
+    words = ("algo=paac", "algo.n_envs=2", "metrics_interval_frames=500", "rank_silence_seconds=3", *LONG)
+    processes = ranks(2, *words)
+    wait_for_updates(directory(tmp_path, 2, *words))
+    processes[1].send_signal(signal.SIGSTOP)
+    assert all_end(processes[:1]) == [1]
+    assert f"Rank 1 on {socket.gethostname()} said nothing for 3 seconds." in processes[0].stderr
+
+
+FAILING_ENVIRONMENTS = """
+from a3c_bench.envs.vector import VectorEnv
+receive, steps = VectorEnv.receive, []
+def fail(envs):
+    steps.append(1)
+    if len(steps) > 300:
+        raise MemoryError("the simulator wants more memory")
+    return receive(envs)
+VectorEnv.receive = fail
+"""
+
+
+def test_a_rank_that_raises_says_why_on_all_of_them(ranks: Start, tmp_path: Path) -> None:
+    words = ("algo=paac", "algo.n_envs=2", "metrics_interval_frames=500", *LONG)
+    processes = ranks(3, *words, setup_of_1=FAILING_ENVIRONMENTS)
+    assert all_end(processes) == [1, 1, 1]
+    assert "MemoryError: the simulator wants more memory" in processes[1].stderr
+    why = f"Rank 1 on {socket.gethostname()} failed: MemoryError: the simulator wants more memory"
+    for process in (processes[0], processes[2]):
+        assert why in process.stderr
+    assert why in read_status(directory(tmp_path, 3, *words))["error"]
+
+
+# --- started here -----------------------------------------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [int(word) for word in found.split()]
+
+
+def test_a_run_starts_its_other_ranks_itself_and_leaves_none_behind(fork: Any, tmp_path: Path) -> None:
+    words = ("algo=paac", "algo.n_envs=2", "metrics_interval_frames=500", *LONG)
+    process = fork(*TINY, f"root={tmp_path}", *words, "ranks=2")
+    run = directory(tmp_path, 2, *words)
+    wait_for_updates(run)
+    (other,) = [pid for pid in children(process.pid) if "a3c_bench.rank" in Path(f"/proc/{pid}/cmdline").read_text()]
+    process.send_signal(signal.SIGTERM)
+    assert all_end([process]) == [128 + signal.SIGTERM]
+    assert read_status(run)["state"] == "preempted"
+    assert not Path(f"/proc/{other}").exists()
+    process = fork(*TINY, f"root={tmp_path}", *words, "ranks=2")
+    wait_for(lambda: read_status(run)["state"] == "running" and len(children(process.pid)) > 0)
+    (other,) = [pid for pid in children(process.pid) if "a3c_bench.rank" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{other}").exists(), SECONDS_TO_END)
+
+
+def test_cores_are_shared_out() -> None:
+    assert shared_out([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
+    assert shared_out([3, 5], 3) == [[3], [5], [3]]
