@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from a3c_bench.config import compose_points, from_hydra, open_schema, run_directory
 from a3c_bench.errors import ConfigError
 from a3c_bench.launch.directories import refuse_one_directory
-from a3c_bench.launch.options import LocalOptions, SlurmOptions
+from a3c_bench.launch.options import LocalOptions, SlurmOptions, check_local, check_slurm
+from a3c_bench.launch.ranks import with_ranks
 from a3c_bench.launch.sweep import n_points
 
 ConfigStore.instance().store(group="hydra/launcher/schema", name="local", node=open_schema(LocalOptions))
@@ -58,6 +59,10 @@ class _SweepLauncher(Launcher):
         self.hydra_context = hydra_context
         self.config = config
 
+    def read_options(self) -> LocalOptions | SlurmOptions:
+        """What was said of this launcher, checked."""
+        raise NotImplementedError
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs the points; how they ended is in `a3c_bench.launch.sweep.exit_statuses`."""
         from a3c_bench.launch import sweep
@@ -65,13 +70,17 @@ class _SweepLauncher(Launcher):
 
         configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
         composed = compose_points(self.hydra_context.config_loader, self.config, job_overrides)
-        configs = [from_hydra(config) for config in composed]
+        options = self.read_options()
+        configs = [
+            with_ranks(from_hydra(config), options, words)
+            for config, words in zip(composed, job_overrides, strict=True)
+        ]
         points = [Point(run_directory(c, words), c, words) for c, words in zip(configs, job_overrides, strict=True)]
         root = Path(self.config.hydra.sweep.dir)
-        if isinstance(self, LocalLauncher):
-            exit_status = sweep.launch_local(points, LocalOptions(**self.options), root)
+        if isinstance(options, LocalOptions):
+            exit_status = sweep.launch_local(points, options, root)
         else:
-            exit_status = sweep.launch_slurm(points, SlurmOptions(**self.options), root)
+            exit_status = sweep.launch_slurm(points, options, root)
         sweep.exit_statuses.append(exit_status)
         return [JobReturn(overrides=list(words), status=JobStatus.COMPLETED) for words in job_overrides]
 
@@ -79,6 +88,18 @@ class _SweepLauncher(Launcher):
 class LocalLauncher(_SweepLauncher):
     """hydra/launcher=local."""
 
+    def read_options(self) -> LocalOptions:
+        """See `_SweepLauncher`."""
+        options = LocalOptions(**self.options)
+        check_local(options)
+        return options
+
 
 class SlurmLauncher(_SweepLauncher):
     """hydra/launcher=slurm_cpu and slurm_gpu."""
+
+    def read_options(self) -> SlurmOptions:
+        """See `_SweepLauncher`."""
+        options = SlurmOptions(**self.options)
+        check_slurm(options)
+        return options

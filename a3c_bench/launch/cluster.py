@@ -14,7 +14,7 @@ from a3c_bench.errors import ConfigError
 from a3c_bench.launch import slurm
 from a3c_bench.launch.job import Job, slurm_record
 from a3c_bench.launch.local import python_path
-from a3c_bench.launch.options import SlurmOptions
+from a3c_bench.launch.options import SlurmOptions, ranks_of_a_node
 from a3c_bench.runtime.directory import write_job
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ def _executor(options: SlurmOptions, folder: Path, name: str) -> SlurmExecutor:
         "account": options.account,
         "qos": options.qos,
         "constraint": options.constraint,
+        "nodes": options.nodes,
+        "ntasks_per_node": ranks_of_a_node(options),
         "gpus_per_node": options.gpus_per_node,
         "gres": options.gres,
         "mem": f"{options.mem_gb}GB" if options.mem_gb else None,
@@ -86,7 +88,10 @@ def _executor(options: SlurmOptions, folder: Path, name: str) -> SlurmExecutor:
         signal_delay_s=options.signal_delay_s,
         stderr_to_stdout=True,
         setup=[*([f"export PYTHONPATH={shlex.quote(path)}"] if path else []), *options.setup],
-        srun_args=[f"--cpus-per-task={options.cpus_per_task}"],  # since 22.05 srun does not take it from sbatch
+        srun_args=[
+            f"--cpus-per-task={options.cpus_per_task}",  # since 22.05 srun does not take it from sbatch
+            "--kill-on-bad-exit=1",  # a rank that is lost ends the others: by SIGTERM, and after KillWait by SIGKILL
+        ],
         additional_parameters=_flags(options, options.additional_parameters),
     )
     return executor

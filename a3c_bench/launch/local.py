@@ -42,6 +42,8 @@ class Slot(NamedTuple):
 def slots(options: LocalOptions, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
     """Shares out a machine: cores belong to one run alone, GPUs to as few runs as possible.
 
+    Runs of several ranks are so few at once that each rank has a core, if there are enough.
+
     Raises:
         ConfigError: one run asks for more than there is.
     """
@@ -49,7 +51,8 @@ def slots(options: LocalOptions, cores: Sequence[int], gpus: Sequence[str]) -> l
         raise ConfigError(f"hydra.launcher.cores_per_run={options.cores_per_run}, but there are {len(cores)} cores.")
     if options.gpus_per_run is not None and options.gpus_per_run > len(gpus):
         raise ConfigError(f"hydra.launcher.gpus_per_run={options.gpus_per_run}, but there are {len(gpus)} GPUs.")
-    n_at_once = min(options.runs_at_once, len(cores) // (options.cores_per_run or 1))
+    n_needed = options.cores_per_run or min(options.ranks or 1, len(cores))
+    n_at_once = min(options.runs_at_once, len(cores) // n_needed)
     n_cores = options.cores_per_run or len(cores) // n_at_once
     n_gpus = options.gpus_per_run if options.gpus_per_run is not None else -(-len(gpus) // n_at_once)
     return [

@@ -17,6 +17,7 @@ class LocalOptions:
     runs_at_once: int = option(2, at_least=1)  # fewer where there are fewer cores
     cores_per_run: int | None = option(None, at_least=1)  # null: an equal share of the cores this process may use
     gpus_per_run: int | None = option(None, at_least=0)  # null: an equal share, of one GPU if need be
+    ranks: int | None = option(None, at_least=1)  # of one run, which share its cores and GPUs; null: what `ranks` says
     detach: bool = False  # leave the runs to a process of their own and return
 
 
@@ -29,10 +30,12 @@ class SlurmOptions:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    cpus_per_task: int = option(4, at_least=1)  # cores of one run
-    gpus_per_node: int | None = option(None, at_least=1)  # GPUs of one run
+    nodes: int = option(1, at_least=1)  # of one run
+    ranks_per_node: int | None = option(None, at_least=1)  # null: one for each GPU, or one where there is none
+    cpus_per_task: int = option(4, at_least=1)  # cores of one rank
+    gpus_per_node: int | None = option(None, at_least=1)  # GPUs of one run on each of its nodes
     gres: str | None = None  # for instance gpu:a100:1, in place of gpus_per_node
-    mem_gb: int | None = option(8, at_least=1)  # of one run; null: the cluster's default
+    mem_gb: int | None = option(8, at_least=1)  # of one run on each of its nodes; null: the cluster's default
     timeout_min: int = option(240, at_least=1)  # of one start; a run that needs longer is started again
     signal_delay_s: int = option(120, at_least=1)  # the run is told to save so long before that limit
     array_parallelism: int = option(256, at_least=1)  # runs at once
@@ -59,6 +62,25 @@ def check_slurm(options: SlurmOptions) -> None:
         )
     if options.gres is not None and options.gpus_per_node is not None:
         raise ConfigError("hydra.launcher.gres and hydra.launcher.gpus_per_node say the same: give one of them.")
+    n_gpus, n_ranks = gpus_of_a_node(options), ranks_of_a_node(options)
+    if n_gpus % n_ranks:
+        raise ConfigError(
+            f"hydra.launcher.ranks_per_node={n_ranks} cannot share the {n_gpus} GPU{'s' if n_gpus > 1 else ''} of a "
+            f"node, whole ones and as many for each: say hydra.launcher.gpus_per_node={n_ranks}."
+        )
+
+
+def gpus_of_a_node(options: SlurmOptions) -> int:
+    """The GPUs that one run has on each of its nodes."""
+    if options.gpus_per_node is not None:
+        return options.gpus_per_node
+    kinds = [kind.split(":") for kind in (options.gres or "").split(",")]
+    return sum(int(kind[-1]) if kind[-1].isdecimal() else 1 for kind in kinds if kind[0] == "gpu")
+
+
+def ranks_of_a_node(options: SlurmOptions) -> int:
+    """The ranks that one run has on each of its nodes."""
+    return options.ranks_per_node or gpus_of_a_node(options) or 1
 
 
 def check_local(options: LocalOptions) -> None:

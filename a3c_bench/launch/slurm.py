@@ -40,7 +40,23 @@ class ThisJob:
     restarts: int  # as SLURM counts; the job itself has the number it was started with in SLURM_RESTART_COUNT
     preempted: bool
     seconds_left: float | None  # until the time limit; None: there is none
-    cpu_ids: tuple[int, ...]  # of this node; SLURM's own numbers
+    cpu_ids: tuple[int, ...]  # of one node; SLURM's own numbers
+
+
+@dataclass(frozen=True)
+class ThisTask:
+    """What this process is among the tasks of its job: a rank of a run."""
+
+    index: int = 0
+    size: int = 1
+    local_index: int = 0  # among those of its node
+    local_size: int = 1
+    node: str = ""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is rank 0, or the only one."""
+        return self.index == 0
 
 
 def queue() -> dict[str, Queued] | None:
@@ -74,14 +90,26 @@ def largest_array() -> int:
     return int(match.group(1)) if match else 1001  # SLURM's default
 
 
+def this_task() -> ThisTask:
+    """The task that this process is; each node of a job has as many."""
+    size, n_nodes = (int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
+    index, local_index = (int(os.environ.get(name, 0)) for name in ("SLURM_PROCID", "SLURM_LOCALID"))
+    return ThisTask(index, size, local_index, size // n_nodes, os.environ.get("SLURMD_NODENAME", ""))
+
+
 def this_job() -> ThisJob | None:
     """The job in which this process runs."""
     text = _ask("scontrol", "--details", "--oneliner", "show", "job", os.environ.get("SLURM_JOB_ID", ""))
-    return parse_job(text) if text else None
+    return parse_job(text, os.environ.get("SLURMD_NODENAME")) if text else None
 
 
-def parse_job(text: str) -> ThisJob | None:
-    """Reads one line of `scontrol --details --oneliner show job`."""
+def parse_job(text: str, node: str | None = None) -> ThisJob | None:
+    """Reads one line of `scontrol --details --oneliner show job`.
+
+    Args:
+        text: that line.
+        node: whose cores are asked for; None: the only one's.
+    """
 
     def value(key: str) -> str:
         match = re.search(rf"(?:^|\s){key}=(\S*)", text)
@@ -95,7 +123,7 @@ def parse_job(text: str) -> ThisJob | None:
         restarts=int(value("Restarts") or 0),
         preempted=value("PreemptTime") not in ("", "None", "Unknown"),
         seconds_left=None if limit is None or passed is None else limit - passed,
-        cpu_ids=_numbers(value("CPU_IDs")),
+        cpu_ids=_cores_of(node, text),
     )
 
 
@@ -123,6 +151,36 @@ def _ask(*command: str) -> str | None:
         log.debug("%s: %s", command[0], done.stderr.strip())
         return None
     return done.stdout
+
+
+def _cores_of(node: str | None, text: str) -> tuple[int, ...]:
+    """SLURM's numbers of the job's cores on a node; nodes whose numbers are the same are told of together."""
+    given = re.findall(r"\sNodes=(\S+)\s+CPU_IDs=(\S+)", text)
+    if len(given) == 1:
+        return _numbers(given[0][1])
+    return next((_numbers(ids) for nodes, ids in given if node in hosts(nodes)), ())
+
+
+def hosts(nodes: str) -> list[str]:
+    """The names in a list of nodes: n1, n2, n4 and m of "n[1-2,4],m"."""
+    names: list[str] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        names += _expanded(part)
+    return names
+
+
+def _expanded(part: str) -> list[str]:
+    before, bracket, rest = part.partition("[")
+    if not bracket:
+        return [part]
+    inside, _, after = rest.partition("]")
+    ends = _expanded(after)
+    names = []
+    for numbers in inside.split(","):
+        first, _, last = numbers.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            names += [f"{before}{number:0{len(first)}d}{end}" for end in ends]
+    return names
 
 
 def _seconds(text: str) -> float | None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from a3c_bench.launch.options import LocalOptions, SlurmOptions, check_local, check_slurm
@@ -34,7 +35,11 @@ def launch_local(points: Sequence[Point], options: LocalOptions, sweep: Path) ->
     check_points(points, on_this_machine=True)
     from a3c_bench.launch import local  # torch
 
-    local.slots(options, sorted(os.sched_getaffinity(0)), local.visible_gpus())
+    most = max(point.config.ranks for point in points)
+    options = replace(options, ranks=most)
+    (slot, *_) = local.slots(options, sorted(os.sched_getaffinity(0)), local.visible_gpus())
+    if most > len(slot.cores):
+        log.warning("%d ranks of a run share %d core%s.", most, len(slot.cores), "s" if len(slot.cores) > 1 else "")
     folder = sweep / ".submitit"
     with StopRequest() as stop:
         with _alone(folder):

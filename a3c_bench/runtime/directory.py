@@ -270,12 +270,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file beside its place, then renames it there."""
+def replace_file(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Writes a file beside its place, then renames it there; who may read it, `mode` and the umask say."""
     aside = path.with_name(path.name + ".new")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

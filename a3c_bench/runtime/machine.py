@@ -2,21 +2,24 @@
 
 import ctypes
 import importlib.metadata
+import itertools
 import os
 import platform
 import re
 import resource
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from a3c_bench.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch  # in functions only: who asks for the cores need not wait for it
+
+T = TypeVar("T")
 
 _PACKAGES = ("a3c-bench", "torch", "envpool", "gymnasium", "numpy", "hydra-core")
 
@@ -68,6 +71,14 @@ def keep_to_cores(cores: Iterable[int]) -> None:
     for thread in os.listdir("/proc/self/task"):
         with suppress(ProcessLookupError):  # it ended meanwhile
             os.sched_setaffinity(int(thread), wanted)
+
+
+def shared_out(things: Sequence[T], n_ranks: int) -> list[list[T]]:
+    """What each rank of a node has of its cores or GPUs: about as many; one of several ranks if there are too few."""
+    if 0 < len(things) < n_ranks:
+        return [[things[index % len(things)]] for index in range(n_ranks)]
+    ends = [len(things) * index // n_ranks for index in range(n_ranks + 1)]
+    return [list(things[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def check_device(name: str) -> None:
