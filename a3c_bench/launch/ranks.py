@@ -1,7 +1,9 @@
-"""How many ranks a run has, as its launcher says."""
+"""How many ranks a run has, as its launcher or torchrun says."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from a3c_bench import checks
 from a3c_bench.errors import ConfigError
@@ -29,15 +31,42 @@ def with_ranks(config: Config, options: LocalOptions | SlurmOptions, words: Sequ
         n_ranks, by = options.nodes * ranks_of_a_node(options), _in_words(options)
         instead = f"leave ranks out, or say hydra.launcher.ranks_per_node={config.ranks // options.nodes or 1}"
         alone = "say hydra.launcher.nodes=1 and hydra.launcher.ranks_per_node=1 for it"
+    return _agreed(config, n_ranks, words, f"{by}: {instead}", alone)
+
+
+def _agreed(config: Config, n_ranks: int, words: Sequence[str], contradicts: str, alone: str) -> Config:
     said = config.ranks != 1 or any(word.lstrip("+").startswith("ranks=") for word in words)
     if said and config.ranks != n_ranks:
-        raise ConfigError(f"ranks={config.ranks} contradicts {by}: {instead}.")
+        raise ConfigError(f"ranks={config.ranks} contradicts {contradicts}.")
     config = replace(config, ranks=n_ranks)
     try:
         checks.check_ranks(config)
     except ConfigError as error:
         raise ConfigError(f"{str(error).rstrip('.')}; {alone}.") from None
     return config
+
+
+class TorchrunRank(NamedTuple):
+    """What torchrun has made of this process."""
+
+    index: int
+    size: int
+
+    def with_ranks(self, config: Config, words: Sequence[str]) -> Config:
+        """The configuration of the run with the number of ranks that torchrun has started.
+
+        Raises:
+            ConfigError: as the function of this name.
+        """
+        contradicts = f"torchrun, which starts {self.size}: leave ranks out"
+        return _agreed(config, self.size, words, contradicts, f"torchrun starts {self.size}")
+
+
+def started_by_torchrun() -> TorchrunRank | None:
+    """The rank that this process is, if torchrun has started it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return TorchrunRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 def _in_words(options: SlurmOptions) -> str:

@@ -1,9 +1,10 @@
 """Runs of several ranks: how many the launchers start, what each gets, and where they meet."""
 
+import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,89 @@ def test_the_interface_of_an_address() -> None:
     assert rendezvous._address_towards("127.0.0.1") == "127.0.0.1"
     assert rendezvous.interface_with("127.0.0.1") == "lo"
     assert rendezvous.interface_with("192.0.2.77") is None  # of a network for examples
+
+
+# --- torchrun ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`torchrun(index, size)` makes this process one of its ranks."""
+
+    def start(index: int, size: int) -> None:
+        for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": str(index), "WORLD_SIZE": str(size)}.items():
+            monkeypatch.setenv(name, value)
+
+    yield start
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path]]:
+    """What `train` was called with, which ends with SIGTERM at once."""
+    calls: list[tuple[Config, Path]] = []
+
+    def train(config: Config, directory: Path) -> dict[str, Any]:
+        calls.append((config, directory))
+        logging.getLogger("a3c_bench").info("Something to tell.")
+        return {"state": "preempted", "stop_signal": "SIGTERM"}
+
+    monkeypatch.setattr("a3c_bench.train.train", train)
+    return calls
+
+
+@pytest.mark.parametrize(("index", "status"), [(0, 143), (1, 0)])
+def test_torchrun_says_how_many_and_rank_0_speaks(
+    cli: Cli,
+    torchrun: Callable[..., None],
+    trained: list[tuple[Config, Path]],
+    tmp_path: Path,
+    index: int,
+    status: int,
+) -> None:
+    torchrun(index, 2)
+    ended = cli(f"root={tmp_path}")
+    assert [(config.ranks, directory.parent.name) for config, directory in trained] == [(2, "ranks=2")]
+    assert ended.exit_status == status
+    assert ("Stopped by SIGTERM and saved" in ended.stdout) is (index == 0)
+    assert bool(ended.stdout) is (index == 0)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ("-m", "seed=0,1"),
+            "torchrun starts the ranks of one run: leave -m out, or say -m hydra.launcher.ranks=... without it.",
+        ),
+        (("ranks=3",), "ranks=3 contradicts torchrun, which starts 2: leave ranks out."),
+        (("algo.n_envs=0",), "algo.n_envs=0 must be at least 1."),
+    ],
+)
+def test_what_torchrun_cannot_start(
+    cli: Cli,
+    torchrun: Callable[..., None],
+    trained: list[tuple[Config, Path]],
+    index: int,
+    words: tuple[str, ...],
+    sentence: str,
+) -> None:
+    torchrun(index, 2)
+    ended = cli(*words)
+    assert ended.exit_status == 2
+    assert ended.stderr == (f"a3c_bench: {sentence}\n" if index == 0 else "")
+    assert trained == []
+
+
+def test_a_rank_that_fails_says_who_it_is(
+    cli: Cli, torchrun: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def train(config: Config, directory: Path) -> dict[str, Any]:
+        raise RankError("Rank 0 on n1 died, or cannot be reached.")
+
+    monkeypatch.setattr("a3c_bench.train.train", train)
+    torchrun(1, 2)
+    ended = cli(f"root={tmp_path}")
+    assert ended.exit_status == 1
+    assert ended.stderr == "a3c_bench: rank 1: Rank 0 on n1 died, or cannot be reached.\n"
