@@ -6,7 +6,8 @@
 A launcher that the sweep names itself is the one that counts, unless --launcher names another.
 
 Speeds come from finished runs of the same algorithm, kind of environment (EnvPool's or Gymnasium's), network and device
-below --runs; where there are none, from calibration on this machine, as the serial bound, which a run stays below.
+below --runs, with as many ranks; where there are none, from calibration on this machine, as the serial bound, which a
+run stays below: so many times that bound as it has ranks.
 Evaluation and start-up (some seconds per start) are not in the hours. Exit status: 0, or 2 for bad input.
 """
 
@@ -27,6 +28,15 @@ from a3c_bench.algos import find_algorithm
 from a3c_bench.checks import check_settings
 from a3c_bench.envs.spec import uses_gymnasium
 from a3c_bench.errors import UserError
+from a3c_bench.launch.options import (
+    LocalOptions,
+    SlurmOptions,
+    check_local,
+    check_slurm,
+    gpus_of_a_node,
+    ranks_of_a_node,
+)
+from a3c_bench.launch.ranks import with_ranks
 from a3c_bench.runtime.directory import read_status, read_yaml
 from a3c_bench.runtime.machine import usable_cores
 from a3c_bench.schema import Config, EnvConfig
@@ -51,16 +61,18 @@ class Kind:
     seconds: float | None  # budget.wall_clock_seconds
     acting_batch: int
     n_processes: int | None
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a launcher gives each run."""
+    """What a launcher gives each run, to all of its ranks together."""
 
     cores: int
     gpus: int
     at_once: int
     timeout_hours: float | None
+    nodes: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,9 +89,8 @@ def kind_of(config: Config) -> Kind:
     """The kind of a run."""
     work, budget = find_algorithm(config.algo.name).workload(config), config.budget
     task, sizes = task_of(asdict(config.env)), (work.acting_batch, work.n_processes)
-    return Kind(
-        config.algo.name, task, config.network.kind, config.device, budget.frames, budget.wall_clock_seconds, *sizes
-    )
+    limits = budget.frames, budget.wall_clock_seconds
+    return Kind(config.algo.name, task, config.network.kind, config.device, *limits, *sizes, config.ranks)
 
 
 def task_of(env: Mapping[str, Any]) -> str:
@@ -97,8 +108,11 @@ def task_of(env: Mapping[str, Any]) -> str:
     return f"{task} + {added['mean_seconds']:g}{f' ± {deviation:g}' if deviation else ''} s, {added['distribution']}"
 
 
-def measured_speeds(root: Path) -> dict[tuple[str, str, str, str], list[tuple[float, int]]]:
-    """Frames per second of finished runs, and bytes without replays, by algorithm, task, network and device."""
+Measured = dict[tuple[str, str, str, str, int], list[tuple[float, int]]]
+
+
+def measured_speeds(root: Path) -> Measured:
+    """Frames per second of finished runs, and bytes without replays, by algorithm, task, network, device and ranks."""
     found = defaultdict(list)
     for path in run_directories(root) if root.is_dir() else []:
         status = read_status(path)
@@ -108,7 +122,7 @@ def measured_speeds(root: Path) -> dict[tuple[str, str, str, str], list[tuple[fl
         files = (file for file in path.rglob("*") if file.is_file() and file.parent != path / "replay")
         size = sum(file.stat().st_size for file in files)
         key = (config["algo"]["name"], task_of(config["env"]), config["network"]["kind"], config["device"])
-        found[key].append((status["frames"] / status["wall_seconds"], size))
+        found[*key, config.get("ranks", 1)].append((status["frames"] / status["wall_seconds"], size))
     return dict(found)
 
 
@@ -132,22 +146,21 @@ class Bounds:
         return self._known[key]
 
 
-def cost_of(
-    kind: Kind, config: Config, measured: Mapping[tuple[str, str, str, str], list[tuple[float, int]]], bounds: Bounds
-) -> Cost:
+def cost_of(kind: Kind, config: Config, measured: Measured, bounds: Bounds) -> Cost:
     """What a run of this kind costs."""
     import torch
 
-    runs = measured.get((kind.algo, kind.env, kind.network, kind.device))
+    runs = measured.get((kind.algo, kind.env, kind.network, kind.device, kind.ranks))
     if runs:
         speed = statistics.median(speed for speed, _ in runs)
         gigabytes = (statistics.median(size for _, size in runs) + replay_bytes(config)) / 1e9
         source = f"{len(runs)} finished runs"
     else:
         here = config if kind.device == "cpu" or torch.cuda.is_available() else replace(config, device="cpu")
-        speed = bounds.of(here) * config.env.frame_skip
+        speed = kind.ranks * bounds.of(here) * config.env.frame_skip
         gigabytes = estimated_bytes(config) / 1e9
-        source = "calibrated here" + ("" if here is config else " without a GPU")
+        source = "calibrated here" + (f", {kind.ranks} times" if kind.ranks > 1 else "")
+        source += "" if here is config else " without a GPU"
     hours = [kind.frames / speed / 3600] if kind.frames else []
     hours += [kind.seconds / 3600] if kind.seconds else []
     return Cost(speed if kind.frames else None, min(hours, default=None), gigabytes, source)
@@ -179,18 +192,39 @@ def replay_bytes(config: Config) -> int:
     return sum(bytes_of(config, spec, n_envs) for n_envs in mapped)
 
 
-def resources_of(options: Mapping[str, Any]) -> Resources:
-    """What a launcher gives each run."""
-    cores = usable_cores()
-    if "timeout_min" in options:
-        gres = str(options.get("gres") or "")
-        gpus = options.get("gpus_per_node") or (int(gres.split(":")[-1]) if gres.split(":")[-1].isdigit() else 0)
-        return Resources(options["cpus_per_task"], gpus, options["array_parallelism"], options["timeout_min"] / 60)
-    if "runs_at_once" in options:
-        from a3c_bench.launch import local
-        from a3c_bench.launch.options import LocalOptions
+def launcher_options(said: Mapping[str, Any]) -> LocalOptions | SlurmOptions | None:
+    """What is said of a launcher, checked; None for Hydra's own, which runs one after the other here.
 
-        shares = local.slots(LocalOptions(**options), range(cores), local.visible_gpus())
+    Raises:
+        ConfigError: in one sentence.
+    """
+    if "timeout_min" in said:
+        slurm = SlurmOptions(**said)
+        check_slurm(slurm)
+        return slurm
+    if "runs_at_once" in said:
+        local = LocalOptions(**said)
+        check_local(local)
+        return local
+    return None
+
+
+def resources_of(options: LocalOptions | SlurmOptions | None, ranks: int) -> Resources:
+    """What a launcher gives each run.
+
+    Args:
+        options: of the launcher.
+        ranks: of the run that has most of them.
+    """
+    cores = usable_cores()
+    if isinstance(options, SlurmOptions):
+        cores = options.nodes * ranks_of_a_node(options) * options.cpus_per_task
+        gpus = options.nodes * gpus_of_a_node(options)
+        return Resources(cores, gpus, options.array_parallelism, options.timeout_min / 60, options.nodes)
+    if options is not None:
+        from a3c_bench.launch import local
+
+        shares = local.slots(replace(options, ranks=ranks), range(cores), local.visible_gpus())
         return Resources(len(shares[0].cores), len(shares[0].gpus), len(shares), None)
     import torch
 
@@ -199,7 +233,8 @@ def resources_of(options: Mapping[str, Any]) -> Resources:
 
 def plan_table(costs: Sequence[tuple[Kind, int, Cost]], resources: Resources) -> Table:
     """One row per kind of run, and their sum."""
-    table = Table("algo", "environment", "network", "device", "batch")
+    has_ranks = any(kind.ranks > 1 for kind, _, _ in costs)
+    table = Table("algo", "environment", "network", "device", "batch", *(["ranks"] if has_ranks else []))
     for title in ("runs", "frames each", "frames/s", "time each", "time", "core-hours", "GPU-hours", "disk GB"):
         table.add_column(title, justify="right")
     table.add_column("speed from")
@@ -207,15 +242,16 @@ def plan_table(costs: Sequence[tuple[Kind, int, Cost]], resources: Resources) ->
         hours = None if cost.hours is None else cost.hours * n_runs
         gpu_hours = None if hours is None else hours * resources.gpus
         table.add_row(
-            *(kind.algo, kind.env, kind.network, kind.device, str(kind.acting_batch), f"{n_runs:,}"),
-            *(f"{kind.frames:,}" if kind.frames else "", _number(cost.frames_per_second)),
+            *(kind.algo, kind.env, kind.network, kind.device, str(kind.acting_batch)),
+            *([str(kind.ranks)] if has_ranks else []),
+            *(f"{n_runs:,}", f"{kind.frames:,}" if kind.frames else "", _number(cost.frames_per_second)),
             *(_time(cost.hours), _time(hours), _number(None if hours is None else hours * resources.cores)),
             *(_number(gpu_hours), _number(cost.gigabytes * n_runs), cost.source),
         )
     hours, frames = _total(costs), sum(n_runs * (kind.frames or 0) for kind, n_runs, _ in costs)
     table.add_section()
     table.add_row(
-        *("in all", "", "", "", "", f"{sum(n for _, n, _ in costs):,}", f"{frames:,}", "", ""),
+        *("in all", *[""] * (4 + has_ranks), f"{sum(n for _, n, _ in costs):,}", f"{frames:,}", "", ""),
         *(_time(hours), _number(hours * resources.cores), _number(hours * resources.gpus)),
         *(_number(sum(cost.gigabytes * n_runs for _, n_runs, cost in costs)), ""),
     )
@@ -228,6 +264,7 @@ def notes(costs: Sequence[tuple[Kind, int, Cost]], resources: Resources) -> Iter
     at_once = min(resources.at_once, n_runs)
     hours = [cost.hours for _, _, cost in costs if cost.hours is not None]
     each = _counted(resources.cores, "core") + (f" and {_counted(resources.gpus, 'GPU')}" if resources.gpus else "")
+    each += f" on {_counted(resources.nodes, 'node')}" if resources.nodes > 1 else ""
     if hours:
         longest = max(max(hours), _total(costs) / at_once)
         runs, needed = _counted(at_once, "run"), duration(3600 * longest)
@@ -287,20 +324,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("composing the runs")
         launcher = [f"hydra/launcher={options.launcher}"] if options.launcher else []
         hydra, points = compose_sweep([*words, *launcher])
+        said = launcher_options({key: value for key, value in hydra.launcher.items() if key != "_target_"})
+        configs = [config if said is None else with_ranks(config, said, overrides) for overrides, config in points]
         kinds: dict[Kind, list[Config]] = defaultdict(list)
-        for _, config in points:
+        for config in configs:
             check_settings(config)  # before torch and EnvPool are imported, which takes seconds
-        for _, config in points:
+        for config in configs:
             kinds[kind_of(config)].append(config)
         _say(
             f"{_counted(len(points), 'run')} of {_counted(len(kinds), 'kind')}; reading finished runs in {options.runs}"
         )
         measured = measured_speeds(options.runs)
         costs, bounds = [], Bounds()
-        for kind, configs in kinds.items():
-            _say(f"{kind.algo} on {kind.env}, network {kind.network}, {_counted(len(configs), 'run')}")
-            costs.append((kind, len(configs), cost_of(kind, configs[0], measured, bounds)))
-        resources = resources_of({key: value for key, value in hydra.launcher.items() if key != "_target_"})
+        for kind, alike in kinds.items():
+            _say(f"{kind.algo} on {kind.env}, network {kind.network}, {_counted(len(alike), 'run')}")
+            costs.append((kind, len(alike), cost_of(kind, alike[0], measured, bounds)))
+        resources = resources_of(said, max(kind.ranks for kind in kinds))
     except UserError as error:
         _say(str(error))
         return error.exit_status

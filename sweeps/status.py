@@ -2,8 +2,8 @@
 
     python -m sweeps.status runs/lag_vs_agents
 
-One row per run: its state, how far it is, why it waits or failed, the job and the time left. Exit status: 0, also where
-runs failed; 2 if there is no run.
+One row per run: its state, how far it is, why it waits or failed, the job, its ranks and nodes, and the time left.
+Exit status: 0, also where runs failed; 2 if there is no run.
 """
 
 import argparse
@@ -76,18 +76,23 @@ def duration(seconds: float) -> str:
 
 def status_table(standings: Sequence[Standing], root: Path) -> Table:
     """One row per run, those that need attention last."""
-    columns = ("run", "state", "done", "left", "return", "starts", "job", "why")
-    table = Table(*columns, title=str(root), title_justify="left")
+    columns = ["run", "state", "done", "left", "return", "starts", "job", "ranks", "why"]
+    configs = {standing.directory: _config(standing.directory) for standing in standings}
+    has_ranks = any(config.get("ranks", 1) != 1 for config in configs.values())
+    table = Table(*[name for name in columns if name != "ranks" or has_ranks], title=str(root), title_justify="left")
     for column in (2, 3, 4, 5):
         table.columns[column].justify = "right"
     for standing in sorted(standings, key=lambda one: STATES.index(one.state)):
-        table.add_row(*_cells(standing, root))
+        cells = dict(zip(columns, _cells(standing, configs[standing.directory], root), strict=True))
+        table.add_row(*[cells[str(column.header)] for column in table.columns])
     return table
 
 
-def _cells(standing: Standing, root: Path) -> list[Text | str]:
+def _cells(standing: Standing, config: Mapping[str, Any], root: Path) -> list[Text | str]:
     status = standing.status
-    done, left = progress(status, _budget(standing.directory))
+    budget = config.get("budget")
+    done, left = progress(status, budget if isinstance(budget, dict) else {})
+    ranks, nodes = str(config.get("ranks", 1)), standing.job.get("nodes")
     final = status.get("final", {})
     score = final.get("evaluation_mean_return", final.get("mean_return_100_games"))
     over = standing.state == "finished"
@@ -100,16 +105,17 @@ def _cells(standing: Standing, root: Path) -> list[Text | str]:
         "" if score is None else f"{score:.1f}",
         str(status.get("attempts", "")),
         str(standing.job.get("job_id", "")),
+        f"{ranks} on {nodes}" if nodes else ranks,
         Text(standing.why, overflow="fold"),
     ]
 
 
-def _budget(directory: Path) -> Mapping[str, Any]:
+def _config(directory: Path) -> Mapping[str, Any]:
     try:
-        budget = read_yaml(directory / "config.yaml")["budget"]
-    except (OSError, YAMLError, TypeError, KeyError, UnicodeDecodeError):
+        config = read_yaml(directory / "config.yaml")
+    except (OSError, YAMLError, UnicodeDecodeError):
         return {}
-    return budget if isinstance(budget, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

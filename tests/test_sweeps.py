@@ -237,6 +237,24 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "seed0" not in out
 
 
+def test_the_table_tells_of_ranks_where_a_run_has_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = "RankError: Rank 1 on n2 died, or cannot be reached."
+    several = {"ranks": 2, "budget": {"frames": 1000}}
+    made_up(tmp_path, "a/seed0", several, state="failed", frames=500, wall_seconds=5.0, error=lost, attempts=1)
+    job = {"launcher": "slurm", "job_id": "7_0", "folder": "/x", "nodes": "n[1-2]"}
+    (tmp_path / "a/seed0/job.json").write_text(json.dumps(job))
+    made_up(tmp_path, "b/seed0", several | {"ranks": 3}, state="finished", frames=1000, attempts=1)
+    made_up(tmp_path, "c/seed0", state="finished", frames=1000, attempts=1)
+    assert status.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    rows = [re.split(r"\s*│\s*", line.strip())[1:-1] for line in out.splitlines() if "seed" in line and "│" in line]
+    assert rows == [
+        ["b/seed0", "finished", "100%", "", "", "1", "", "3", ""],
+        ["c/seed0", "finished", "100%", "", "", "1", "", "1", ""],
+        ["a/seed0", "failed", "50%", "5 s", "", "1", "7_0", "2 on n[1-2]", lost],
+    ]
+
+
 def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
@@ -258,9 +276,10 @@ def test_status_follows_links_and_counts_a_run_once(tmp_path: Path) -> None:
 # --- plan -----------------------------------------------------------------------------------------------------------
 
 
-def finished_run(root: Path, name: str, speed: float, seconds: float = 100.0, **env: str) -> None:
+def finished_run(root: Path, name: str, speed: float, seconds: float = 100.0, ranks: int = 1, **env: str) -> None:
     task = {"id": "CartPole-v1", "game": None} | env
     config = {"algo": {"name": "paac"}, "env": task, "network": {"kind": "mlp"}}
+    config |= {"ranks": ranks} if ranks > 1 else {}  # which older runs do not have
     made_up(root, name, config | {"device": "cpu"}, state="finished", frames=int(speed * seconds), wall_seconds=seconds)
 
 
@@ -334,6 +353,29 @@ def test_plan_from_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert rows[3][6] == "171,000,000,000"
     assert float(rows[2][12]) > 1.0  # 285 x (2 checkpoints of nips, and its tables)
     assert "Calibrated speeds are the serial bound" in out
+
+
+def test_plan_counts_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:
+    finished_run(tmp_path, "one", 100.0)
+    finished_run(tmp_path, "eight", 400.0, ranks=8)
+    words = ("algo=paac", "seed=0,1", "budget.frames=1440000", "--runs", str(tmp_path), "--launcher", "slurm_gpu")
+    words = (*words, "hydra.launcher.gpus_per_node=4", "hydra.launcher.cpus_per_task=3")
+    rows, out = planned(capsys, *words, "hydra.launcher.nodes=2")
+    # 1,440,000 frames at 400 frames/s: one hour; two of them on 2 x 4 ranks with 3 cores and 1 GPU each
+    assert rows[0][4:13] == ["32", "8", "2", "1,440,000", "400", "1.0 h", "2.0 h", "48", "16"]
+    assert rows[1][6:8] == ["2", "2,880,000"]
+    assert "2 runs at once, each with 24 cores and 8 GPUs on 2 nodes: 1.0 h if all of that is free at once." in out
+    assert bound == []
+    rows, _ = planned(capsys, *words)  # of four ranks there is no run: four times the bound of one
+    assert (rows[0][5], rows[0][8], rows[0][14]) == ("4", "1,000", "calibrated here, 4 times")
+    assert len(bound) == 1
+
+
+def test_plan_refuses_what_the_launcher_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["algo=dqn", "--launcher", "local", "hydra.launcher.ranks=2"]) == 2
+    assert "algo=dqn does not train on several ranks" in capsys.readouterr().err
+    assert plan.main(["algo=paac", "ranks=2", "--launcher", "slurm_cpu"]) == 2
+    assert "ranks=2 contradicts hydra.launcher.nodes=1" in capsys.readouterr().err
 
 
 def test_plan_of_a_budget_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str], bound: list[Config]) -> None:

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from a3c_bench import checks
 from a3c_bench.errors import ConfigError
@@ -46,7 +45,8 @@ def _agreed(config: Config, n_ranks: int, words: Sequence[str], contradicts: str
     return config
 
 
-class TorchrunRank(NamedTuple):
+@dataclass(frozen=True)
+class TorchrunRank:
     """What torchrun has made of this process."""
 
     index: int
