@@ -113,6 +113,7 @@ OTHERS = (
          partial(lag.figure_and_table, units=[unit for unit in lag.UNITS if unit not in ("lag_updates", *lag.PARTS)])),
     FigureKind("lag_parts", "Where policy lag arises", partial(lag.figure_and_table, units=lag.PARTS)),
     FigureKind("speed_up", "Speed-up by workers", speed.speed_up),
+    FigureKind("scaling", "Scaling by ranks", speed.scaling),
     FigureKind("adjustments", "GA3C's adjustments of its own sizes", speed.adjustments),
     FigureKind("learning_rates", "Sensitivity to the learning rate", _learning_rates),
     FigureKind("advantages", "Estimators of the advantage", _advantages),

@@ -14,7 +14,7 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -64,6 +64,7 @@ class PublishedCurve:
     x: Floats
     y: Floats
     algo: str | None = None  # whose colour it has; None: grey
+    env: str | None = None  # where it is drawn; None: everywhere
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ def draw(
     for env, here in by_env(groups).items():
         points = [point for group in here for point in group.traces]
         known = [axis for axis in axes if np.isfinite([point.y[axis.name] for point in points]).any()] or list(axes[:1])
+        known = [replace(axis, references=[one for one in axis.references if one.env in (None, env)]) for axis in known]
         texts = [f"{group.name} ({_tally(group)})" for group in here]
         texts += [reference.text for axis in known for reference in axis.references]
         fill = partial(_fill, here=here, x=x, axes=known, looks=looks)

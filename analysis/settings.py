@@ -13,8 +13,9 @@ from analysis.run import Run
 # Keys that tell no curves apart: the seed is averaged over, and the others change no result.
 _NEVER_IN_LABEL = (
     *("seed", "name", "root", "progress", "logger", "calibrate", "checkpoint_interval_seconds"),
-    *("worker_silence_seconds", "metrics_interval_frames", "retry_diverged", "tuned_for"),
+    *("worker_silence_seconds", "rank_silence_seconds", "metrics_interval_frames", "retry_diverged", "tuned_for"),
 )
+_ALWAYS = {"ranks": 1}  # of runs whose version had no such key
 _SAY_LITTLE = ("kind", "enabled", "mode", "frames")  # without the word before them
 _LONGEST_LABEL = 100  # letters, beyond which a sweep's name is the better one
 
@@ -46,7 +47,7 @@ def as_number(value: Any) -> float:
 
 def printed(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted keys, and values as one would type them."""
-    return {key: "null" if value is None else str(value) for key, value in flat(config).items()}
+    return {key: "null" if value is None else str(value) for key, value in (_ALWAYS | flat(config)).items()}
 
 
 def changes_nothing(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Speed: what runs reach of what the machine could do, what they spend their time on, and what more workers bring.
+"""Speed: what runs reach of what the machine could do, what they spend their time on, and what more of them bring.
 
     python -m analysis.speed runs/throughput
     python -m analysis.speed runs/speedup_vs_workers --threshold 475
@@ -6,6 +6,7 @@
 
 Writes, each as PNG, PDF and CSV, what the runs allow: throughput; speed_up, where runs of one algorithm differ in their
 number of workers (seconds and frames to a score, predictions per second), beside table 2 of Mnih et al. (2016);
+scaling, where they differ in their number of ranks (agent steps per second, beside as many times those of the fewest);
 adjustments, where GA3C changed its own sizes.
 """
 
@@ -307,6 +308,55 @@ def _censored(points: Sequence[RunPoint]) -> str:
     return f"{never} of {len(points)} runs have no point there: they, or the median compared to, never reached it"
 
 
+# --- scaling by ranks -------------------------------------------------------------------------------------------------
+
+
+def ranks(run: Run) -> float:
+    """How many processes trained together in a run."""
+    number = as_number(run.config.get("ranks"))
+    return number if np.isfinite(number) else 1.0
+
+
+def scaling(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
+    """Agent steps per second against ranks, and how much that is of what as many would reach without waiting.
+
+    Raises:
+        NothingToDrawError: no algorithm was run with different numbers of ranks.
+    """
+    able = labelled(runs, ranks)
+    points: list[RunPoint] = []
+    ideals: list[PublishedCurve] = []
+    for env, algo, label in dict.fromkeys((run.env, run.algo, run.label) for run in able):
+        group = [run for run in able if (run.env, run.algo, run.label) == (env, algo, label)]
+        numbers = np.array(sorted({ranks(run) for run in group}))
+        speed = _speed_of_a_rank(group, numbers[0])
+        if len(numbers) == 1 or not speed > 0.0:
+            continue
+        text = f"{style.display_name(algo)}{f', {label}' if label else ''}: each as fast as one of the fewest"
+        ideals.append(PublishedCurve(text, numbers, speed * numbers, algo, env))
+        speeds = summarise(group)["pps"]
+        points += [
+            RunPoint(run, ranks(run), {"pps": pps, "efficiency": pps / (speed * ranks(run))})
+            for run, pps in zip(group, speeds, strict=True)
+        ]
+    if not points:
+        raise cli.NothingToDrawError(f"None of the {len(runs)} runs found differ in their number of ranks alone.")
+    axes = [Axis("pps", "agent steps per second", ideals), Axis("efficiency", "scaling efficiency")]
+    how = (
+        "Efficiency: agent steps per second of a run, as a share of its ranks times those of one rank in the median "
+        "run with the fewest; each rank has environments of its own. Speeds hold for the load that the machines had."
+    )
+    return relation.draw(points, "ranks", axes, how), relation.make_table(points, "ranks")
+
+
+def _speed_of_a_rank(runs: Sequence[Run], fewest: float) -> float:
+    """Agent steps per second, in the median run with the fewest ranks; NaN if none has trained."""
+    base = [run for run in runs if ranks(run) == fewest]
+    base = [run for run, counts in zip(base, counting(run.ending for run in base), strict=True) if counts]
+    speeds = summarise(base)["pps"].to_numpy(dtype="float64")
+    return float(np.median(speeds[np.isfinite(speeds)]) / fewest) if np.isfinite(speeds).any() else float("nan")
+
+
 # --- GA3C's adjustments -----------------------------------------------------------------------------------------------
 
 
@@ -340,6 +390,7 @@ def _write(runs: list[Run], folder: Path, threshold: float | None) -> list[Path]
     files = cli.save("throughput", *throughput(runs), folder)
     more: dict[str, Callable[[list[Run]], tuple[Figure, pd.DataFrame]]] = {
         "speed_up": partial(speed_up, threshold=threshold),
+        "scaling": scaling,
         "adjustments": adjustments,
     }
     for name, make in more.items():
@@ -351,7 +402,7 @@ def _write(runs: list[Run], folder: Path, threshold: float | None) -> list[Path]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("python -m analysis.speed", "Draws throughput, speed-up by workers and GA3C's adjustments.")
+    parser = cli.parser("python -m analysis.speed", "Draws throughput, speed-up by workers, scaling and adjustments.")
     parser.add_argument("--threshold", type=float, metavar="RETURN", help="the score for speed-up (default: chosen)")
     return parser
 

@@ -94,6 +94,7 @@ def write_run(
     game: str | None = None,
     state: str = "finished",
     best_return: float = 480.0,
+    ranks: int | None = None,
 ) -> Path:
     """A plausible run: returns rise from about 20 to `best_return`, with noise that depends on the seed.
 
@@ -101,6 +102,7 @@ def write_run(
         root: the `runs` directory.
         settings: of the algorithm, beside its name.
         overrides: the directory level between algorithm and seed.
+        ranks: of the run; None: of a version that did not know of them.
     """
     path = root / name / env / algo / overrides / f"seed{seed}"
     path.mkdir(parents=True)
@@ -111,6 +113,7 @@ def write_run(
         "env": {"id": f"{game}-v5" if game else env, "game": game, "frame_skip": 4 if game else 1, "noop_max": 30,
                 "reward_clip": 1.0 if game else None, "life_loss_terminal": False, "sticky_action_probability": 0.0},
     }  # fmt: skip
+    config |= {} if ranks is None else {"ranks": ranks}
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     episodes = _games(n_games, seed, best_return, frames_per_second)
     episodes.to_csv(path / "episodes.csv", index=False)

@@ -7,7 +7,7 @@ import pytest
 
 from analysis import load_runs, style
 from analysis.cli import NothingToDrawError
-from analysis.speed import adjustments, main, speed_up, throughput
+from analysis.speed import adjustments, main, scaling, speed_up, throughput
 
 pytestmark = pytest.mark.usefixtures("inkless")
 SHARES = {"share_simulate": 0.4, "share_predict": 0.3, "share_train": 0.2, "share_wait": 0.1}
@@ -121,6 +121,43 @@ def test_one_number_of_workers_has_no_speed_up(make_run, tmp_path):
         speed_up(load_runs(tmp_path))
 
 
+def test_scaling_by_hand(make_run, tmp_path):
+    """One rank makes 90, 100 and 110 agent steps a second, two make 180; of Catch two make 50 and four make 80."""
+    for env, ranks, speeds in (
+        ("CartPole-v1", None, (90, 100, 110)),  # a version without ranks
+        ("CartPole-v1", 2, (180,)),
+        ("Catch-v0", 2, (50,)),
+        ("Catch-v0", 4, (80,)),
+    ):
+        for seed, speed in enumerate(speeds):
+            run = make_run(env=env, seed=seed, overrides=f"ranks={ranks}", ranks=ranks)
+            write_speed(run, 10 * speed, 10.0)
+    figure, table = scaling(load_runs(tmp_path))
+    table = table.set_index(["env", "ranks", "seed"]).sort_index()
+    assert table["pps"].tolist() == [90.0, 100.0, 110.0, 180.0, 50.0, 80.0]
+    assert table["efficiency"].tolist() == pytest.approx([0.9, 1.0, 1.1, 0.9, 1.0, 0.8])
+    assert set(table["label"]) == {""}
+    for part, places, ideal in ((0, [1.0, 2.0], [100.0, 200.0]), (1, [2.0, 4.0], [50.0, 100.0])):
+        panel, efficiency = figure.subfigs[part].axes
+        (line,) = [line for line in panel.lines if line.get_marker() == "x" and line.get_linestyle() != "None"]
+        assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == (places, ideal)
+        assert not [line for line in efficiency.lines if line.get_marker() == "x"]
+
+
+def test_one_number_of_ranks_does_not_scale(make_run, tmp_path):
+    write_speed(make_run(ranks=2), 1000, 10.0)
+    write_speed(make_run(ranks=1, algo="ppo"), 1000, 10.0)
+    with pytest.raises(NothingToDrawError, match="differ in their number of ranks alone"):
+        scaling(load_runs(tmp_path))
+
+
+def test_a_run_of_a_version_without_ranks_had_one(make_run, tmp_path):
+    write_speed(make_run(), 1000, 10.0)
+    write_speed(make_run(ranks=1, seed=1), 1000, 10.0)
+    _, table = throughput(load_runs(tmp_path))
+    assert table["label"].tolist() == ["", ""]
+
+
 def write_adjustments(run):
     rows = {"frames": [10, 20], "agent_steps": [10, 20], "updates": [1, 2], "wall_seconds": [20.0, 40.0],
             "n_agents": [32, 36], "n_predictors": [2, 2], "n_trainers": [2, 1], "tps": [100.0, 120.0],
@@ -146,8 +183,9 @@ def test_the_command_writes_what_the_runs_allow(make_run, tmp_path, capsys):
     assert sorted(file.name for file in out.iterdir()) == ["throughput.csv", "throughput.pdf", "throughput.png"]
     write_adjustments(run)
     write_speed(make_run(algo="ga3c", overrides="more", settings={"n_agents": 16}), 1000, 10.0)
+    write_speed(make_run(algo="ga3c", overrides="ranks", settings={"n_agents": 8}, ranks=2), 1000, 10.0)
     assert main([str(tmp_path / "runs"), "--out", str(out), "--threshold", "100"]) == 0
-    assert {file.stem for file in out.iterdir()} == {"throughput", "speed_up", "adjustments"}
+    assert {file.stem for file in out.iterdir()} == {"throughput", "speed_up", "scaling", "adjustments"}
 
 
 def test_runs_that_never_trained_are_one_sentence(make_run, tmp_path, capsys):
