@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from a3c_bench.parallel.ranks import Place
 from submitit.slurm.slurm import SlurmExecutor
 
 from a3c_bench.config import compose
@@ -23,6 +22,7 @@ from a3c_bench.launch.points import Point
 from a3c_bench.launch.ranks import with_ranks
 from a3c_bench.launch.rendezvous import FileRendezvous
 from a3c_bench.launch.slurm import ThisJob, ThisTask, hosts, parse_job
+from a3c_bench.parallel.ranks import Place
 from a3c_bench.runtime import machine
 from a3c_bench.runtime.directory import RunDirectory, read_job, read_status, read_yaml, write_status
 from a3c_bench.runtime.signals import StopRequest
