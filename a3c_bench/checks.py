@@ -49,6 +49,10 @@ def check_ranks(config: Config) -> None:
     if config.ranks > 1 and not find_settings(name).ranks:
         others = " or ".join(f"algo={other}" for other in algorithm_names() if find_settings(other).ranks)
         raise ConfigError(f"algo={name} does not train on several ranks: ranks={config.ranks} is for {others}.")
+    if config.ranks > 1 and ":" in config.device:
+        raise ConfigError(
+            f"device={config.device} is one GPU, and ranks={config.ranks} take one each: say device=cuda."
+        )
 
 
 def check_compute(config: Config) -> None:

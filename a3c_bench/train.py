@@ -23,7 +23,7 @@ import yaml
 
 from a3c_bench import build, checks
 from a3c_bench.algos import find_algorithm
-from a3c_bench.calibration import calibrate
+from a3c_bench.calibration import Calibration, calibrate
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.envs import find_spec
 from a3c_bench.errors import (
@@ -260,7 +260,7 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest, peers: Pe
     algorithm = find_algorithm(config.algo.name)
     try:
         if config.calibrate and "calibration" not in before:
-            directory.write_status(calibration=asdict(calibrate(config)))
+            directory.write_status(calibration=asdict(_of_all_ranks(calibrate(config), config.ranks)))
 
         def is_told() -> bool:
             number = peers.heartbeat()
@@ -289,6 +289,12 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest, peers: Pe
         attempts = int(before.get("attempts", 0)) + 1
         _note_failure(directory, error, attempts)
         raise
+
+
+def _of_all_ranks(one: Calibration, n_ranks: int) -> Calibration:
+    """The bound of so many ranks, of which one was measured, on its share of the cores."""
+    bound = n_ranks * one.serial_bound_agent_steps_per_second
+    return replace(one, processes=n_ranks * one.processes, serial_bound_agent_steps_per_second=bound)
 
 
 def _saved_state(config: Config, directory: RunDirectory) -> dict[str, Any] | None:

@@ -22,3 +22,8 @@ def test_the_number_of_ranks_is_a_part_of_the_path_whoever_says_it() -> None:
     assert run_directory(one, ["ranks=1"]) == run_directory(one, [])
     assert run_directory(two, ["ranks=2"]).parent.name == "ranks=2"
     assert run_directory(two, []) == run_directory(two, ["ranks=2"])
+
+
+def test_ranks_take_a_gpu_each() -> None:
+    with pytest.raises(ConfigError, match=r"device=cuda:1 is one GPU, and ranks=2 take one each: say device=cuda\."):
+        check_settings(compose(["ranks=2", "device=cuda:1"]))

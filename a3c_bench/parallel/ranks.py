@@ -11,6 +11,7 @@ there. So every rank ends with a sentence that names the one which was lost.
 import io
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -136,6 +137,7 @@ class Ranks:
                 world_size=self.size,
                 timeout=timedelta(seconds=SECONDS_TO_COME),
             )
+        self._store.set_timeout(timedelta(seconds=_SECONDS_TO_SAY_WHY))  # who does not answer for so long is gone
         self._patient: dist.ProcessGroup | None = dist.group.WORLD
         self._patient_gradients = self._counts = self._gradients = self._patient
 
@@ -268,19 +270,25 @@ class Ranks:
     def _find_out(self, error: str, what: str) -> str:
         silent = "imed out" in error or "timeout" in error.lower()
         lost = f"said nothing for {self._silence_seconds:g} seconds" if silent else "died, or cannot be reached"
-        deadline = timedelta(seconds=_SECONDS_TO_SAY_WHY)
         self._hang_up()  # who waits for this rank, and not for the one that is lost, hears of it so
         if self.index == 0:
-            self._store.set("verdict", self._judge(lost, error, what))
-        try:
-            if self.index > 0:
-                self._store.set(f"alive/{self.index}", "")
-            self._store.wait(["verdict"], 2 * deadline)
-            verdict = self._store.get("verdict").decode()
+            verdict = self._judge(lost, error, what)
+            self._store.set("verdict", verdict)
+            return verdict
+        heard: list[str] = []
+        asks = threading.Thread(target=self._ask, args=(heard,), daemon=True)  # a store that hangs keeps who asks it
+        asks.start()
+        asks.join(2 * _SECONDS_TO_SAY_WHY)
+        return heard[0] if heard else f"{self._name(0)} {lost}."
+
+    def _ask(self, heard: list[str]) -> None:
+        """By the others: rank 0's verdict, unless rank 0 itself is lost."""
+        with suppress(RuntimeError):
+            self._store.set(f"alive/{self.index}", "")
+            while not self._store.check(["verdict"]):
+                time.sleep(0.05)
+            heard.append(self._store.get("verdict").decode())
             self._store.set(f"asked/{self.index}", "")
-        except RuntimeError:  # there is no store any more
-            return f"{self._name(0)} {lost}."
-        return verdict
 
     def _judge(self, lost: str, error: str, what: str) -> str:
         """By rank 0: who is to blame, once the others have had time to speak."""
@@ -343,11 +351,11 @@ class Ranks:
             rendezvous.publish(port)
             return store, (rendezvous.host, port)
         host, port = rendezvous.find(SECONDS_TO_COME)
+        _wait_for_listener(host, port, look)
         try:
             return TCPStore(host, port, is_master=False, timeout=timeout), (host, port)
         except RuntimeError:
-            look()
-            raise RankError(f"Rank 0 is not to be found at {host}, port {port}.") from None
+            raise RankError(f"Rank 0 at {host}, port {port}, went away before all ranks had come.") from None
 
     def _call_the_roll(self, look: Callable[[], None]) -> list[str]:
         """The nodes of all ranks, once they are there."""
@@ -365,6 +373,22 @@ class Ranks:
             return [self._store.get(key).decode() for key in keys]
         except RuntimeError:
             raise RankError("Rank 0 went away before all ranks had come.") from None
+
+
+def _wait_for_listener(host: str, port: int, look: Callable[[], None]) -> None:
+    """Until rank 0 listens: torch's own client waits longer from try to try, and complains of each."""
+    end = time.monotonic() + SECONDS_TO_COME
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=_SECONDS_TO_SAY_WHY).close()
+            return
+        except OSError:
+            look()
+            if time.monotonic() > end:
+                raise RankError(
+                    f"Rank 0 is not to be found at {host}, port {port}, within {SECONDS_TO_COME:g} seconds."
+                ) from None
+            time.sleep(0.1)
 
 
 def _listen(rendezvous: Rendezvous) -> socket.socket:

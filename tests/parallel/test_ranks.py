@@ -15,7 +15,10 @@ import torch
 from forking import Forked, ForkingServer, end
 
 from a3c_bench.config import compose, run_directory
+from a3c_bench.errors import ConfigError, RankError
+from a3c_bench.parallel import ranks as parallel_ranks
 from a3c_bench.parallel.others import shared_out
+from a3c_bench.parallel.ranks import Fixed, Place, Ranks
 from a3c_bench.runtime.directory import read_status
 
 pytestmark = pytest.mark.timeout(300)
@@ -84,7 +87,7 @@ def all_end(processes: Sequence[Forked], seconds: float = SECONDS_TO_END) -> lis
 # --- the same numbers -------------------------------------------------------------------------------------------------
 
 SAME = {
-    "paac": ("algo=paac",),
+    "paac": ("algo=paac", "algo.optimizer.max_grad_norm=1.0"),
     "mean": ("algo=paac", "algo.loss_reduction=mean", "algo.optimizer.lr=0.01"),
     "sum": ("algo=paac", "algo.loss_reduction=sum", "algo.optimizer.lr=0.0001"),
     "vtrace": ("algo=paac", "algo.lag.updates=2", "advantage=vtrace"),
@@ -93,7 +96,14 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize(("case", "n_ranks"), [*((case, 2) for case in SAME), ("paac", 3)])
+@pytest.mark.parametrize(
+    ("case", "n_ranks"),
+    [
+        ("paac", 3),
+        ("ppo", 2),
+        *(pytest.param(case, 2, marks=pytest.mark.slow) for case in ("mean", "sum", "vtrace", "pqn")),
+    ],
+)
 def test_ranks_compute_what_one_rank_with_all_environments_does(
     case: str, n_ranks: int, ranks: Start, tmp_path: Path
 ) -> None:
@@ -184,13 +194,14 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_sentence_that_names_it(
         assert state_of(run)["counters"]["frames"] == status["frames"]  # saved, when it was lost
 
 
-def test_a_rank_that_hangs_ends_the_others(ranks: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_rank_that_hangs_ends_the_others(lost: int, ranks: Start, tmp_path: Path) -> None:
     words = ("algo=paac", "algo.n_envs=2", "metrics_interval_frames=500", "rank_silence_seconds=3", *LONG)
     processes = ranks(2, *words)
     wait_for_updates(directory(tmp_path, 2, *words))
-    processes[1].send_signal(signal.SIGSTOP)
-    assert all_end(processes[:1]) == [1]
-    assert f"Rank 1 on {socket.gethostname()} said nothing for 3 seconds." in processes[0].stderr
+    processes[lost].send_signal(signal.SIGSTOP)
+    assert all_end([processes[1 - lost]]) == [1]
+    assert f"Rank {lost} on {socket.gethostname()} said nothing for 3 seconds." in processes[1 - lost].stderr
 
 
 FAILING_ENVIRONMENTS = """
@@ -244,3 +255,26 @@ def test_a_run_starts_its_other_ranks_itself_and_leaves_none_behind(fork: Any, t
 def test_cores_are_shared_out() -> None:
     assert shared_out([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
     assert shared_out([3, 5], 3) == [[3], [5], [3]]
+
+
+def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_ranks, "SECONDS_TO_COME", 0.3)
+    with pytest.raises(RankError, match=r"Ranks 1, 2 of 3 did not come within 0\.3 seconds\."):
+        Ranks(Place(0, 3, 0, 3, Fixed("127.0.0.1", 0)))
+
+
+def test_a_port_that_is_taken_is_refused_before_anybody_waits() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=f"Rank 0 cannot listen at 127.0.0.1, port {port}: Address already in use"
+        ):
+            Ranks(Place(0, 2, 0, 2, Fixed("127.0.0.1", port)))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_takes_longer_than_silence_may_last_is_waited_for(ranks: Start, tmp_path: Path) -> None:
+    words = ("algo=paac", "algo.n_envs=2", "budget.frames=2000", "rank_silence_seconds=1.5")
+    slow = "evaluation.n_games=400", "evaluation.interval_frames=1000", "evaluation.policy=greedy"
+    assert all_end(ranks(2, *words, *slow), 240.0) == [0, 0]
+    assert len(rows(directory(tmp_path, 2, *words, *slow), "eval")) == 800
