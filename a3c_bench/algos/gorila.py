@@ -1,4 +1,4 @@
-"""Gorila-lite: distributed deep Q-learning (Nair et al. 2015, arXiv:1507.04296) on the processes of one machine.
+"""Gorila-lite: distributed deep Q-learning (Nair et al. 2015, arXiv:1507.04296) on one machine, or on several.
 
     bundle i:  actor    s, a, r under a copy of theta that is refreshed now and then, epsilon-greedily
                   |
@@ -15,21 +15,18 @@
 
 A process with an index below n_actors has an actor, one below n_learners a learner: with as many of the one as of the
 other (the paper's mode) all are bundles. Learners send a gradient when the shards have taken their last, and never wait
-for its application by the others: by then theta has changed, and that is the staleness of the gradient. "Lite" is what
-machines of their own would add: fetch and push go through shared memory (`parallel.transport`).
+for its application by the others: by then theta has changed, and that is the staleness of the gradient. On one machine
+fetch and push go through shared memory (`parallel.transport`); with ranks=2 or more each rank has such bundles, the
+first of them have the shards, and fetch and push cross the network (`parallel.remote`).
 """
 
-import logging
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from a3c_bench import build
 from a3c_bench.acting.explorer import Explorer
@@ -44,18 +41,20 @@ from a3c_bench.core.staleness import compensate_delay, step_for
 from a3c_bench.envs import find_spec
 from a3c_bench.errors import ConfigError
 from a3c_bench.parallel.arrays import SharedArrays
+from a3c_bench.parallel.bundles import Leader, Roles, Shared, no_older, report_of
 from a3c_bench.parallel.notes import Notes
+from a3c_bench.parallel.remote import meeting_at
 from a3c_bench.parallel.tally import Tally
 from a3c_bench.parallel.tokens import Tokens
-from a3c_bench.parallel.transport import Port, Push, SharedMemoryTransport, SharedServer, Transport
-from a3c_bench.parallel.workers import Link, Workers
+from a3c_bench.parallel.transport import Push, SharedServer
+from a3c_bench.parallel.workers import Link
 from a3c_bench.replays import ReplayNote, allocate_in, check_replays, make_replay, replay_files
 from a3c_bench.runtime.machine import usable_cores, use_cores
+from a3c_bench.runtime.peers import ALONE, Peers
 from a3c_bench.runtime.seeding import Stream, sequence
 from a3c_bench.runtime.session import Part, Session
 from a3c_bench.schema import Config
 
-log = logging.getLogger(__name__)
 _SECONDS_TO_WAIT = 0.02  # for others, before looking up
 MOST_LEARNERS, MOST_SHARDS = 100, 48  # two files of each learner in each shard, four of each shard in each bundle
 
@@ -63,49 +62,11 @@ MOST_LEARNERS, MOST_SHARDS = 100, 48  # two files of each learner in each shard,
 # --- who there is -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Roles:
-    """How many there are, and who uses which replay."""
-
-    n_actors: int
-    n_learners: int
-    n_shards: int
-    envs_per_actor: int
-    one_replay: bool
-
-    @property
-    def n_bundles(self) -> int:
-        """Processes beside the shards: bundles, or what is left of them where actors and learners differ in number."""
-        return max(self.n_actors, self.n_learners)
-
-    @property
-    def n_replays(self) -> int:
-        """One per bundle that has both, or one."""
-        return 1 if self.one_replay else min(self.n_actors, self.n_learners)
-
-    def users(self, replay: int) -> list[int]:
-        """The processes that write to a replay or draw from it."""
-        return list(range(replay, self.n_bundles, self.n_replays))
-
-    def n_envs(self, replay: int) -> int:
-        """Environments whose steps a replay takes."""
-        return self.envs_per_actor * len(range(replay, self.n_actors, self.n_replays))
-
-    @property
-    def names(self) -> list[str]:
-        """Of all processes, for messages."""
-        names = []
-        for i in range(self.n_bundles):
-            kind = "bundle" if i < min(self.n_actors, self.n_learners) else "actor" if i < self.n_actors else "learner"
-            names.append(f"{kind} {i}")
-        return names + [f"shard {i}" for i in range(self.n_shards)]
-
-
-def make_roles(options: GorilaConfig) -> Roles:
+def make_roles(options: GorilaConfig, peers: Peers = ALONE) -> Roles:
     """With the numbers that are not said filled in."""
     n_actors, n_learners = _sizes(options, usable_cores())
-    one_replay = options.replay.kind == "global"
-    return Roles(n_actors, n_learners, options.n_shards, options.envs_per_actor, one_replay)
+    one_replay, places = options.replay.kind == "global", (peers.index, peers.size, options.shard_ranks)
+    return Roles(n_actors, n_learners, options.n_shards, options.envs_per_actor, one_replay, *places)
 
 
 def _sizes(options: GorilaConfig, cores: int) -> tuple[int, int]:
@@ -118,50 +79,6 @@ def resolve(config: Config, cores: int) -> Config:
     """With as many bundles as cores, unless their number is said."""
     n_actors, n_learners = _sizes(config.algo, cores)
     return replace(config, algo=replace(config.algo, n_actors=n_actors, n_learners=n_learners))
-
-
-@dataclass
-class Shared:
-    """What all processes see at once."""
-
-    roles: Roles
-    server: SharedServer
-    statistics: dict[int, SharedOptimizerState]  # of the optimiser, by shard
-    tally: Tally  # a row for each bundle: its updates are the gradients that it has computed
-    waits: Tensor  # [replays] int64: agent steps of this attempt before learning from a replay begins
-    replays: dict[int, SharedArrays]  # their state, and their frames if several processes use them
-    locks: dict[int, Tokens]  # of the replays that several processes use
-    files: Path | None  # the directory of replays that outlive a run
-
-    def n_gradients_due(self, replay: int, period: int) -> int:
-        """That learners have still to compute from a replay, for the agent steps it has taken."""
-        n_steps, n_computed = self.tally.of(self.roles.users(replay))
-        return int(max(0, n_steps - int(self.waits[replay])) // period - n_computed)
-
-    def wait_until_filled(self, replays: Sequence[Replay], n_agent_steps: int) -> None:
-        """Lets learning begin when all replays together hold so many."""
-        for index, replay in enumerate(replays):
-            self.waits[index] = max(0, -(-n_agent_steps // len(replays)) - len(replay))
-
-    def exclusively(self, replay: int) -> AbstractContextManager[Any]:
-        """The lock of a replay, where it needs one."""
-        return self.locks.get(replay) or nullcontext()
-
-    def for_bundle(self, index: int) -> "Shared":
-        """What that process needs of it: each is handed some 250 file descriptors at most (see `check`)."""
-        own = index % self.roles.n_replays
-        return replace(
-            self,
-            server=self.server.for_learner(index),
-            statistics={},
-            replays={own: self.replays[own]},
-            locks={i: lock for i, lock in self.locks.items() if i == own},
-        )
-
-    def for_shard(self, index: int) -> "Shared":
-        """Likewise."""
-        server, statistics = self.server.for_shard(index), {index: self.statistics[index]}
-        return replace(self, server=server, statistics=statistics, replays={}, locks={})
 
 
 def open_replay(config: Config, shared: Shared, index: int, envs: build.Shapes) -> Replay:
@@ -185,12 +102,12 @@ class BundleActor:
         device = torch.device("cpu")
         network = build.make_q_network(config, bundle.envs, device)
         self.parameters = FlatParameters(network)
-        self.transport: Transport = SharedMemoryTransport(shared.server)
+        self.transport = bundle.transport
         self.explorer = Explorer(
             bundle.envs,
             network,
             bundle.replay,
-            np.random.default_rng(sequence(config.seed, Stream.ACTIONS, bundle.attempt, index)),
+            np.random.default_rng(sequence(config.seed, Stream.ACTIONS, bundle.attempt, bundle.number)),
             self.options.gamma,
             device,
             self.notes,
@@ -223,10 +140,10 @@ class BundleLearner:
         self.target_parameters = FlatParameters(self.target_network)
         self.q_learner = build.make_q_learner(config, self.network, self.target_network, self.parameters, steps=False)
         self.target_versions: Sequence[int] | None = None
-        self.transport: Transport = SharedMemoryTransport(shared.server, index)
+        self.transport, self.crosses = bundle.transport, shared.meeting is not None
         self.learning_rate_at = build.make_schedule(config)
         self.watch = LossWatch(self.options.max_loss_deviations)
-        self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY, bundle.attempt, index))
+        self.sampling = np.random.default_rng(sequence(config.seed, Stream.REPLAY, bundle.attempt, bundle.number))
 
     def learn(self) -> None:
         """One gradient; sent, unless its loss is an outlier. There has to be room in the transport."""
@@ -235,6 +152,8 @@ class BundleLearner:
         if self.target_versions != self.transport.target_versions:
             self.target_versions = self.transport.fetch(self.target_parameters.values.data, target=True).tolist()
         versions = self.transport.fetch(self.parameters.values.data)
+        if self.crosses:
+            notes.timer.lap("communicate")
         with self.exclusively:
             sample = self.replay.sample(options.replay.batch_size, self.sampling)
         found = self.q_learner.differentiate(sample)
@@ -256,18 +175,20 @@ class Bundle:
     Args:
         config: of the run.
         shared: theta and what goes with it.
-        index: of the process.
+        index: of the process, on its rank.
         attempt: of the run.
     """
 
     def __init__(self, config: Config, shared: Shared, index: int, attempt: int) -> None:
         roles = shared.roles
         self.config, self.shared, self.index, self.attempt = config, shared, index, attempt
+        self.number = roles.number(index)
         self.options: GorilaConfig = config.algo
+        self.transport = shared.transport(index)
         self.replay_index = index % roles.n_replays
         self.notes = Notes(shared.tally, index)
         self.envs = build.make_envs(
-            config, roles.envs_per_actor, sequence(config.seed, Stream.ENVIRONMENTS, attempt, index), n_threads=1
+            config, roles.envs_per_actor, sequence(config.seed, Stream.ENVIRONMENTS, attempt, self.number), n_threads=1
         )
         self.replay = open_replay(config, shared, self.replay_index, self.envs)
         self.actor = BundleActor(self) if index < roles.n_actors else None
@@ -281,8 +202,8 @@ class Bundle:
         if len(self.replay) > 0:
             n_due = self.shared.n_gradients_due(self.replay_index, self.options.update_period_agent_steps)
         if self.learner is not None and n_due > 0:
-            if self.learner.transport.room(_SECONDS_TO_WAIT):
-                self.notes.timer.lap("wait")
+            if self.transport.room(_SECONDS_TO_WAIT):
+                self.notes.timer.lap(self.shared.waiting)
                 self.learner.learn()
         elif self.actor is not None and n_due <= self.slack:
             self.actor.step()
@@ -314,7 +235,7 @@ class Shard:
         self.counts_updates = index == 0  # one of them does, and measures their lag: all get the same gradients
         self.measures_lag = config.lag.enabled and self.counts_updates
         self.notes = Notes(shared.tally, shared.roles.n_bundles)
-        self.port = Port(shared.server, index)
+        self.port = shared.port(index)
         self.theta = nn.Parameter(self.port.theta)
         self.optimizer = build.make_optimizer(self.options.optimizer, self.theta)
         shared.statistics[index].lend(self.optimizer)
@@ -340,7 +261,7 @@ class Shard:
         self.notes.updated({}, n_updates=int(self.counts_updates))
         self.theta.grad = push.gradient
         with self.port.publish(self.options.target_period_updates):
-            now = self.shared.tally.stamp(self.port.version)  # when the lock is there: others go on meanwhile
+            now = no_older(self.shared.tally.stamp(self.port.version), push)  # with the lock: others go on meanwhile
             if push.theta is not None:
                 compensate_delay(push.gradient, self.theta, push.theta, stale.delay_compensation)
             learning_rate = step_for(self.learning_rate_at(now.frames), staleness, stale.aware)
@@ -353,18 +274,21 @@ class Shard:
 
 
 def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt: int) -> None:
-    """The life of a process: of bundle i, or of shard s, which come after the bundles."""
+    """The life of a process: of bundle i, or of a shard of this rank, which come after the bundles."""
     use_cores(1)
     n_bundles = shared.roles.n_bundles
     if index >= n_bundles:
-        shard = Shard(config, shared, index - n_bundles)
-        while link.going(shard.notes.report, shard.notes.timer.start):
+        shard = Shard(config, shared, shared.roles.shards[index - n_bundles])
+        while link.going(lambda: report_of(shard.notes, shard.port), shard.notes.timer.start):
             shard.serve()
+        shard.port.leave()
         return
     bundle = Bundle(config, shared, index, attempt)
+    notes, transport = bundle.notes, bundle.transport
     try:
-        while link.going(bundle.notes.report, bundle.notes.timer.start):
+        while link.going(lambda: report_of(notes, transport), notes.timer.start, transport.settle):
             bundle.work()
+        transport.leave()
     finally:
         bundle.envs.close()
 
@@ -375,21 +299,23 @@ def worker_main(link: Link, config: Config, shared: Shared, index: int, attempt:
 def assemble(config: Config, session: Session) -> tuple[QNetwork, Shared, list[Replay]]:
     """All of a run but its processes: the network that shows theta, what they share, and their replays."""
     options: GorilaConfig = config.algo
-    roles, spec = make_roles(options), find_spec(config.env)
+    roles, spec = make_roles(options, session.peers), find_spec(config.env)
     network = build.make_q_network(config, spec, torch.device("cpu"))
     theta = FlatParameters(network).values.detach().share_memory_()  # type: ignore[no-untyped-call]
     keeps_theta = options.stale.delay_compensation > 0.0
-    server = SharedServer(theta, roles.n_shards, roles.n_learners, (options.replay.batch_size, 4), keeps_theta)
+    n_mailboxes = roles.n_learners if roles.n_ranks == 1 else 0
+    server = SharedServer(theta, roles.n_shards, n_mailboxes, (options.replay.batch_size, 4), keeps_theta)
     optimizers = [build.make_optimizer(options.optimizer, nn.Parameter(theta[part])) for part in server.parts]
     shared = Shared(
         roles,
         server,
         {shard: SharedOptimizerState(optimizer) for shard, optimizer in enumerate(optimizers)},
-        tally=Tally(roles.n_bundles, config.env.frame_skip, session.clock).share(),
+        tally=Tally(roles.n_bundles, config.env.frame_skip, session.clock, roles.n_ranks).share(),
         waits=torch.zeros(roles.n_replays, dtype=torch.int64).share_memory_(),  # type: ignore[no-untyped-call]
         replays={i: SharedArrays() for i in range(roles.n_replays)},
         locks={i: Tokens(1) for i in range(roles.n_replays) if len(roles.users(i)) > 1},
         files=replay_files(config, spec, session.directory, tuple(map(roles.n_envs, range(roles.n_replays)))),
+        meeting=None if roles.n_ranks == 1 else meeting_at(session.peers.address, f"attempt {session.attempt}"),
     )
     return network, shared, [open_replay(config, shared, i, spec) for i in range(roles.n_replays)]
 
@@ -398,25 +324,24 @@ def train(config: Config, session: Session) -> None:
     """Starts the processes and keeps the record of what they do."""
     options: GorilaConfig = config.algo
     network, shared, replays = assemble(config, session)
-    roles = shared.roles
+    leader = Leader(session, shared, replays)
     session.gauges = lambda: {
         "epsilon": epsilon_at(options, session.counters.updates),
-        "replay_agent_steps": sum(map(len, replays)),
+        "replay_agent_steps": leader.n_stored,
     }
-    shares = [shared.for_bundle(index) for index in range(roles.n_bundles)]
-    shares += [shared.for_shard(index) for index in range(roles.n_shards)]
-    arguments = [(config, share, index, session.attempt) for index, share in enumerate(shares)]
-    with Workers(worker_main, arguments, session.take, config.worker_silence_seconds, roles.names) as workers:
+    with leader.processes(worker_main) as workers:
         with workers.standstill():  # until all are ready
             parts: dict[str, Part] = {f"statistics_{i}": part for i, part in shared.statistics.items()}
             parts |= {f"replay_{i}": replay for i, replay in enumerate(replays) if replay.persistent}
-            session.begin(network=network, server=shared.server, **parts, replays=ReplayNote(replays))
+            parts |= {"replays": ReplayNote(replays)} if session.peers.index == 0 else {}
+            session.begin(network=network, server=shared.server, **parts)
             shared.tally.begin(session.counters.agent_steps, 0)
             shared.wait_until_filled(replays, options.replay.learning_starts_agent_steps)
             if session.is_over:
                 workers.stop()
         while session.running(workers.standstill):
             workers.poll(0.1)
+            leader.meet()
 
 
 def check(config: Config) -> None:

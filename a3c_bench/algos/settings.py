@@ -263,7 +263,7 @@ SETTINGS = {
     "a3c": Settings(A3CConfig, check_a3c, forks=True),
     "dqn": Settings(DQNConfig, check_dqn, computes=True),
     "ga3c": Settings(GA3CConfig, check_ga3c, computes=True),
-    "gorila": Settings(GorilaConfig, check_gorila, forks=True),
+    "gorila": Settings(GorilaConfig, check_gorila, forks=True, ranks=True),
     "n_step_q": Settings(NStepQConfig, check_async_q, forks=True),
     "one_step_q": Settings(OneStepQConfig, check_async_q, forks=True),
     "one_step_sarsa": Settings(OneStepSarsaConfig, check_async_q, forks=True),

@@ -90,6 +90,7 @@ class GorilaConfig:
     n_learners: int | None = option(None, at_least=1)  # null: the cores this process may use
     n_actors: int | None = option(None, at_least=1)  # null: as many as learners, all in bundles
     n_shards: int = option(1, at_least=1)
+    shard_ranks: int = option(1, at_least=1)  # of several ranks, so many have shards
     envs_per_actor: int = option(1, at_least=1)
     gamma: float = option(0.99, at_least=0.0, at_most=1.0)
     n_step: int = option(1, at_least=1)
@@ -117,6 +118,17 @@ def check_gorila(config: Config) -> None:
     """Raises ConfigError for what cannot run."""
     if config.device != "cpu":
         raise ConfigError(f"algo=gorila runs its bundles on CPU cores: device={config.device} is for algo=dqn.")
+    options: GorilaConfig = config.algo
+    if options.shard_ranks > min(config.ranks, options.n_shards):
+        raise ConfigError(
+            f"algo.shard_ranks={options.shard_ranks} needs as many shards and ranks: say at most "
+            f"{min(config.ranks, options.n_shards)} with algo.n_shards={options.n_shards} and ranks={config.ranks}."
+        )
+    if config.ranks > 1 and options.replay.storage == "memmap":
+        raise ConfigError(
+            "algo.replay.storage=memmap keeps replays in the run directory, which rank 0 alone has: with "
+            f"ranks={config.ranks} say algo.replay.storage=memory."
+        )
     check_q_learner(config)
 
 

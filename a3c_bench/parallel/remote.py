@@ -37,7 +37,7 @@ _ASK, _ASK_TARGET, _PUSH, _LEAVE = range(4)  # what a bundle may want
 _REQUEST, _BODY, _REPLY = range(3)  # tags of messages
 _SHARD, _BUNDLE = 0, 1  # their ranks in a pair
 _NEVER = timedelta(days=30)
-_SECONDS_TO_CONNECT = timedelta(seconds=120)
+_SECONDS_TO_CONNECT = timedelta(seconds=300)
 SECONDS_FOR_THE_CAUSE = 5.0  # what broke a connection is better told by whoever started the process at its other end
 _SECONDS_TO_LEAVE = 10.0
 
@@ -109,11 +109,16 @@ class Meeting(NamedTuple):
     host: str
     port: int  # of the store that rank 0 keeps
     name: str  # in the store; another one in each attempt
-    interface: str | None = None  # of the network; None: the one that the name of the machine belongs to
+    interface: str | None  # of the network; None: the one that the name of the machine belongs to
 
     def store(self) -> Store:
         """A connection to it."""
         return PrefixStore(self.name, TCPStore(self.host, self.port, None, False, _SECONDS_TO_CONNECT, False))
+
+
+def meeting_at(address: tuple[str, int], name: str) -> Meeting:
+    """The meeting in a store at this host and port, on the network that GLOO_SOCKET_IFNAME says."""
+    return Meeting(*address, name, os.environ.get("GLOO_SOCKET_IFNAME") or None)
 
 
 class Pair:
@@ -199,9 +204,8 @@ def pairs_of_shard(meeting: Meeting, shard: int, bundles: Sequence[str]) -> list
 
 
 def _enter(meeting: Meeting) -> tuple[Store, "ProcessGroupGloo.Device"]:
-    interface = meeting.interface or os.environ.get("GLOO_SOCKET_IFNAME")
-    if interface:
-        return meeting.store(), ProcessGroupGloo.create_device(interface=interface)
+    if meeting.interface is not None:
+        return meeting.store(), ProcessGroupGloo.create_device(interface=meeting.interface)
     return meeting.store(), ProcessGroupGloo.create_default_device()
 
 

@@ -43,14 +43,22 @@ class Link:
         self._traces = traces
         self._reported_at = 0.0
 
-    def going(self, report: Callable[[], Any], resume: Callable[[], None] = lambda: None) -> bool:
+    def going(
+        self,
+        report: Callable[[], Any],
+        resume: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> bool:
         """To be asked between updates: sends a report when one is due, waits while paused, says whether to go on.
 
         Args:
             report: gives what happened since its last call.
             resume: called after a pause.
+            settle: called before a pause, and before the end; others may stand still from then on.
         """
         order = int(self._order)
+        if order != _RUN:
+            settle()
         if order != _RUN or time.monotonic() - self._reported_at >= SECONDS_BETWEEN_REPORTS:
             self._send("report", report())
         while order > 0:
@@ -113,6 +121,8 @@ class Workers:
         silence_seconds: a worker that says nothing for so long ends the run. One that is still making ready has two
             minutes, and so many times longer as there are more workers than cores: it may say nothing until it is.
         names: of each worker, for messages; by default "worker 0" and so on.
+        together: with other processes like this one, asked again and again whether something holds here; says whether
+            it holds for all of them. So they stand still, and see their workers leave, at once.
     """
 
     def __init__(
@@ -122,10 +132,12 @@ class Workers:
         handle: Callable[[Any], None],
         silence_seconds: float,
         names: Sequence[str] | None = None,
+        together: Callable[[bool], bool] = bool,
     ) -> None:
         names = names or [f"worker {index}" for index in range(len(arguments))]
         allow_many_files()
         self._handle = handle
+        self._together = together
         self._silence_seconds = silence_seconds
         self._seconds_to_get_ready = max(_seconds_to_get_ready(len(arguments)), silence_seconds)
         self._n_pauses = 1
@@ -180,13 +192,18 @@ class Workers:
         if int(self._order) == _RUN:  # else it is the pause in which they start
             self._n_pauses += 1
             self._order.fill_(self._n_pauses)
-        while not all(worker.standing for worker in self._workers):
+        while not self._together(all(worker.standing or worker.done for worker in self._workers)):
             self.poll(0.1)
         yield
         for worker in self._workers:
             worker.standing, worker.silent_seconds = False, 0.0
         if int(self._order) != _STOP:
             self._order.fill_(_RUN)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all of them have come so far as to ask whether to go on."""
+        return all(worker.ready for worker in self._workers)
 
     def stop(self) -> None:
         """The workers end when they are done with what they are at; from a standstill, without another update."""
@@ -202,7 +219,7 @@ class Workers:
         try:
             if error is None:
                 self.stop()
-                while not all(worker.done for worker in self._workers):
+                while not self._together(all(worker.done for worker in self._workers)):
                     self.poll(0.1)
         finally:
             self._end()

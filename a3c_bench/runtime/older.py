@@ -23,6 +23,7 @@ LATER: dict[str, Any] = {
     "alternate": False,
     "lag_control": "discard",
     "adjust": {"max_mean_lag_updates": None},
+    "shard_ranks": 1,
     "stale": {"aware": False, "delay_compensation": 0.0},
 }
 LATER_IN: dict[str, dict[str, Any]] = {"ga3c": {"stale_bootstrap": True}}  # where an algorithm was otherwise

@@ -83,6 +83,10 @@ class Peers(Protocol):
     def size(self) -> int:
         """How many there are."""
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the store that rank 0 keeps, where other processes of the run may meet too."""
+
     def learn_on(self, device: torch.device, silence_seconds: float) -> None:
         """Gets ready to meet, and to add up gradients on this device; from then on nobody may be silent for so long."""
 
@@ -123,6 +127,7 @@ class Alone:
     """A run that is one process."""
 
     index, size = 0, 1
+    address = ("", 0)
 
     def learn_on(self, device: torch.device, silence_seconds: float) -> None:
         """See `Peers`."""

@@ -19,17 +19,11 @@ import torch
 from common import FakeSession, small
 
 from a3c_bench.algos import gorila
-from a3c_bench.algos.gorila import (
-    Bundle,
-    GorilaConfig,
-    Roles,
-    Shard,
-    Shared,
-    make_roles,
-)
+from a3c_bench.algos.gorila import Bundle, GorilaConfig, Shard, make_roles
 from a3c_bench.algos.settings import GorilaReplayConfig, StaleConfig
 from a3c_bench.core.outliers import LossWatch
 from a3c_bench.errors import ConfigError
+from a3c_bench.parallel.bundles import Roles, Shared
 from a3c_bench.parallel.tally import EARLIER
 from a3c_bench.runtime.machine import allow_many_files
 from a3c_bench.runtime.session import Session

@@ -4,16 +4,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from pairs import meeting, side_by_side
 from torch import multiprocessing as mp
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from a3c_bench.errors import RankError
 from a3c_bench.parallel import remote
@@ -34,27 +33,6 @@ class Ends(NamedTuple):
 
 def make_server(n_shards: int, keeps_theta: bool = False, size: int = 10) -> SharedServer:
     return SharedServer(torch.arange(float(size)).share_memory_(), n_shards, 0, (2, 4), keeps_theta)
-
-
-@contextmanager
-def meeting() -> Iterator[Meeting]:
-    store = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=30), False)
-    yield Meeting("127.0.0.1", store.port, "attempt 1", "lo")
-    del store
-
-
-def side_by_side(*makers: Callable[[], Any]) -> list[Any]:
-    """What each gives, all called at once."""
-    made: dict[int, Any] = {}
-    threads = [
-        threading.Thread(target=lambda i=i, make=make: made.update({i: make()}), daemon=True)
-        for i, make in enumerate(makers)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30.0)
-    return [made[i] for i in range(len(makers))]
 
 
 @contextmanager
