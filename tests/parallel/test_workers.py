@@ -290,3 +290,32 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return "Z"
+
+
+def test_workers_stand_still_and_leave_together_with_those_of_other_processes() -> None:
+    """Here all do at once, for there are none; the others say so when they are asked for the third time."""
+    asked: list[bool] = []
+
+    def together(holds: bool) -> bool:
+        asked.append(holds)
+        return len(asked) % 3 == 0
+
+    with Workers(count, [], lambda report: None, 10.0, together=together) as workers, workers.standstill():
+        assert asked == [True] * 3
+    assert asked == [True] * 6
+
+
+def test_a_worker_settles_before_it_says_that_it_stands_or_ends() -> None:
+    said: list[str] = []
+
+    class Pipe:
+        def send(self, message: tuple[str, Any]) -> None:
+            said.append(message[0])
+
+    order = torch.zeros(1, dtype=torch.int64)
+    link = Link(order, Pipe(), Pipe())  # type: ignore[arg-type]
+    assert link.going(lambda: None, settle=lambda: said.append("settled"))
+    assert said == ["report"]
+    order.fill_(-1)
+    assert not link.going(lambda: None, settle=lambda: said.append("settled"))
+    assert said == ["report", "settled", "report"]
