@@ -18,7 +18,7 @@ import pytest
 import torch
 from turns import take_turns
 
-from a3c_bench.algos import a3c, gorila
+from a3c_bench.algos import a3c
 from a3c_bench.algos.settings import (
     A3CConfig,
     DQNConfig,
@@ -27,6 +27,7 @@ from a3c_bench.algos.settings import (
     GorilaReplayConfig,
     PAACConfig,
 )
+from a3c_bench.parallel import bundles
 from a3c_bench.schema import (
     AdvantageConfig,
     BudgetConfig,
@@ -289,6 +290,6 @@ def hashes(directory: Path) -> dict[str, str]:
 def test_a_run_computes_what_it_always_did(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if reference() != REFERENCE:
         pytest.skip("this CPU or this torch rounds otherwise than those whose numbers are frozen here")
-    take_turns(monkeypatch, a3c, gorila)
+    take_turns(monkeypatch, a3c, bundles)
     train(RUNS[name], tmp_path)
     assert hashes(tmp_path) == FROZEN[name]

@@ -35,7 +35,12 @@ class Turn:
         self._thread.start()
         self.take()  # until it is ready
 
-    def going(self, report: Callable[[], Any], resume: Callable[[], None] = lambda: None) -> bool:
+    def going(
+        self,
+        report: Callable[[], Any],
+        resume: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> bool:
         """As that of `Link`; the parent takes the report."""
         self.report, self.resume = report, resume
         self._parents.release()
@@ -98,7 +103,7 @@ class WorkersInTurn:
 
 
 def take_turns(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
-    """Runs of these algorithms have their workers in this process, and nobody waits for a token that is not there."""
+    """Runs by these modules have their workers in this process, and nobody waits for a token that is not there."""
     take = Tokens.take
     monkeypatch.setattr(Tokens, "take", lambda tokens, timeout: take(tokens, 0.0))
     for module in modules:
