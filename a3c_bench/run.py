@@ -69,6 +69,8 @@ def main() -> None:
             if rank is not None:
                 config = rank.with_ranks(config, HydraConfig.get().overrides.task)
             check_settings(config)
+            if rank is not None:
+                rank.take_share(config.device)
             _say_which_point(config)
             directory = run_directory(config, HydraConfig.get().overrides.task)
             # EnvPool and torch take seconds to import, for which bad input need not wait, and no run twice.

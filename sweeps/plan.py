@@ -38,7 +38,7 @@ from a3c_bench.launch.options import (
 )
 from a3c_bench.launch.ranks import with_ranks
 from a3c_bench.runtime.directory import read_status, read_yaml
-from a3c_bench.runtime.machine import usable_cores
+from a3c_bench.runtime.machine import usable_cores, visible_gpus
 from a3c_bench.schema import Config, EnvConfig
 from a3c_bench.streams import exit_with
 from sweeps.status import duration, run_directories
@@ -224,7 +224,7 @@ def resources_of(options: LocalOptions | SlurmOptions | None, ranks: int) -> Res
     if options is not None:
         from a3c_bench.launch import local
 
-        shares = local.slots(replace(options, ranks=ranks), range(cores), local.visible_gpus())
+        shares = local.slots(replace(options, ranks=ranks), range(cores), visible_gpus())
         return Resources(len(shares[0].cores), len(shares[0].gpus), len(shares), None)
     import torch
 

@@ -191,10 +191,8 @@ def _keep_to_own_gpus(task: slurm.ThisTask) -> None:
     """
     from a3c_bench.runtime import machine
 
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if named:
-        own = machine.shared_out(named, task.local_size)[task.local_index]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    if task.local_size > 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        os.environ.update(machine.gpus_of_a_rank(task.local_index, task.local_size))
 
 
 def _note_failure(path: Path, error: Exception, leads: bool) -> None:

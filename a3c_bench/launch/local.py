@@ -13,11 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from submitit.local.local import LocalExecutor, LocalJob
 
 from a3c_bench.errors import ConfigError
@@ -25,6 +23,7 @@ from a3c_bench.launch.job import Job
 from a3c_bench.launch.options import LocalOptions
 from a3c_bench.launch.state import look
 from a3c_bench.runtime.directory import read_job, replace_file, write_job
+from a3c_bench.runtime.machine import visible_gpus
 from a3c_bench.runtime.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -62,19 +61,6 @@ def slots(options: LocalOptions, cores: Sequence[int], gpus: Sequence[str]) -> l
         )
         for i in range(n_at_once)
     ]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return list(takewhile(_is_a_gpu, map(str.strip, named.split(","))))
-    return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def _is_a_gpu(name: str) -> bool:
-    """To CUDA, the first word that names none (-1, NoDevFiles, nothing) ends the list."""
-    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 
 
 def run_all(directories: Sequence[Path], options: LocalOptions, folder: Path, stop: StopRequest) -> None:

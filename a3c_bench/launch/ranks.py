@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from a3c_bench import checks
 from a3c_bench.errors import ConfigError
 from a3c_bench.launch.options import LocalOptions, SlurmOptions, gpus_of_a_node, ranks_of_a_node
+from a3c_bench.runtime import machine
 from a3c_bench.schema import Config
 
 
@@ -51,6 +52,8 @@ class TorchrunRank:
 
     index: int
     size: int
+    local_index: int  # among those of its node
+    local_size: int
 
     def with_ranks(self, config: Config, words: Sequence[str]) -> Config:
         """The configuration of the run with the number of ranks that torchrun has started.
@@ -61,12 +64,20 @@ class TorchrunRank:
         contradicts = f"torchrun, which starts {self.size}: leave ranks out"
         return _agreed(config, self.size, words, contradicts, f"torchrun starts {self.size}")
 
+    def take_share(self, device: str) -> None:
+        """Keeps this process to its share of the cores, and of the GPUs if it uses any, that its node's ranks see."""
+        cores = sorted(os.sched_getaffinity(0))
+        machine.keep_to_cores(machine.shared_out(cores, self.local_size)[self.local_index])
+        if device.startswith("cuda"):
+            os.environ.update(machine.gpus_of_a_rank(self.local_index, self.local_size))
+
 
 def started_by_torchrun() -> TorchrunRank | None:
     """The rank that this process is, if torchrun has started it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
-    return TorchrunRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return TorchrunRank(*(int(os.environ[name]) for name in names))
 
 
 def _in_words(options: SlurmOptions) -> str:

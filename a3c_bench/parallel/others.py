@@ -1,6 +1,5 @@
-"""The other ranks of a run that nobody has started: processes of this machine, each with its share of the cores."""
+"""The other ranks of a run that nobody has started: processes of this machine, each with its share of it."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from a3c_bench.errors import RankError
 from a3c_bench.parallel.ranks import Fixed, Place
-from a3c_bench.runtime.machine import keep_to_cores
+from a3c_bench.runtime.machine import gpus_of_a_rank, keep_to_cores, shared_out
 from a3c_bench.runtime.signals import held_back
 
 _HOST = "127.0.0.1"
@@ -57,12 +56,13 @@ class _StartWhenPublished(Fixed):
     def _start(self, index: int, port: int) -> "subprocess.Popen[bytes]":
         n_ranks = str(self._n_ranks)
         place = {"RANK": str(index), "WORLD_SIZE": n_ranks, "LOCAL_RANK": str(index), "LOCAL_WORLD_SIZE": n_ranks}
+        gpus = gpus_of_a_rank(index, self._n_ranks)  # to rank 0, `cuda` is the first, which is no other's
         here = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         return subprocess.Popen(
             [sys.executable, "-m", "a3c_bench.rank"],
             stdin=subprocess.DEVNULL,
-            env=os.environ | place | {"MASTER_ADDR": _HOST, "MASTER_PORT": str(port), "PYTHONPATH": path},
+            env=os.environ | place | gpus | {"MASTER_ADDR": _HOST, "MASTER_PORT": str(port), "PYTHONPATH": path},
         )
 
 
@@ -80,14 +80,6 @@ def started(n_ranks: int) -> Iterator[Others]:
         for process in rendezvous.processes:
             _end(process, end - time.monotonic())
         keep_to_cores(cores)
-
-
-def shared_out(cores: Sequence[int], n_ranks: int) -> list[list[int]]:
-    """The cores of each rank: about as many for each, or one that several use where there are too few."""
-    if len(cores) < n_ranks:
-        return [[cores[index % len(cores)]] for index in range(n_ranks)]
-    ends = [len(cores) * index // n_ranks for index in range(n_ranks + 1)]
-    return [list(cores[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:

@@ -73,6 +73,26 @@ def keep_to_cores(cores: Iterable[int]) -> None:
             os.sched_setaffinity(int(thread), wanted)
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return list(itertools.takewhile(_is_a_gpu, map(str.strip, named.split(","))))
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _is_a_gpu(name: str) -> bool:
+    """To CUDA, the first word that names none (-1, NoDevFiles, nothing) ends the list."""
+    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
+
+
+def gpus_of_a_rank(index: int, n_ranks: int) -> dict[str, str]:
+    """The environment in which a rank of this node sees its share of the GPUs that this process may use."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(shared_out(visible_gpus(), n_ranks)[index])}
+
+
 def shared_out(things: Sequence[T], n_ranks: int) -> list[list[T]]:
     """What each rank of a node has of its cores or GPUs: about as many; one of several ranks if there are too few."""
     if 0 < len(things) < n_ranks:

@@ -11,10 +11,11 @@ import pytest
 from forking import Forked
 
 from a3c_bench.errors import ConfigError
-from a3c_bench.launch.local import Slot, slots, visible_gpus
+from a3c_bench.launch.local import Slot, slots
 from a3c_bench.launch.options import LocalOptions
 from a3c_bench.launch.state import look
 from a3c_bench.runtime.directory import read_status
+from a3c_bench.runtime.machine import visible_gpus
 
 Cli = Callable[..., Any]
 SMALL = (

@@ -256,6 +256,12 @@ def test_a_task_sees_its_own_gpus(monkeypatch: pytest.MonkeyPatch, given: str, t
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 
+def test_cores_and_gpus_are_shared_out() -> None:
+    assert machine.shared_out([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
+    assert machine.shared_out([3, 5], 3) == [[3], [5], [3]]
+    assert machine.shared_out([], 2) == [[], []]
+
+
 def test_which_task_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURMD_NODENAME"):
         monkeypatch.delenv(name, raising=False)
@@ -340,8 +346,9 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """`torchrun(index, size)` makes this process one of its ranks."""
 
     def start(index: int, size: int) -> None:
-        for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": str(index), "WORLD_SIZE": str(size)}.items():
-            monkeypatch.setenv(name, value)
+        said = {"RANK": index, "WORLD_SIZE": size, "LOCAL_RANK": index, "LOCAL_WORLD_SIZE": size}
+        for name, value in ({"TORCHELASTIC_RUN_ID": "x"} | said).items():
+            monkeypatch.setenv(name, str(value))
 
     yield start
     logging.disable(logging.NOTSET)
@@ -366,12 +373,17 @@ def test_torchrun_says_how_many_and_rank_0_speaks(
     cli: Cli,
     torchrun: Callable[..., None],
     trained: list[tuple[Config, Path]],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     index: int,
     status: int,
 ) -> None:
     torchrun(index, 2)
+    kept: list[list[int]] = []
+    monkeypatch.setattr(machine, "keep_to_cores", kept.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     ended = cli(f"root={tmp_path}")
+    assert kept == [[2 * index, 2 * index + 1]]
     assert [(config.ranks, directory.parent.name) for config, directory in trained] == [(2, "ranks=2")]
     assert ended.exit_status == status
     assert ("Stopped by SIGTERM and saved" in ended.stdout) is (index == 0)

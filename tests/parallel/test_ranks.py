@@ -16,11 +16,12 @@ from forking import Forked, ForkingServer, end
 
 from a3c_bench.config import compose, run_directory
 from a3c_bench.errors import ConfigError, RankError
+from a3c_bench.parallel import others
 from a3c_bench.parallel import ranks as parallel_ranks
-from a3c_bench.parallel.others import shared_out
 from a3c_bench.parallel.ranks import Fixed, Place, Ranks
 from a3c_bench.runtime.directory import read_status
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 pytestmark = pytest.mark.timeout(300)
 TINY = ("evaluation.n_games=1", "evaluation.n_envs=1", "progress=false", "network.hidden_sizes=[8]")
 LONG = ("budget.frames=100000000", "algo.optimizer.anneal=false")
@@ -252,11 +253,6 @@ def test_a_run_starts_its_other_ranks_itself_and_leaves_none_behind(fork: Any, t
     wait_for(lambda: not Path(f"/proc/{other}").exists(), SECONDS_TO_END)
 
 
-def test_cores_are_shared_out() -> None:
-    assert shared_out([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
-    assert shared_out([3, 5], 3) == [[3], [5], [3]]
-
-
 def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_ranks, "SECONDS_TO_COME", 0.3)
     with pytest.raises(RankError, match=r"Ranks 1, 2 of 3 did not come within 0\.3 seconds\."):
@@ -278,3 +274,13 @@ def test_an_evaluation_that_takes_longer_than_silence_may_last_is_waited_for(ran
     slow = "evaluation.n_games=400", "evaluation.interval_frames=1000", "evaluation.policy=greedy"
     assert all_end(ranks(2, *words, *slow), 240.0) == [0, 0]
     assert len(rows(directory(tmp_path, 2, *words, *slow), "eval")) == 800
+
+
+def test_a_rank_that_is_started_here_sees_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, stdin, env: given.append((env["RANK"], env[VISIBLE])))
+    monkeypatch.setenv(VISIBLE, "4,5,6,7")
+    cores = sorted(os.sched_getaffinity(0))
+    others._StartWhenPublished(2, [cores, cores]).publish(4711)
+    assert given == [("1", "6,7")]
+    assert sorted(os.sched_getaffinity(0)) == cores
