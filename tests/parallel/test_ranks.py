@@ -20,6 +20,7 @@ from a3c_bench.parallel import others
 from a3c_bench.parallel import ranks as parallel_ranks
 from a3c_bench.parallel.ranks import Fixed, Place, Ranks
 from a3c_bench.runtime.directory import read_status
+from benchmarks import measure_ranks
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 pytestmark = pytest.mark.timeout(300)
@@ -251,6 +252,11 @@ def test_a_run_starts_its_other_ranks_itself_and_leaves_none_behind(fork: Any, t
     (other,) = [pid for pid in children(process.pid) if "a3c_bench.rank" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{other}").exists(), SECONDS_TO_END)
+
+
+def test_the_model_of_a_ring_by_hand() -> None:
+    link = measure_ranks.Link("made up", 4, bytes_per_second=1000.0, latency_seconds=0.5)
+    assert measure_ranks.seconds_of_ring(8000, link) == 6 * (0.5 + 2.0)
 
 
 def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
