@@ -12,6 +12,7 @@ and an update on N ranks takes what it takes on one, and T(N). The share that it
 """
 
 import argparse
+import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import multiprocessing
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
@@ -52,15 +52,18 @@ def scaling(rounds: int) -> None:
 def all_reduce(_rounds: int) -> None:
     """Two processes that do nothing else."""
     for name in NETWORKS:
-        with multiprocessing.get_context("spawn").Manager() as manager:
+        spawning = multiprocessing.get_context("spawn")
+        with spawning.Manager() as manager:
             seconds: Any = manager.dict()
             port = manager.Value("i", 0)
-            multiprocessing.spawn(_rank, (name, port, seconds), nprocs=2)
+            started = [spawning.Process(target=_rank, args=(index, name, port, seconds)) for index in range(2)]
+            for process in started:
+                process.start()
+            for process in started:
+                process.join()
             n = seconds["parameters"]
-            print(
-                f"{name}, {n:,} parameters: gradient of {4 * (n + 1) / 1e6:.2f} MB in {1e3 * seconds['reduce']:.2f} ms, "
-                f"counts in {1e3 * seconds['meet']:.2f} ms"
-            )
+            reduced, met = 1e3 * seconds["reduce"], 1e3 * seconds["meet"]
+            print(f"{name}: gradient of {4 * (n + 1) / 1e6:.2f} MB in {reduced:.2f} ms, counts in {met:.2f} ms")
 
 
 class _Told(Fixed):
@@ -114,8 +117,8 @@ class Link:
     latency_seconds: float  # of a message
 
 
-# Of the bandwidth on the data sheet a ring is taken to reach 80%. The latency of nodes is measured: half of the smallest
-# all-reduce of two ranks by gloo on a loopback (0.26 ms). That of GPUs is assumed: nothing was measured on any.
+# Of the bandwidth on the data sheet a ring is taken to reach 80%. The latency of nodes is measured: half of the
+# smallest all-reduce of two ranks by gloo on a loopback. That of GPUs is assumed: nothing was measured on any.
 LINKS = (
     Link("8 GPUs, NVLink 450 GB/s", 8, 0.8 * 450e9, 5e-6),
     Link("8 GPUs, PCIe 4 25 GB/s", 8, 0.8 * 25e9, 10e-6),
