@@ -1,20 +1,27 @@
 """Several ranks: one run, the numbers of one rank with all environments, and a sentence for whoever is lost."""
 
-import csv
 import os
 import signal
 import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forking import Forked, ForkingServer, end
+from ranked import (
+    LONG,
+    SECONDS_TO_END,
+    TINY,
+    Start,
+    all_end,
+    children,
+    directory,
+    rows,
+    state_of,
+    wait_for,
+    wait_for_updates,
+)
 
-from a3c_bench.config import compose, run_directory
 from a3c_bench.errors import ConfigError, RankError
 from a3c_bench.parallel import others
 from a3c_bench.parallel import ranks as parallel_ranks
@@ -24,66 +31,6 @@ from benchmarks import measure_ranks
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 pytestmark = pytest.mark.timeout(300)
-TINY = ("evaluation.n_games=1", "evaluation.n_envs=1", "progress=false", "network.hidden_sizes=[8]")
-LONG = ("budget.frames=100000000", "algo.optimizer.anneal=false")
-SECONDS_TO_END = 60.0
-
-Start = Callable[..., list[Forked]]
-
-
-@pytest.fixture
-def ranks(forking: ForkingServer, tmp_path: Path) -> Iterator[Start]:
-    """`ranks(n, *words)`: the n processes of a run, started as torchrun does; root is tmp_path."""
-    started: list[Forked] = []
-
-    def start(n_ranks: int, *words: str, setup_of_1: str = "") -> list[Forked]:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        common = {"WORLD_SIZE": n_ranks, "LOCAL_WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes = []
-        for index in range(n_ranks):
-            said = {key: str(value) for key, value in {**common, "RANK": index, "LOCAL_RANK": index}.items()}
-            setup = f"import os, torch; os.environ.update({said!r}); torch.set_num_threads(1)\n"
-            setup += setup_of_1 if index == 1 else ""
-            asked = (*TINY, f"root={tmp_path}", *words, *([f"ranks={n_ranks}"] if n_ranks > 1 else []))
-            processes.append(forking.start(asked, setup if n_ranks > 1 else "import torch; torch.set_num_threads(1)"))
-        started.extend(processes)
-        return processes
-
-    yield start
-    for process in started:
-        end(process)
-
-
-def directory(root: Path, n_ranks: int, *words: str) -> Path:
-    words = (*TINY, f"root={root}", *words, *([f"ranks={n_ranks}"] if n_ranks > 1 else []))
-    return run_directory(compose(words), words)
-
-
-def rows(run: Path, name: str) -> list[dict[str, str]]:
-    with open(run / f"{name}.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def state_of(run: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(run / "checkpoint" / "latest.pt", weights_only=True)
-    return saved
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come"
-        time.sleep(0.05)
-
-
-def wait_for_updates(run: Path) -> None:
-    wait_for(lambda: (run / "metrics.csv").exists() and len(rows(run, "metrics")) >= 2)
-
-
-def all_end(processes: Sequence[Forked], seconds: float = SECONDS_TO_END) -> list[int]:
-    until = time.monotonic() + seconds
-    return [process.wait(max(until - time.monotonic(), 0.1)) for process in processes]
 
 
 # --- the same numbers -------------------------------------------------------------------------------------------------
@@ -230,11 +177,6 @@ def test_a_rank_that_raises_says_why_on_all_of_them(ranks: Start, tmp_path: Path
 
 
 # --- started here -----------------------------------------------------------------------------------------------------
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
-    return [int(word) for word in found.split()]
 
 
 def test_a_run_starts_its_other_ranks_itself_and_leaves_none_behind(fork: Any, tmp_path: Path) -> None:
