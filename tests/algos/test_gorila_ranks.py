@@ -136,6 +136,19 @@ def test_staleness_over_the_wire_by_hand(limit: int, kept: bool) -> None:
         assert torch.equal(server.theta, then) != kept
 
 
+def test_an_actor_without_a_learner_asks_for_what_others_learn() -> None:
+    with parts_of(with_algo(n_actors=2, max_loss_deviations=None), crosses=True) as parts:
+        parts.run(12)
+        (bundle, actor), tally = parts.bundles, parts.shared.tally
+        assert actor.learner is None
+        assert tally.of([actor.index])[0] > 12  # it acts
+        assert actor.transport.version == actor.notes.version > 0
+        refreshed = torch.zeros_like(parts.shared.server.theta)
+        assert actor.transport.fetch(refreshed).tolist() == parts.shared.server.versions.tolist()
+        assert torch.equal(refreshed, parts.shared.server.theta)
+        assert bundle.transport.version == int(parts.shared.server.versions[0])
+
+
 def test_a_shard_on_another_clock_knows_no_sample_from_the_future() -> None:
     push = Push(0, torch.zeros(1), 3, np.array([[1.0, 50.0, 2.0, 40.0], [2.0, 70.0, 1.0, 60.0]]), None)
     assert no_older(Stamp(4, 60, 1.5), push) == Stamp(4, 70, 2.0)
