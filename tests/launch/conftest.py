@@ -16,8 +16,18 @@ _skipped: list[str] = []
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[OneNode]:
     """A SLURM of one node, which every command that is started here finds."""
+    yield from _started(1)
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[OneNode]:
+    """A SLURM of two nodes, for the tests of one module."""
+    yield from _started(2)
+
+
+def _started(n_nodes: int) -> Iterator[OneNode]:
     try:
-        node = OneNode.start()
+        node = OneNode.start(n_nodes=n_nodes)
     except NoSlurmError as error:
         _skipped.append(str(error))
         pytest.skip(f"NO SLURM: {error}")

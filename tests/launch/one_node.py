@@ -1,6 +1,7 @@
 """A real SLURM of one node for the tests: its own keys, ports, database and folder; nothing of /etc is read or written.
 
     cluster = OneNode.start()      # raises NoSlurmError with the reason where there can be none
+    OneNode.start(n_nodes=2)       # n1 and n2, which are both this machine
     ...                            # sbatch, squeue, sacct, scontrol find it by SLURM_CONF
     cluster.stop()
 
@@ -37,8 +38,10 @@ class NoSlurmError(Exception):
 class OneNode:
     """The daemons, as children of this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, n_nodes: int = 1) -> None:
         self.folder = folder
+        self.host = socket.gethostname().split(".")[0]
+        self.nodes = [self.host] if n_nodes == 1 else [f"n{number}" for number in range(1, n_nodes + 1)]
         self.conf = folder / "slurm.conf"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = os.environ | {"SLURM_CONF": str(self.conf), "PATH": SEARCH, "LC_ALL": "C"}
@@ -47,12 +50,14 @@ class OneNode:
                 del self._environment[name]
 
     @classmethod
-    def start(cls, max_array_size: int = 5) -> "OneNode":
+    def start(cls, max_array_size: int = 5, n_nodes: int = 1) -> "OneNode":
         """Installs what is absent if it may, starts everything, waits until the node takes jobs."""
         absent = [program for program in PROGRAMS if shutil.which(program, path=SEARCH) is None]
         if absent:
             install(absent)
-        node = cls(Path(tempfile.mkdtemp(prefix="slurm-")))  # short: sockets have names of at most 107 characters
+        node = cls(
+            Path(tempfile.mkdtemp(prefix="slurm-")), n_nodes
+        )  # short: of sockets' names
         try:
             node._start(max_array_size)
         except BaseException:
@@ -92,19 +97,23 @@ class OneNode:
         self.start_node()
 
     def start_node(self) -> None:
-        """Starts slurmd, or starts it again."""
-        self._run("slurmd", "-D", "-f", str(self.conf))
-        self._wait("slurmd", self.takes_jobs)
+        """Starts slurmd on every node, or starts it again."""
+        for node in self.nodes:
+            self._run("slurmd", "-D", "-f", str(self.conf), "-N", node, key=f"slurmd-{node}")
+        self._wait(f"slurmd-{self.nodes[-1]}", self.takes_jobs)
 
     def fail_node(self) -> None:
-        """The node loses its power: slurmd and everything in a job is gone at once."""
-        self._daemons["slurmd"].kill()
-        self._daemons.pop("slurmd").wait()
+        """The machine loses its power: slurmd and everything in a job is gone at once."""
+        for node in self.nodes:
+            daemon = self._daemons.pop(f"slurmd-{node}")
+            daemon.kill()
+            daemon.wait()
         self._kill_jobs()
 
     def takes_jobs(self) -> bool:
-        """Whether the node is up."""
-        return (self.says("sinfo", "-h", "-o", "%T", "-p", "work") or "").strip() in ("idle", "mixed", "allocated")
+        """Whether every node is up."""
+        states = (self.says("sinfo", "-h", "-N", "-o", "%T", "-p", "work") or "").split()
+        return len(states) == len(self.nodes) and {*states} <= {"idle", "mixed", "allocated"}
 
     def says(self, *command: str) -> str | None:
         """What one of SLURM's commands prints; None if it fails."""
@@ -118,7 +127,7 @@ class OneNode:
                 self.says("scancel", "--user", _user())
         for name in reversed(list(self._daemons)):
             daemon = self._daemons.pop(name)
-            if name == "slurmd":
+            if name.startswith("slurmd-"):
                 self._kill_jobs()
             daemon.terminate()
             try:
@@ -130,9 +139,10 @@ class OneNode:
 
     # --- how ----------------------------------------------------------------------------------------------------
 
-    def _run(self, name: str, *options: str, **environment: str) -> None:
-        with open(self.folder / f"{name}.out", "ab") as out:
-            self._daemons[name] = subprocess.Popen(
+    def _run(self, name: str, *options: str, key: str | None = None, **environment: str) -> None:
+        key = key or name
+        with open(self.folder / f"{key}.out", "ab") as out:
+            self._daemons[key] = subprocess.Popen(
                 [name, *options], env=self._environment | environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 cwd=self.folder, start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
@@ -157,26 +167,30 @@ class OneNode:
                     os.kill(int(process.name), signal.SIGKILL)
 
     def _configure(self, max_array_size: int) -> None:
-        host = socket.gethostname().split(".")[0]
-        ports = _free_ports(3)
+        host = self.host
+        ports = _free_ports(2 + len(self.nodes))
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
         cpus = max(2, os.cpu_count() or 1)
-        for name in ("ctld", "d"):
+        for name in ("ctld", *(f"d-{node}" for node in self.nodes)):
             (self.folder / name).mkdir()
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} "
+            "Gres=gpu:2 State=UNKNOWN"
+            for node, port in zip(self.nodes, ports[2:], strict=True)
+        )
         self.conf.write_text(f"""\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 SlurmUser={_user()}
 SlurmdUser={_user()}
 AuthType=auth/munge
 AuthInfo=socket={self.folder}/munge/socket,cred_expire=10
 CredType=cred/munge
 StateSaveLocation={self.folder}/ctld
-SlurmdSpoolDir={self.folder}/d
+SlurmdSpoolDir={self.folder}/d-%n
 SlurmctldPidFile={self.folder}/slurmctld.pid
-SlurmdPidFile={self.folder}/slurmd.pid
+SlurmdPidFile={self.folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -200,14 +214,14 @@ ReturnToService=2
 MaxArraySize={max_array_size}
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
-AccountingStoragePort={ports[2]}
+AccountingStoragePort={ports[1]}
 AccountingStoragePass={self.folder}/munge/socket
 GresTypes=gpu
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
-PartitionName=work Nodes={host} Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=REQUEUE GraceTime=15
-PartitionName=gpu Nodes={host} MaxTime=INFINITE PriorityTier=10 PreemptMode=REQUEUE GraceTime=15
-PartitionName=urgent Nodes={host} MaxTime=INFINITE PriorityTier=20 PreemptMode=OFF
+{nodes}
+PartitionName=work Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=REQUEUE GraceTime=15
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=REQUEUE GraceTime=15
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=20 PreemptMode=OFF
 """)
         (self.folder / "gres.conf").write_text("AutoDetect=off\nName=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         old = (self.says("slurmd", "-V") or "").split()[-1].startswith(("20.", "21.", "22."))
@@ -217,7 +231,7 @@ PartitionName=urgent Nodes={host} MaxTime=INFINITE PriorityTier=20 PreemptMode=O
         database = self.folder / "slurmdbd.conf"
         database.write_text(f"""\
 DbdHost=localhost
-DbdPort={ports[2]}
+DbdPort={ports[1]}
 SlurmUser={_user()}
 AuthType=auth/munge
 AuthInfo=socket={self.folder}/munge/socket
