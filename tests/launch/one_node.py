@@ -55,9 +55,7 @@ class OneNode:
         absent = [program for program in PROGRAMS if shutil.which(program, path=SEARCH) is None]
         if absent:
             install(absent)
-        node = cls(
-            Path(tempfile.mkdtemp(prefix="slurm-")), n_nodes
-        )  # short: of sockets' names
+        node = cls(Path(tempfile.mkdtemp(prefix="slurm-")), n_nodes)  # short: of sockets' names
         try:
             node._start(max_array_size)
         except BaseException:
