@@ -15,7 +15,7 @@ from a3c_bench.launch.local import Slot, slots
 from a3c_bench.launch.options import LocalOptions
 from a3c_bench.launch.state import look
 from a3c_bench.runtime.directory import read_status
-from a3c_bench.runtime.machine import visible_gpus
+from a3c_bench.runtime.machine import family, visible_gpus
 
 Cli = Callable[..., Any]
 SMALL = (
@@ -120,6 +120,27 @@ def test_a_signal_reaches_the_runs(fork: Callable[..., Forked], tmp_path: Path, 
     wait_for(lambda: states(tmp_path) == ["preempted", "missing"], 20.0)
     (status,) = [read_status(path.parent) for path in tmp_path.rglob("status.json")]
     assert (status["state"], status["stop_signal"]) == ("preempted", "SIGTERM")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_reaches_every_rank(fork: Callable[..., Forked], tmp_path: Path, sent: signal.Signals) -> None:
+    process = fork(*SMALL, *LONG[:-1], "seed=0", f"root={tmp_path}", "hydra.launcher.ranks=2")
+    wait_for(lambda: any(read_status(p.parent).get("frames", 0) > 0 for p in tmp_path.rglob("status.json")))
+    (run,) = (path.parent for path in tmp_path.rglob("status.json"))
+    assert run.parent.name.endswith("ranks=2")
+    ranks = [Path(f"/proc/{pid}") for pid in family(process.pid) if "a3c_bench.rank" in command_of(pid)]
+    assert len(ranks) == 1
+    assert 1 <= read_status(run)["machine"]["cores"] <= max(1, len(os.sched_getaffinity(0)) // 2)  # its share
+    os.kill(process.pid, sent)
+    process.communicate(timeout=60)
+    wait_for(lambda: read_status(run)["state"] == "preempted", 60.0)
+    wait_for(lambda: not any(rank.exists() for rank in ranks), 60.0)
+    assert read_status(run)["stop_signal"] == "SIGTERM"
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def test_detached_runs_need_nobody(cli: Cli, tmp_path: Path) -> None:
