@@ -101,6 +101,7 @@ def joined(config: Config, place: Place | None) -> Iterator[Ranks]:
     """The ranks of a run, seen from this process.
 
     Raises:
+        ConfigError: there are other numbers of processes or GPUs.
         RankError: one of them is lost.
     """
     place = place or place_from_environment()
@@ -109,6 +110,7 @@ def joined(config: Config, place: Place | None) -> Iterator[Ranks]:
     with ExitStack() as stack:
         look: Callable[[], None] = lambda: None  # noqa: E731
         if place is None:
+            machine.check_gpus(config.device, config.ranks, len(machine.visible_gpus()))
             others = stack.enter_context(started(config.ranks))
             place, look = others.place, others.look
         yield stack.enter_context(_closed(Ranks(place, config.rank_silence_seconds, look)))

@@ -14,7 +14,7 @@ from a3c_bench.launch.options import LocalOptions, SlurmOptions, check_local, ch
 from a3c_bench.launch.points import Point, check_points, write_down
 from a3c_bench.launch.state import Standing, counted, local_record, look_again
 from a3c_bench.runtime.directory import diverged, write_job
-from a3c_bench.runtime.machine import visible_gpus
+from a3c_bench.runtime.machine import check_gpus, visible_gpus
 from a3c_bench.runtime.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ def launch_local(points: Sequence[Point], options: LocalOptions, sweep: Path) ->
     most = max(point.config.ranks for point in points)
     options = replace(options, ranks=most)
     (slot, *_) = local.slots(options, sorted(os.sched_getaffinity(0)), visible_gpus())
+    for point in points:
+        check_gpus(point.config.device, point.config.ranks, len(slot.gpus))
     if most > len(slot.cores):
         log.warning("%d ranks of a run share %d core%s.", most, len(slot.cores), "s" if len(slot.cores) > 1 else "")
     folder = sweep / ".submitit"

@@ -88,6 +88,17 @@ def _is_a_gpu(name: str) -> bool:
     return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 
 
+def check_gpus(device: str, n_ranks: int, n_gpus: int) -> None:
+    """Checks that each rank of a run has a GPU of its own on this machine, if it uses one.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if device.startswith("cuda") and 1 < n_ranks > n_gpus:
+        have = f"{n_gpus} GPU{'' if n_gpus == 1 else 's'}"
+        raise ConfigError(f"ranks={n_ranks} with device={device} takes a GPU for each, but the run has {have}.")
+
+
 def gpus_of_a_rank(index: int, n_ranks: int) -> dict[str, str]:
     """The environment in which a rank of this node sees its share of the GPUs that this process may use."""
     return {"CUDA_VISIBLE_DEVICES": ",".join(shared_out(visible_gpus(), n_ranks)[index])}

@@ -27,6 +27,7 @@ from a3c_bench.runtime import machine
 from a3c_bench.runtime.directory import RunDirectory, read_job, read_status, read_yaml, write_status
 from a3c_bench.runtime.signals import StopRequest
 from a3c_bench.schema import Config
+from a3c_bench.train import joined
 
 Cli = Callable[..., Any]
 
@@ -260,6 +261,38 @@ def test_cores_and_gpus_are_shared_out() -> None:
     assert machine.shared_out([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
     assert machine.shared_out([3, 5], 3) == [[3], [5], [3]]
     assert machine.shared_out([], 2) == [[], []]
+
+
+def test_each_rank_needs_a_gpu_of_its_own() -> None:
+    sentence = r"^ranks=3 with device=cuda takes a GPU for each, but the run has 2 GPUs\.$"
+    with pytest.raises(ConfigError, match=sentence):
+        machine.check_gpus("cuda", 3, 2)
+    machine.check_gpus("cuda", 2, 2)
+    machine.check_gpus("cpu", 3, 2)
+    machine.check_gpus("cuda", 1, 0)  # which resolve_device refuses in its own words
+
+
+def test_more_ranks_than_gpus_are_refused_before_any_starts(monkeypatch: pytest.MonkeyPatch, paac: Config) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(ConfigError, match="but the run has 1 GPU"), joined(replace(paac, ranks=2, device="cuda"), None):
+        pass
+    monkeypatch.setattr(sweep, "check_points", lambda *points, **where: None)
+    point = Point(Path("nowhere"), replace(paac, ranks=2, device="cuda"))
+    with pytest.raises(ConfigError, match="but the run has 1 GPU"):
+        sweep.launch_local([point], LocalOptions(), Path("nowhere"))
+    assert not Path("nowhere").exists()
+
+
+def test_too_few_cores_are_told(
+    monkeypatch: pytest.MonkeyPatch, paac: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sweep, "check_points", lambda *points, **where: None)
+    monkeypatch.setattr(sweep, "_prepare", lambda points: [])
+    monkeypatch.setattr(sweep, "_wait", lambda *rest: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    for ranks in (2, 3):
+        sweep.launch_local([Point(tmp_path / "run", replace(paac, ranks=ranks))], LocalOptions(), tmp_path)
+    assert [record.message for record in caplog.records] == ["3 ranks of a run share 2 cores."]
 
 
 def test_which_task_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
