@@ -9,6 +9,7 @@ Workers are forked from a process that has imported torch once, for all of them 
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 import traceback
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Any
 
@@ -32,6 +34,53 @@ _RUN, _STOP = 0, -1  # orders; a number above 0 is a pause. Each has its own: on
 SECONDS_BETWEEN_REPORTS = 0.1
 _SECONDS_TO_GET_READY = 120.0  # by a worker that has a core: Python, torch, environments, on a busy machine
 _SECONDS_TO_DIE = 2.0
+
+
+_LENGTH = 8  # bytes that say how long a message is
+
+
+def write_message(pipe: Connection, message: Any) -> None:
+    """Puts a message into a pipe, for the `Inbox` at its other end."""
+    content = bytes(ForkingPickler.dumps(message))
+    left = memoryview(len(content).to_bytes(_LENGTH, "big") + content)
+    while left:
+        left = left[os.write(pipe.fileno(), left) :]
+
+
+class Inbox:
+    """Reads a pipe and never waits: its writer may have been stopped in the middle of a message.
+
+    Args:
+        pipe: the end that reads.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._bytes = bytearray()  # the beginning of a message
+
+    def take(self) -> list[Any]:
+        """The messages that are there as a whole.
+
+        Raises:
+            EOFError: the writer has gone, and left no whole message that was not taken.
+        """
+        messages: list[Any] = []
+        while self._pipe.poll():
+            piece = os.read(self._pipe.fileno(), 1 << 16)
+            if not piece and not messages:
+                raise EOFError
+            if not piece:
+                break
+            self._bytes += piece
+            while (end := self._end) <= len(self._bytes):
+                messages.append(pickle.loads(self._bytes[_LENGTH:end]))
+                del self._bytes[:end]
+        return messages
+
+    @property
+    def _end(self) -> int:
+        """Where the message ends that has begun; it is whole if that has been read."""
+        return _LENGTH + int.from_bytes(self._bytes[:_LENGTH], "big") if len(self._bytes) >= _LENGTH else _LENGTH
 
 
 class Link:
@@ -84,7 +133,7 @@ class Link:
 
     def _send(self, kind: str, content: Any = None) -> None:
         try:
-            self._reports.send((kind, content))
+            write_message(self._reports, (kind, content))
         except OSError:  # there is no parent any more
             os._exit(1)
         self._reported_at = time.monotonic()
@@ -103,6 +152,7 @@ class _Worker:
         self.name = name
         self.process = process
         self.reports = reports
+        self.inbox = Inbox(reports)
         self.traces = traces
         self.started = False
         self.ready = False  # it has asked at least once whether to go on
@@ -226,11 +276,11 @@ class Workers:
 
     def _read(self, worker: _Worker) -> None:
         worker.silent_seconds = 0.0
-        while not worker.done and worker.reports.poll():
-            try:
-                kind, content = worker.reports.recv()
-            except (EOFError, OSError):
-                raise WorkerError(f"{worker.name} {how_it_died(worker.process)}.") from None
+        try:
+            messages = worker.inbox.take()
+        except (EOFError, OSError):
+            raise WorkerError(f"{worker.name} {how_it_died(worker.process)}.") from None
+        for kind, content in messages:
             if kind == "started":
                 worker.started = True
             elif kind == "standing":

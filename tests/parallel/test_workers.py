@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from a3c_bench.errors import WorkerError
 from a3c_bench.parallel import workers as workers_module
-from a3c_bench.parallel.workers import Link, Workers
+from a3c_bench.parallel.workers import Inbox, Link, Workers, write_message
 
 N = 2
 
@@ -306,16 +308,38 @@ def test_workers_stand_still_and_leave_together_with_those_of_other_processes() 
 
 
 def test_a_worker_settles_before_it_says_that_it_stands_or_ends() -> None:
-    said: list[str] = []
+    order, reports, read = torch.zeros(1, dtype=torch.int64), *Pipe()
+    link, inbox, said = Link(order, reports, reports), Inbox(read), list[Any]()
 
-    class Pipe:
-        def send(self, message: tuple[str, Any]) -> None:
-            said.append(message[0])
+    def settle() -> None:
+        said.extend([*inbox.take(), "settled"])
 
-    order = torch.zeros(1, dtype=torch.int64)
-    link = Link(order, Pipe(), Pipe())  # type: ignore[arg-type]
-    assert link.going(lambda: None, settle=lambda: said.append("settled"))
-    assert said == ["report"]
+    assert link.going(lambda: None, settle=settle)
     order.fill_(-1)
-    assert not link.going(lambda: None, settle=lambda: said.append("settled"))
-    assert said == ["report", "settled", "report"]
+    assert not link.going(lambda: None, settle=settle)
+    said += inbox.take()
+    assert said == [("report", None), "settled", ("report", None)]
+
+
+def test_nobody_waits_for_the_rest_of_a_message() -> None:
+    """A worker may be stopped while it writes what a pipe cannot hold at once."""
+    read, written = Pipe(duplex=False)
+    inbox, messages = Inbox(read), [("report", bytes(200_000)), ("report", {"a": 1.0})]
+    took: list[Any] = []
+    writer = threading.Thread(target=lambda: [write_message(written, message) for message in messages])
+    writer.start()
+    while len(took) < 2:
+        took += inbox.take()
+    assert took == messages
+    writer.join()
+    whole, copied = Pipe(duplex=False)
+    write_message(copied, ("report", "x" * 100))
+    sent = os.read(whole.fileno(), 1000)
+    for piece, found in ((sent[:3], []), (sent[3:50], []), (sent[50:] + sent[:9], [("report", "x" * 100)])):
+        os.write(written.fileno(), piece)
+        assert inbox.take() == found
+    os.write(written.fileno(), sent[9:])
+    written.close()
+    assert inbox.take() == [("report", "x" * 100)]
+    with pytest.raises(EOFError):
+        inbox.take()
