@@ -1,5 +1,7 @@
 """Gorila on several ranks, in one process: what crosses a network changes nothing that is learnt; who lives where."""
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,6 +136,31 @@ def test_staleness_over_the_wire_by_hand(limit: int, kept: bool) -> None:
         assert int(server.versions[0]) == first.transport.version == now + 2 + kept
         assert bool((server.theta < then).all()) == kept
         assert torch.equal(server.theta, then) != kept
+
+
+def test_a_bundle_pauses_when_all_that_it_sent_was_applied() -> None:
+    """Before each pause, the shard's version is the number of gradients there are, though the shard takes its time."""
+    config = with_algo(max_loss_deviations=None)
+    _, shared, replays = gorila.assemble(config, FakeSession(config))  # type: ignore[arg-type]
+    shared.wait_until_filled(replays, 40)
+    pauses: list[tuple[int, int]] = []
+
+    class Link:
+        def going(self, report: Any, resume: Any, settle: Any = lambda: None) -> bool:
+            settle()
+            pauses.append((shared.tally.of([0])[1], int(shared.server.versions[0])))
+            return pauses[-1][0] < 8
+
+    with meeting() as shared.meeting:
+        life = threading.Thread(target=gorila.worker_main, args=(Link(), config, shared, 0, 1))
+        life.start()
+        shard = Shard(config, shared, 0)
+        while life.is_alive():
+            time.sleep(0.01)
+            shard.serve()
+        shard.port.leave()
+    assert pauses[-1] == (8, 8)
+    assert all(n_computed == version for n_computed, version in pauses)
 
 
 def test_an_actor_without_a_learner_asks_for_what_others_learn() -> None:
