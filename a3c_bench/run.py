@@ -48,6 +48,7 @@ _SWEEP_FLAGS = ("-m", "--multirun")
 @ended_by_interrupt()  # until a run listens
 def main() -> None:
     """Runs one job, or each job of a sweep; a job that fails does not keep the others from running."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a rank that is lost torch tells in twenty lines
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are, and leave as one sentence
     mend_streams()
     register_schemas()

@@ -12,9 +12,10 @@ has neither a budget nor what is tuned for an environment.
 import logging
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +38,7 @@ from a3c_bench.errors import (
 )
 from a3c_bench.evaluation import EvaluationResult, evaluate, evaluation_seed
 from a3c_bench.parallel.follower import Follower
-from a3c_bench.parallel.others import started
+from a3c_bench.parallel.others import Others, started
 from a3c_bench.parallel.ranks import Place, Ranks, place_from_environment
 from a3c_bench.runtime import checkpoint, history, machine
 from a3c_bench.runtime.directory import RunDirectory, diverged, read_status, read_yaml, timestamp
@@ -73,7 +74,7 @@ def train(
     """
     if config.ranks > 1:
         check_settings(config)
-        with nullcontext(stop) if stop else StopRequest() as told, joined(config, place) as peers:
+        with nullcontext(stop) if stop else StopRequest() as told, joined(config, place, told) as peers:
             return lead(config, directory, told, peers) if peers.index == 0 else _follow(peers, told)
     return lead(config, directory, stop)
 
@@ -92,12 +93,12 @@ def follow(place: Place, stop: StopRequest) -> Mapping[str, Any]:
     Raises:
         TrainingError: this rank cannot go on, or another one is lost.
     """
-    with _closed(Ranks(place)) as peers:
+    with _closed(Ranks(place, look=partial(_look, stop, None))) as peers:
         return _follow(peers, stop)
 
 
 @contextmanager
-def joined(config: Config, place: Place | None) -> Iterator[Ranks]:
+def joined(config: Config, place: Place | None, stop: StopRequest) -> Iterator[Ranks]:
     """The ranks of a run, seen from this process.
 
     Raises:
@@ -108,12 +109,21 @@ def joined(config: Config, place: Place | None) -> Iterator[Ranks]:
     if place is not None and place.size != config.ranks:
         raise ConfigError(f"ranks={config.ranks}, but {place.size} processes were started: say ranks={place.size}.")
     with ExitStack() as stack:
-        look: Callable[[], None] = lambda: None  # noqa: E731
+        others = None
         if place is None:
             machine.check_gpus(config.device, config.ranks, len(machine.visible_gpus()))
             others = stack.enter_context(started(config.ranks))
-            place, look = others.place, others.look
-        yield stack.enter_context(_closed(Ranks(place, config.rank_silence_seconds, look)))
+            place = others.place
+        ranks = Ranks(place, config.rank_silence_seconds, partial(_look, stop, others))
+        yield stack.enter_context(_closed(ranks))
+
+
+def _look(stop: StopRequest, others: Others | None) -> None:
+    """Raises RankError for a run that will not begin: it was told to stop, or one of its ranks has ended."""
+    if others is not None:
+        others.look()
+    if stop.signal is not None:
+        raise RankError(f"Stopped by {stop.signal.name} before all ranks had come.")
 
 
 @contextmanager
@@ -122,6 +132,8 @@ def _closed(peers: Ranks) -> Iterator[Ranks]:
     try:
         yield peers
     except BaseException as error:
+        if peers.index > 0 and not isinstance(error, UserError | TrainingError):  # rank 0 has a log for its own
+            traceback.print_exception(error)
         peers.fail(error)
         peers.close(failed=True)
         raise
@@ -265,7 +277,7 @@ def _train(config: Config, directory: RunDirectory, stop: StopRequest, peers: Pe
             directory.write_status(calibration=asdict(_of_all_ranks(calibrate(config), config.ranks)))
 
         def is_told() -> bool:
-            number = peers.heartbeat()
+            number = session.peers.heartbeat()
             if number:
                 stop.request(signal.Signals(number))
             return stop.signal is not None

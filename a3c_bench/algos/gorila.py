@@ -315,7 +315,7 @@ def assemble(config: Config, session: Session) -> tuple[QNetwork, Shared, list[R
         replays={i: SharedArrays() for i in range(roles.n_replays)},
         locks={i: Tokens(1) for i in range(roles.n_replays) if len(roles.users(i)) > 1},
         files=replay_files(config, spec, session.directory, tuple(map(roles.n_envs, range(roles.n_replays)))),
-        meeting=None if roles.n_ranks == 1 else meeting_at(session.peers.address, f"attempt {session.attempt}"),
+        meeting=None if roles.n_ranks == 1 else meeting_at(session.peers.address, f"{session.peers.name}, bundles"),
     )
     return network, shared, [open_replay(config, shared, i, spec) for i in range(roles.n_replays)]
 

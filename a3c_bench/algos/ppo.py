@@ -122,7 +122,7 @@ class PPO:
         of_samples = kl[found.mask]
         if self.session.peers.size == 1:
             return float(of_samples.mean())
-        summed, n_samples = self.session.peers.total(torch.stack([of_samples.sum(), found.mask.sum()])).tolist()
+        summed, n_samples = self.session.peers.total(torch.stack([of_samples.sum(), found.mask.sum()])).unbind()
         return float(summed / n_samples)
 
     def close(self) -> None:

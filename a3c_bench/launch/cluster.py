@@ -13,9 +13,9 @@ from submitit.slurm.slurm import SlurmExecutor
 from a3c_bench.errors import ConfigError
 from a3c_bench.launch import slurm
 from a3c_bench.launch.job import Job, slurm_record
-from a3c_bench.launch.local import python_path
 from a3c_bench.launch.options import SlurmOptions, ranks_of_a_node
 from a3c_bench.runtime.directory import write_job
+from a3c_bench.runtime.machine import python_path
 
 log = logging.getLogger(__name__)
 

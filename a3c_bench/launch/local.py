@@ -23,7 +23,7 @@ from a3c_bench.launch.job import Job
 from a3c_bench.launch.options import LocalOptions
 from a3c_bench.launch.state import look
 from a3c_bench.runtime.directory import read_job, replace_file, write_job
-from a3c_bench.runtime.machine import visible_gpus
+from a3c_bench.runtime.machine import python_path, visible_gpus
 from a3c_bench.runtime.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -119,14 +119,6 @@ def leave_behind(directories: Sequence[Path], options: LocalOptions, folder: Pat
             env=os.environ | {"PYTHONPATH": python_path()},
         )
     return process.pid
-
-
-def python_path() -> str:
-    """PYTHONPATH with which another process finds this very package, also in a checkout that is not installed."""
-    here = str(Path(__file__).parents[2])
-    installed = "site-packages" in here or "dist-packages" in here  # there it would come before Python's own modules
-    parts = [] if installed else [here]
-    return os.pathsep.join(dict.fromkeys(parts + [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]))
 
 
 class _Executor(LocalExecutor):

@@ -286,7 +286,7 @@ class Leader:
             except RankError:
                 if shards.ready:
                     with suppress(WorkerError), shards.standstill():  # what is saved then is no half of an update
-                        pass
+                        shards.stop()
                 raise
         shared.bring_together(session.peers)
 

@@ -121,9 +121,7 @@ class Follower:
         """See `Session`."""
         counters, own = self.counters, self.counters.agent_steps - self._steps_met
         met = self.peers.meet(own, False, self._signal())
-        self._steps_met = counters.agent_steps = counters.agent_steps - own + met.n_agent_steps
-        self._tally.correct(counters.agent_steps)
-        counters.frames = counters.agent_steps * self.config.env.frame_skip
+        self._count_all(counters.agent_steps - own + met.n_agent_steps)
         if met.signal:
             self._stop.request(signal.Signals(met.signal))
         self.is_over = met.ends or frames_are_spent(self.config, counters.frames)
@@ -151,12 +149,19 @@ class Follower:
         self.ratio("sent_mib_per_second", mib, 0.0)  # rank 0 tells the seconds, once for all
         self.ratio("sent_messages_per_second", n_messages, 0.0)
         report = self._notes.report()
-        report.n_agent_steps = 0  # they were told when the ranks met
+        report.n_agent_steps = self.counters.agent_steps - self._steps_met  # the others were told when the ranks met
         self.peers.gather(report)
         release = self.peers.stand(self._signal)
         self.clock.set(release.wall_seconds)
+        self._count_all(release.agent_steps)
         self._due, self.is_over = release.due, release.ends
         return release.status
+
+    def _count_all(self, agent_steps: int) -> None:
+        """Counts those of all ranks."""
+        self._steps_met = self.counters.agent_steps = agent_steps
+        self.counters.frames = agent_steps * self.config.env.frame_skip
+        self._tally.correct(agent_steps)
 
     def _signal(self) -> int:
         return self._stop.signal or 0

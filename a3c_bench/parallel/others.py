@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from a3c_bench.errors import RankError
 from a3c_bench.parallel.ranks import Fixed, Place
-from a3c_bench.runtime.machine import gpus_of_a_rank, keep_to_cores, shared_out
+from a3c_bench.runtime.machine import gpus_of_a_rank, keep_to_cores, python_path, shared_out
 from a3c_bench.runtime.signals import held_back
 
 _HOST = "127.0.0.1"
@@ -57,12 +56,15 @@ class _StartWhenPublished(Fixed):
         n_ranks = str(self._n_ranks)
         place = {"RANK": str(index), "WORLD_SIZE": n_ranks, "LOCAL_RANK": str(index), "LOCAL_WORLD_SIZE": n_ranks}
         gpus = gpus_of_a_rank(index, self._n_ranks)  # to rank 0, `cuda` is the first, which is no other's
-        here = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+        quiet = {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}  # our sentence says it
         return subprocess.Popen(
             [sys.executable, "-m", "a3c_bench.rank"],
             stdin=subprocess.DEVNULL,
-            env=os.environ | place | gpus | {"MASTER_ADDR": _HOST, "MASTER_PORT": str(port), "PYTHONPATH": path},
+            env=os.environ
+            | {"PYTHONPATH": python_path(), "MASTER_ADDR": _HOST, "MASTER_PORT": str(port)}
+            | place
+            | gpus
+            | quiet,
         )
 
 

@@ -9,10 +9,12 @@ there. So every rank ends with a sentence that names the one which was lost.
 """
 
 import io
+import itertools
 import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from a3c_bench.runtime.peers import Met, Release
 from a3c_bench.runtime.signals import STOP_SIGNALS
 
 SECONDS_TO_COME = 300.0  # for a rank that starts late: it waits in a queue, or imports from a slow disk
+_SECONDS_TO_CONNECT = 30.0  # once all are there
 _MEETINGS_TO_WARM_UP = 3  # in which a rank may take as long: it compiles, or captures graphs
 _SECONDS_TO_SAY_WHY = 5.0  # for the others, once a connection is broken
 _SECONDS_BETWEEN_HEARTBEATS = 1.0
@@ -102,6 +105,7 @@ def place_from_environment() -> Place | None:
 
 
 _LOOPBACK = ("127.0.0.1", "localhost")
+_COUNT = itertools.count()  # of the runs of this process, which are those of all ranks
 
 
 class Ranks:
@@ -123,9 +127,12 @@ class Ranks:
         self.place = place
         self._silence_seconds = silence_seconds
         self._n_meetings = 0
+        self._dead: list[int] = []
         self._beaten_at = time.monotonic()
         self._sent = [0.0, 0.0]  # MiB and messages since they were last asked for
-        self._store, self.address = self._open_store(look)
+        self.name = f"run {next(_COUNT)} of start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        store, self.address = self._open_store(look)
+        self._store = PrefixStore(self.name, store)  # torchrun's goes on to the next run, and to the next start
         self.nodes = self._call_the_roll(look)
         if place.interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", place.interface)
@@ -135,10 +142,12 @@ class Ranks:
                 store=PrefixStore("ranks", self._store),
                 rank=self.index,
                 world_size=self.size,
-                timeout=timedelta(seconds=SECONDS_TO_COME),
+                timeout=timedelta(seconds=_SECONDS_TO_CONNECT),
+            )
+            self._patient: dist.ProcessGroup | None = dist.new_group(
+                backend="gloo", timeout=timedelta(seconds=SECONDS_TO_COME)
             )
         self._store.set_timeout(timedelta(seconds=_SECONDS_TO_SAY_WHY))  # who does not answer for so long is gone
-        self._patient: dist.ProcessGroup | None = dist.group.WORLD
         self._patient_gradients = self._counts = self._gradients = self._patient
 
     def learn_on(self, device: torch.device, silence_seconds: float) -> None:
@@ -150,18 +159,21 @@ class Ranks:
             if device.type == "cuda":
                 n_visible = torch.cuda.device_count()
                 torch.cuda.set_device(self.place.local_index if n_visible >= self.place.local_size else 0)
-                self._gradients = self._patient_gradients = dist.new_group(backend="nccl")
+                self._gradients = self._patient_gradients = dist.new_group(backend="nccl", timeout=silence)
 
     # --- what rank 0 and the others do alike --------------------------------------------------------------------------
 
     def share(self, content: Any = None) -> Any:
         """See `Peers`."""
+        return self._share(content, self._patient)
+
+    def _share(self, content: Any, group: dist.ProcessGroup | None) -> Any:
         buffer = io.BytesIO()
         if self.index == 0:
             torch.save(content, buffer)
         shared = [buffer.getvalue()]
         with self._told("share"):
-            dist.broadcast_object_list(shared, src=0, group=self._patient)
+            dist.broadcast_object_list(shared, src=0, group=group)
         self._count(len(shared[0]) if self.index == 0 else 0)
         return torch.load(io.BytesIO(shared[0]), map_location="cpu", weights_only=False)
 
@@ -211,13 +223,13 @@ class Ranks:
     def release(self, release: Release) -> None:
         """See `Peers`."""
         self._beat(released=True)
-        self.share(release)
+        self._share(release, self._counts)
 
     def stand(self, signal: Callable[[], int]) -> Release:
         """See `Peers`."""
         while self._stands(signal()):
             pass
-        release = self.share()
+        release = self._share(None, self._counts)
         assert isinstance(release, Release)
         return release
 
@@ -241,6 +253,7 @@ class Ranks:
         named = first if isinstance(error, Exception) and first.endswith(".") else f"{type(error).__name__}: {first}"
         with suppress(RuntimeError):
             self._store.set(f"failed/{self.index}", f"{self._name(self.index)} failed: {named}")
+            self._store.set(f"asked/{self.index}", "")
             if self.index == 0:
                 self._store.set("verdict", self._store.get(f"failed/{self.index}").decode())
 
@@ -248,8 +261,9 @@ class Ranks:
         """Leaves the others; after a failure, rank 0 waits a moment for those who will ask why."""
         self._hang_up()
         if failed and self.index == 0 and not self.place.rendezvous.is_kept:
-            deadline = time.monotonic() + _SECONDS_TO_SAY_WHY
-            asked = [f"asked/{other}" for other in range(1, self.size)]
+            seconds = _SECONDS_TO_CONNECT if self._is_warming_up else _SECONDS_TO_SAY_WHY
+            deadline = time.monotonic() + seconds
+            asked = [f"asked/{other}" for other in range(1, self.size) if other not in self._dead]
             with suppress(RuntimeError):
                 while time.monotonic() < deadline and not self._store.check(asked):
                     time.sleep(0.05)
@@ -265,30 +279,27 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the connections, which would stay open
             raise RankError(self._find_out(str(error), what)) from None
 
     def _find_out(self, error: str, what: str) -> str:
         silent = "imed out" in error or "timeout" in error.lower()
-        lost = f"said nothing for {self._silence_seconds:g} seconds" if silent else "died, or cannot be reached"
+        lost = "said nothing for too long" if silent else "died, or cannot be reached"
+        if silent and not self._is_warming_up:
+            lost = f"said nothing for {self._silence_seconds:g} seconds"
         self._hang_up()  # who waits for this rank, and not for the one that is lost, hears of it so
         if self.index == 0:
             verdict = self._judge(lost, error, what)
             self._store.set("verdict", verdict)
             return verdict
-        heard: list[str] = []
-        asks = threading.Thread(target=self._ask, args=(heard,), daemon=True)  # a store that hangs keeps who asks it
+        asks = _Question(self._store, self.index)
         asks.start()
-        asks.join(2 * _SECONDS_TO_SAY_WHY)
-        return heard[0] if heard else f"{self._name(0)} {lost}."
-
-    def _ask(self, heard: list[str]) -> None:
-        """By the others: rank 0's verdict, unless rank 0 itself is lost."""
-        with suppress(RuntimeError):
-            self._store.set(f"alive/{self.index}", "")
-            while not self._store.check(["verdict"]):
-                time.sleep(0.05)
-            heard.append(self._store.get("verdict").decode())
-            self._store.set(f"asked/{self.index}", "")
+        begun = time.monotonic()
+        while asks.is_alive() and time.monotonic() - asks.answered_at < 2 * _SECONDS_TO_SAY_WHY:
+            asks.join(0.1)
+            if time.monotonic() - begun > max(self._silence_seconds, 2 * _SECONDS_TO_SAY_WHY):
+                break  # its store answers, and it itself does not
+        return asks.verdict or f"{self._name(0)} {lost}."
 
     def _judge(self, lost: str, error: str, what: str) -> str:
         """By rank 0: who is to blame, once the others have had time to speak."""
@@ -303,6 +314,7 @@ class Ranks:
         if failed:
             return self._store.get(f"failed/{failed[0]}").decode()
         missing = [self._name(other) for other in others if other not in spoke]
+        self._dead = [other for other in others if other not in spoke]
         if missing:
             return f"{' and '.join(missing)} {lost}."
         return f"The connection between the ranks broke when they were to {what}: {error.splitlines()[0]}."
@@ -373,6 +385,27 @@ class Ranks:
             return [self._store.get(key).decode() for key in keys]
         except RuntimeError:
             raise RankError("Rank 0 went away before all ranks had come.") from None
+
+
+class _Question(threading.Thread):
+    """A rank above 0 asks rank 0's store for the verdict, in a thread: a store that hangs keeps who asks it."""
+
+    def __init__(self, store: PrefixStore, index: int) -> None:
+        super().__init__(daemon=True)
+        self._store = store
+        self._index = index
+        self.answered_at = time.monotonic()
+        self.verdict = ""
+
+    def run(self) -> None:
+        """Until there is a verdict, or no store any more."""
+        with suppress(RuntimeError):
+            self._store.set(f"alive/{self._index}", "")
+            while not self._store.check(["verdict"]):
+                self.answered_at = time.monotonic()
+                time.sleep(0.05)
+            self.verdict = self._store.get("verdict").decode()
+            self._store.set(f"asked/{self._index}", "")
 
 
 def _wait_for_listener(host: str, port: int, look: Callable[[], None]) -> None:

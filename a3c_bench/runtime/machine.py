@@ -112,6 +112,14 @@ def shared_out(things: Sequence[T], n_ranks: int) -> list[list[T]]:
     return [list(things[start:end]) for start, end in itertools.pairwise(ends)]
 
 
+def python_path() -> str:
+    """PYTHONPATH with which another process finds this very package, also in a checkout that is not installed."""
+    here = str(Path(__file__).parents[2])
+    installed = "site-packages" in here or "dist-packages" in here  # there it would come before Python's own modules
+    parts = [] if installed else [here]
+    return os.pathsep.join(dict.fromkeys(parts + [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]))
+
+
 def check_device(name: str) -> None:
     """Checks the name of a device without looking whether there is one.
 

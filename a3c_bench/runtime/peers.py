@@ -64,6 +64,7 @@ class Release(NamedTuple):
 
     ends: bool  # the run
     wall_seconds: float  # training seconds so far
+    agent_steps: int  # of all ranks so far: some were taken since they met
     due: Due  # when rows and evaluations are due from now on
     status: Mapping[str, Any] = {}  # what status.json says at the end
 
@@ -86,6 +87,10 @@ class Peers(Protocol):
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the store that rank 0 keeps, where other processes of the run may meet too."""
+
+    @property
+    def name(self) -> str:
+        """Of this run in that store, where others may have been before."""
 
     def learn_on(self, device: torch.device, silence_seconds: float) -> None:
         """Gets ready to meet, and to add up gradients on this device; from then on nobody may be silent for so long."""
@@ -127,7 +132,7 @@ class Alone:
     """A run that is one process."""
 
     index, size = 0, 1
-    address = ("", 0)
+    address, name = ("", 0), ""
 
     def learn_on(self, device: torch.device, silence_seconds: float) -> None:
         """See `Peers`."""

@@ -22,7 +22,7 @@ from a3c_bench.core.adjustment import Window
 from a3c_bench.core.lag import LagMeter, Stamp
 from a3c_bench.core.networks import ActorCritic, QNetwork
 from a3c_bench.envs.episodes import Episode
-from a3c_bench.errors import CheckpointError
+from a3c_bench.errors import CheckpointError, RankError
 from a3c_bench.runtime import checkpoint, machine
 from a3c_bench.runtime.clock import PHASES, PhaseTimer, TrainingClock
 from a3c_bench.runtime.directory import RunDirectory, timestamp
@@ -113,7 +113,7 @@ class Session:
         self._memory_at = -SECONDS_BETWEEN_MEMORY
         self._sent_at = self.wall_seconds
         self._steps_met = self.counters.agent_steps  # that all ranks know of
-        self._agreed_to_end = False  # of several ranks
+        self._has_begun = self._agreed_to_end = False
         self._recorder = Recorder(
             directory, make_loggers(config, directory.path, plain_config), saved["recorder"] if saved else None, columns
         )
@@ -165,6 +165,7 @@ class Session:
             states = {name: part.state_dict() for name, part in parts.items()}
             self.peers.share(Start(asdict(self.counters), self.wall_seconds, self._due, self._agreed_to_end, states))
             self.peers.take_sent()  # counts from here
+        self._has_begun = True
         self.clock.start()
         self.timer.start()
 
@@ -261,7 +262,7 @@ class Session:
                 self._save(self._directory.latest_checkpoint)
             if self.peers.size > 1:
                 self._agreed_to_end = self._wants_to_end
-                self.peers.release(Release(self._agreed_to_end, self.wall_seconds, self._due))
+                self.peers.release(Release(self._agreed_to_end, self.wall_seconds, self._steps_met, self._due))
         self.timer.start()
         return not self.is_over
 
@@ -290,12 +291,15 @@ class Session:
         """
         status = self._finish()
         if self.peers.size > 1:
-            self.peers.release(Release(True, self.wall_seconds, self._due, status))
+            try:
+                self.peers.release(Release(True, self.wall_seconds, self._steps_met, self._due, status))
+            except RankError as error:
+                log.warning("%s It has done its part.", error)
         return status
 
     def save_what_there_is(self) -> None:
         """Ends the row and saves, for a run whose other ranks are lost: the last update was that of all of them."""
-        if self._parts and self.clock.running:
+        if self._has_begun:
             if self.counters.frames > self._due.row_frames:
                 self._end_interval()
             self._save(self._directory.latest_checkpoint)
@@ -328,6 +332,7 @@ class Session:
         if self.peers.size > 1:
             for report in self.peers.gather(None):
                 self.take(report)
+            self._steps_met = self.counters.agent_steps
             mib, n_messages = self.peers.take_sent()
             seconds = self.wall_seconds - self._sent_at
             self.ratio("sent_mib_per_second", mib, seconds)
@@ -367,7 +372,14 @@ class Session:
         network = self._parts["network"]
         assert isinstance(network, ActorCritic | QNetwork)
         with self.clock.paused():
-            result = self._evaluate(network, self._n_evaluations)
+            try:
+                result = self._evaluate(network, self._n_evaluations)
+            except RankError as error:
+                if not final:
+                    raise
+                log.warning("%s It has done its part.", error)
+                self.peers = ALONE
+                result = self._evaluate(network, self._n_evaluations)
         if result is None:
             return False
         self._due.evaluated_frames = self.counters.frames

@@ -274,7 +274,10 @@ def test_each_rank_needs_a_gpu_of_its_own() -> None:
 
 def test_more_ranks_than_gpus_are_refused_before_any_starts(monkeypatch: pytest.MonkeyPatch, paac: Config) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(ConfigError, match="but the run has 1 GPU"), joined(replace(paac, ranks=2, device="cuda"), None):
+    with (
+        pytest.raises(ConfigError, match="but the run has 1 GPU"),
+        joined(replace(paac, ranks=2, device="cuda"), None, StopRequest()),
+    ):
         pass
     monkeypatch.setattr(sweep, "check_points", lambda *points, **where: None)
     point = Point(Path("nowhere"), replace(paac, ranks=2, device="cuda"))
