@@ -68,3 +68,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version (format {FORMAT}): remove it to start anew.")
     return content
+
+
+def updates_of(path: Path) -> float:
+    """When a checkpoint was saved; infinite if it is damaged."""
+    try:
+        return float(load(path)["counters"]["updates"])
+    except CheckpointError:
+        return float("inf")

@@ -402,7 +402,7 @@ class Session:
         latest, best = self._directory.latest_checkpoint, self._directory.best_checkpoint
         if self._best_updates == self.counters.updates:
             checkpoint.copy(latest, best)
-        elif best.exists() and _updates_of(best) > self.counters.updates:
+        elif best.exists() and checkpoint.updates_of(best) > self.counters.updates:
             log.warning("%s is of a part of the run that was lost: the next evaluation replaces it.", best)
             best.unlink()
             self._best_return, self._best_updates = float("-inf"), None
@@ -437,14 +437,6 @@ class Session:
             state=state, attempts=self.attempt, **self._now(), final=figures, error=None, **more
         )
         return self._directory.read_status()
-
-
-def _updates_of(file: Path) -> float:
-    """When a checkpoint was saved; infinite if it is damaged."""
-    try:
-        return float(checkpoint.load(file)["counters"]["updates"])
-    except CheckpointError:
-        return float("inf")
 
 
 def _evaluated_frames(saved: Mapping[str, Any]) -> int:
