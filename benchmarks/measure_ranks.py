@@ -122,9 +122,9 @@ class Link:
 LINKS = (
     Link("8 GPUs, NVLink 450 GB/s", 8, 0.8 * 450e9, 5e-6),
     Link("8 GPUs, PCIe 4 25 GB/s", 8, 0.8 * 25e9, 10e-6),
-    Link("16 nodes, 100 Gbit/s", 16, 0.8 * 12.5e9, 130e-6),
-    Link("16 nodes, 10 Gbit/s", 16, 0.8 * 1.25e9, 130e-6),
-    Link("16 nodes, 1 Gbit/s", 16, 0.8 * 0.125e9, 130e-6),
+    Link("16 nodes, 100 Gbit/s", 16, 0.8 * 12.5e9, 300e-6),
+    Link("16 nodes, 10 Gbit/s", 16, 0.8 * 1.25e9, 300e-6),
+    Link("16 nodes, 1 Gbit/s", 16, 0.8 * 0.125e9, 300e-6),
 )
 
 

@@ -55,7 +55,7 @@ def run(words: Sequence[str]) -> Mapping[str, Any]:
         sweep(Path(root), *SHORT, *words)
         (status,) = statuses(Path(root))
         (table,) = Path(root).rglob("metrics.csv")
-        shares = pd.read_csv(table).filter(regex="^share_(simulate|predict|train|wait)$").mean()
+        shares = pd.read_csv(table).filter(regex="^share_(simulate|predict|train|wait|communicate)$").mean()
         return status | {"shares": {name.removeprefix("share_"): share for name, share in shares.items()}}
 
 

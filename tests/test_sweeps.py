@@ -17,6 +17,7 @@ from a3c_bench.algos import algorithm_names, find_settings
 from a3c_bench.calibration import Calibration, calibrate
 from a3c_bench.config import compose, compose_points, compose_sweep, config_directory, from_hydra, sweeps_directory
 from a3c_bench.errors import ConfigError
+from a3c_bench.launch import slurm
 from a3c_bench.launch.points import Point, check_points
 from a3c_bench.runtime.directory import read_status
 from a3c_bench.schema import Config
@@ -237,7 +238,11 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "seed0" not in out
 
 
-def test_the_table_tells_of_ranks_where_a_run_has_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_tells_of_ranks_where_a_run_has_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "queue", dict)
+    monkeypatch.setattr(slurm, "accounting", lambda ids: {})
     lost = "RankError: Rank 1 on n2 died, or cannot be reached."
     several = {"ranks": 2, "budget": {"frames": 1000}}
     made_up(tmp_path, "a/seed0", several, state="failed", frames=500, wall_seconds=5.0, error=lost, attempts=1)

@@ -11,7 +11,7 @@ import torch
 from common import FakeSession, hold_environments, small
 from turns import take_turns
 
-from a3c_bench.algos import a3c, async_q, gorila
+from a3c_bench.algos import a3c, async_q
 from a3c_bench.algos.paac import PAAC
 from a3c_bench.algos.settings import (
     A3CConfig,
@@ -30,6 +30,7 @@ from a3c_bench.algos.settings import (
 from a3c_bench.core.lag import LagMeter, Stamp, split
 from a3c_bench.core.replay import lag_of
 from a3c_bench.core.rollout import Batch
+from a3c_bench.parallel import bundles
 from a3c_bench.parallel.tally import EARLIER, Tally
 from a3c_bench.schema import BudgetConfig, LagConfig, OptimizerConfig, ReplayConfig
 from a3c_bench.train import train
@@ -60,7 +61,7 @@ RUNS: dict[str, tuple[Any, set[str]]] = {  # with the parts that there may be
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_parts_add_up_for_every_sample(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_turns(monkeypatch, a3c, async_q, gorila)
+    take_turns(monkeypatch, a3c, async_q, bundles)
     algo, there_may_be = RUNS[name]
     if name in ("a3c", "ga3c", "n_step_q", "one_step_sarsa"):  # others apply updates all the time
         stamp, random = Tally.stamp, np.random.default_rng(0)

@@ -160,7 +160,7 @@ def test_masked_samples_change_neither_loss_nor_gradients(reduction: str) -> Non
     )
     losses = [loss_of(tensors, reduction) for tensors in (clean, spoilt)]
     for got, expected in zip(losses[1], losses[0], strict=True):
-        assert got.item() == expected.item()
+        assert got == expected  # as numbers; a sum is divided by None
     for loss in losses:
         loss.total.backward()
     for name in ("log_probs", "values"):
@@ -174,7 +174,17 @@ def test_masked_samples_change_neither_loss_nor_gradients(reduction: str) -> Non
 def test_no_valid_sample_is_no_loss() -> None:
     for reduction in REDUCTIONS:
         loss = loss_of(rollout(mask=torch.zeros_like(MASK)), reduction)
-        assert [part.item() for part in loss] == [0.0, 0.0, 0.0, 0.0]
+        assert [part.item() for part in loss[:4]] == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_divisor_is_what_the_sum_was_divided_by() -> None:
+    """By which ranks weigh their means, so that those with more samples count for more."""
+    total = loss_of(rollout(), "sum").total
+    for reduction in ("mean", "mean_over_envs"):
+        loss = loss_of(rollout(), reduction)
+        assert loss.divisor is not None
+        assert loss.total.item() * loss.divisor.item() == pytest.approx(total.item())
+    assert loss_of(rollout(), "sum").divisor is None
 
 
 def test_advantages_and_returns_are_constants() -> None:

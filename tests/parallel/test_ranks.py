@@ -123,7 +123,7 @@ def test_a_signal_to_one_rank_ends_all_of_them_at_the_same_update_and_the_run_go
     assert all_end(ranks(2, *words, f"budget.frames={frames + 1000}")) == [0, 0]  # there is nothing to do
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_is_killed_ends_the_others_with_a_sentence_that_names_it(
     lost: int, ranks: Start, tmp_path: Path
 ) -> None:
@@ -189,6 +189,7 @@ Follower.finish = die
 """
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_word_nobody_hears_is_finished_all_the_same(ranks: Start, tmp_path: Path) -> None:
     words = ("algo=paac", "algo.n_envs=2", "budget.frames=1000")
     processes = ranks(2, *words, setup_of_1=DIES_AFTER_ITS_LAST_REPORT)
