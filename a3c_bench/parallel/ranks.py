@@ -313,10 +313,9 @@ class Ranks:
             time.sleep(0.05)
         if failed:
             return self._store.get(f"failed/{failed[0]}").decode()
-        missing = [self._name(other) for other in others if other not in spoke]
         self._dead = [other for other in others if other not in spoke]
-        if missing:
-            return f"{' and '.join(missing)} {lost}."
+        if self._dead:
+            return f"{' and '.join(map(self._name, self._dead))} {lost}."
         return f"The connection between the ranks broke when they were to {what}: {error.splitlines()[0]}."
 
     # --- how ----------------------------------------------------------------------------------------------------------

@@ -178,15 +178,3 @@ ALONE = Alone()
 def frames_are_spent(config: Config, frames: int) -> bool:
     """Whether the budget of frames is."""
     return config.budget.frames is not None and frames >= config.budget.frames
-
-
-def frames_of_all(config: Config, agent_steps: int, met: int, n_ranks: int) -> int:
-    """Frames simulated by all ranks, each of which has taken as many agent steps since they met as this one.
-
-    Args:
-        config: of the run.
-        agent_steps: those of all when they met, and those of this rank since then.
-        met: of all when they met.
-        n_ranks: how many there are.
-    """
-    return (met + n_ranks * (agent_steps - met)) * config.env.frame_skip

@@ -29,7 +29,7 @@ from a3c_bench.runtime.directory import RunDirectory, timestamp
 from a3c_bench.runtime.ledger import Counters as Counters
 from a3c_bench.runtime.ledger import Figures, Fit, Scalar, WorkerReport, hand_over
 from a3c_bench.runtime.loggers import make_loggers
-from a3c_bench.runtime.peers import ALONE, Due, Peers, Release, Start, frames_are_spent, frames_of_all
+from a3c_bench.runtime.peers import ALONE, Due, Peers, Release, Start, frames_are_spent
 from a3c_bench.runtime.progress import ProgressDisplay
 from a3c_bench.runtime.recorder import Recorder
 from a3c_bench.runtime.signals import StopRequest
@@ -229,7 +229,8 @@ class Session:
     @property
     def frames(self) -> int:
         """Simulated by all so far: the other ranks are taken to have done as much as this one since they met."""
-        return frames_of_all(self.config, self.counters.agent_steps, self._steps_met, self.peers.size)
+        of_others = (self.peers.size - 1) * (self.counters.agent_steps - self._steps_met)
+        return (self.counters.agent_steps + of_others) * self.config.env.frame_skip
 
     def stamp(self) -> Stamp:
         """Where the run stands; the version is that of the policy that acts, while `version` says so."""
