@@ -160,7 +160,7 @@ def _hold_and_train(
         with _log_file(held.path / "a3c_bench.log"):
             log.info("Run directory: %s", held.path)
             status = held.read_status()
-            if status.get("state") == "finished" and held.latest_checkpoint.exists():
+            if status.get("state") == "finished":
                 log.info("%s is finished already: nothing to do.", held.path)
                 peers.share(status)
                 return status

@@ -264,6 +264,7 @@ def test_the_other_commands_need_them_neither(tmp_path: Path) -> None:
         "a3c_bench.calibrate": [["algo=pacc"], ["algo.n_envs=0"], ["device=gpu"], ["algo.optimizer.lr_range=[2,1]"]],
         "sweeps.plan": [["nope"], ["algo=pacc"], ["algo=paac,dqn", "algo.n_envs=0"], ["seed=0,1", "device=gpu"]],
         "sweeps.status": [["nowhere"]],
+        "sweeps.pack": [["nowhere"], ["nowhere", "--out", "runs.zip"]],
     }
     asked = [(command, words) for command, several in refused.items() for words in (["--help"], *several)]
     code = (

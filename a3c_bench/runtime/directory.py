@@ -82,7 +82,7 @@ class RunDirectory:
         """Into status.json, what the attempts to come watch otherwise than those before; a longer budget reopens a run.
 
         Raises:
-            RunDirectoryError: a budget is below what was run.
+            RunDirectoryError: a budget is below what was run, or above it where the checkpoint to go on from is gone.
         """
         status = self.read_status()
         differing = [
@@ -96,6 +96,11 @@ class RunDirectory:
         changes = history.with_changes(status.get("changed", {}), differing)
         more: dict[str, Any] = {}
         if status["state"] == "finished" and history.goes_on(status, BudgetConfig(**asked["budget"]), changes):
+            if not self.latest_checkpoint.exists():
+                raise RunDirectoryError(
+                    f"{self.path} holds a finished run without its checkpoint, so it cannot go on to a larger budget: "
+                    "choose another name= or remove it."
+                )
             more = {"state": "preempted", "stop_signal": None, "stop_reason": "the budget was raised"}
         self.write_status(changed=changes, **more)
 

@@ -82,20 +82,28 @@ def test_a_stop_during_the_last_evaluation_repeats_it(
     assert len(pd.read_csv(tmp_path / "eval.csv")) == 3
 
 
-def test_a_finished_run_is_left_alone(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_finished_run_is_left_alone(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_checkpoint: bool
+) -> None:
+    """Without its checkpoint too: results are not lost since somebody made room, or moved the tables alone."""
     first = train(tiny, tmp_path)
+    if not has_checkpoint:
+        (tmp_path / "checkpoint" / "latest.pt").unlink()
     files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".log"}
     monkeypatch.setattr(train_module, "_train", None)  # calling it would be an error
     assert train(tiny, tmp_path) == first
     assert {file: file.read_bytes() for file in files} == files
 
 
-def test_a_finished_run_without_its_checkpoint_starts_anew(tiny: Config, tmp_path: Path) -> None:
+def test_a_finished_run_without_its_checkpoint_does_not_go_on(tiny: Config, tmp_path: Path) -> None:
     train(tiny, tmp_path)
     (tmp_path / "checkpoint" / "latest.pt").unlink()
-    status = train(tiny, tmp_path)
-    assert (status["state"], status["attempts"]) == ("finished", 2)
-    assert pd.read_csv(tmp_path / "metrics.csv")["frames"].is_unique
+    tables = {file: file.read_bytes() for file in tmp_path.glob("*.*") if file.suffix != ".log"}
+    longer = replace(tiny, budget=replace(tiny.budget, frames=2 * (tiny.budget.frames or 0)))
+    with pytest.raises(RunDirectoryError, match="holds a finished run without its checkpoint"):
+        train(longer, tmp_path)
+    assert {file: file.read_bytes() for file in tables} == tables
 
 
 def test_lost_time_is_counted_once(tiny: Config, tmp_path: Path, at_update: Callable[..., None]) -> None:
