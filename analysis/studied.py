@@ -3,6 +3,7 @@
 A run has a *forced* lag if its algorithm lets it be set (`algo.lag.updates`); others have the lag that they have.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,6 +112,9 @@ class Study:
 def make_study(runs: Sequence[Run], goals: Mapping[str, float] | float | None = None) -> Study:
     """Sorts runs.
 
+    A point is read beside the other points of its environment. So where any run there is over, one that is not has no
+    numbers, and its caption names it.
+
     Args:
         runs: of any kind.
         goals: score to be reached, one for all environments or by environment; where there is none, as
@@ -120,9 +124,13 @@ def make_study(runs: Sequence[Run], goals: Mapping[str, float] | float | None = 
     places = {run.path: place_of(run, as_number(numbers[run.path]["learning_rate"])) for run in runs}
     curves = {run.path: make_trace(run, TRAINING_GAMES) for run in runs}
     chosen = _goals(list(curves.values()), dict.fromkeys(run.env for run in runs), goals)
+    compared = {
+        run.path for own in _by_env(runs) for run in itertools.compress(own, counting(one.ending for one in own))
+    }
 
     def studied(run: Run) -> Studied:
-        row = {str(name): as_number(value) for name, value in numbers[run.path].items()}
+        known = numbers[run.path] if run.path in compared else dict.fromkeys(numbers[run.path])
+        row = {str(name): as_number(value) for name, value in known.items()}
         row["score"] = row["score"] if np.isfinite(row["score"]) else row["training_score"]
         curve = curves[run.path]
         return Studied(run, row, places[run.path], curve, _arrivals(run, curve, chosen[run.env].value))
@@ -132,6 +140,13 @@ def make_study(runs: Sequence[Run], goals: Mapping[str, float] | float | None = 
     usual = usual_rates([studied(run) for run in forced])
     ways = _named_by_what_is_unusual([run for run in runs if _is_a_way(run, places[run.path], usual)])
     return Study(lines, group_traces(studied(run) for run in ways), chosen)
+
+
+def _by_env(runs: Sequence[Run]) -> Iterable[list[Run]]:
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        found[run.env].append(run)
+    return found.values()
 
 
 def _named(runs: Sequence[Run], explained: Callable[[Run], object]) -> list[Run]:

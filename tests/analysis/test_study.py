@@ -145,6 +145,22 @@ def test_a_seed_that_failed_before_its_first_game_never_arrives(write, tmp_path)
     assert counted(line.cells[2.0], "score").tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("state", ["running", "preempted"])
+def test_a_run_that_is_not_over_has_no_point_beside_those_that_are(write, tmp_path, state):
+    paths = {k: write(tmp_path, f"lag{k}", score=10.0 - k, lag=float(k), settings=paac(k)) for k in (0, 2, 8)}
+    status = json.loads((paths[8] / "status.json").read_text())
+    (paths[8] / "status.json").write_text(json.dumps(status | {"state": state}))
+    (line,) = make_study(load_runs(tmp_path), GOAL).lines
+    assert {lag: float(mean_of(cell, "score").value) for lag, cell in line.cells.items()} == pytest.approx(
+        {0: 10.0, 2: 8.0, 8: np.nan}, nan_ok=True
+    )
+    assert np.isnan(mean_of(line.cells[8], "entropy_nats").value)
+    for k in (0, 2):  # where none is over, all show how far they are
+        (paths[k] / "status.json").write_text(json.dumps(status | {"state": state}))
+    (line,) = make_study(load_runs(tmp_path), GOAL).lines
+    assert np.isfinite([mean_of(cell, "score").value for cell in line.cells.values()]).all()
+
+
 def test_lines_are_told_apart_by_correction_distribution_and_what_else_differs(write, tmp_path):
     for k in (2, 8):
         write(tmp_path, f"fixed{k}", settings=paac(k, t_max=5))
