@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_ga3c import Parts, with_algo
+from ga3c_parts import Parts, with_algo
 
 from a3c_bench.algos import ga3c
 from a3c_bench.algos.ga3c import Trainer
