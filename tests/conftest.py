@@ -1,10 +1,11 @@
-"""What the tests share: a tiny run, the command line in this process and in another, and a file to look into a run."""
+"""What the tests share: a tiny run, a copy of conf/, a clock, and the command line in this process and in another."""
 
 import copy
 import functools
 import importlib.metadata
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from leftovers import SHARED_MEMORY, left_behind
 
+from a3c_bench import config as config_module
 from a3c_bench import run
 from a3c_bench.algos.paac import PAACConfig
 from a3c_bench.core import learning
@@ -95,6 +97,15 @@ def tiny() -> Config:
         n_torch_threads=1,
         progress=False,
     )
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/ to add files to."""
+    own = tmp_path / "conf"
+    shutil.copytree(config_module.config_directory(), own)
+    monkeypatch.setattr(config_module, "config_directory", lambda: own)
+    return own
 
 
 @pytest.fixture
