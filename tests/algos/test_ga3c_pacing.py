@@ -94,7 +94,7 @@ def test_nothing_is_discarded_and_nothing_taken_is_older_than_the_bound(
     status = train(config, tmp_path)
     assert status["state"] == "finished"
     metrics, lag = pd.read_csv(tmp_path / "metrics.csv"), pd.read_csv(tmp_path / "lag.csv")
-    assert (metrics.discarded_share == 0.0).all()
+    assert set(metrics.discarded_share.dropna()) == {0.0}  # empty where an interval took no sample
     assert len(watched[0].ages) >= status["updates"] > 3
     assert max(watched[0].ages) <= bound
     if config.algo.n_trainers == 1:  # else those that gathered later may come first

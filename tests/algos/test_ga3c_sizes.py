@@ -68,7 +68,8 @@ def test_sizes_are_adjusted_within_a_bound_on_lag(tmp_path: Path) -> None:
         enabled=True, window_seconds=0.05, max_predictors=3, max_trainers=3, max_mean_lag_updates=bound
     )
     config = with_algo(adjust=adjust, training_queue_size=4, min_training_batch=10)
-    train(replace(config, budget=BudgetConfig(frames=1500)), tmp_path)
+    budget = BudgetConfig(frames=1_000_000, wall_clock_seconds=1.5)  # 30 windows on any machine
+    train(replace(config, budget=budget), tmp_path)
     windows = pd.read_csv(tmp_path / "adjustments.csv")
     lag = pd.read_csv(tmp_path / "lag.csv")
     assert windows.lag_updates_mean.between(0.0, lag.lag_updates_max.max()).any()
