@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{file} cannot be written: {error.strerror}.", file=sys.stderr)
         return 2
-    print(f"{file}: {len(over)} runs, {file.stat().st_size / 1024:,.0f} KiB.")
+    print(f"{file}: {len(over)} run{'' if len(over) == 1 else 's'}, {file.stat().st_size / 1024:,.0f} KiB.")
     return 0
 
 
