@@ -116,7 +116,7 @@ def test_no_command_minds_its_reader(tmp_path: Path) -> None:
     own = ("run.py", "rank.py")  # rank 0 starts the latter, and nobody reads what it prints
     files = [file for part in ("a3c_bench", "sweeps") for file in (ROOT / part).glob("*.py")]
     commands = [file for file in files if "__main__" in file.read_text() and file.name not in own]
-    assert len(commands) == 5
+    assert len(commands) == 6
     assert [file.name for file in commands if not file.read_text().endswith("    exit_with(main)\n")] == []
 
 

@@ -242,7 +242,8 @@ def test_without_lag_nothing_that_is_done_about_it_changes_anything(tmp_path: Pa
     torch.testing.assert_close(lock_step(tmp_path, stale_bootstrap=False), plain, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(lock_step(tmp_path, "vtrace"), plain, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(lock_step(tmp_path, log_epsilon=1e-9), plain, rtol=1e-3, atol=1e-4)
-    lag = pd.read_csv(tmp_path / "nstep" / "lag.csv")
+    lag = pd.read_csv(tmp_path / "nstep" / "lag.csv").dropna(subset=["lag_updates_max"])  # some intervals learn nothing
+    assert len(lag) > 0
     assert (lag.lag_updates_max == 0).all()
     assert (lag.gradient_staleness_updates_max == 0).all()
     assert (lag.lag_kl_nats_max < 1e-6).all()
