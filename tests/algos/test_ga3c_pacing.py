@@ -119,7 +119,8 @@ def test_pacing_learns_from_what_discarding_throws_away(tmp_path: Path, monkeypa
     assert share["discard"] > 0.3
     assert updates["pace"] > 1.3 * updates["discard"]
     assert oldest["pace"] <= 1 < oldest["neither"]
-    assert 1.0 < held["pace"].max() <= pace.algo.n_agents
+    assert held["pace"].max() > 1.0
+    assert held["pace"].mean() < pace.algo.n_agents  # in a short interval all may be held back, in most one works
     assert held["discard"].isna().all()
 
 
