@@ -113,7 +113,7 @@ def _cells(env: str, way: Cell, is_base: bool, factors: dict[str, Estimate]) -> 
         "method": way.name + (" (base)" if is_base else ""),
         "throughput gained (x)": factor(factors["throughput"]),
         "frames needed (x)": factor(factors["frames_needed"]),
-        "net speed-up (x)": factor(factors["net_speed_up"]),
+        "net speed-up (x)": factor(factors["net_speed_up"], endless="base never"),
         "reached": f"{reached} of {of}",
         "lag in updates": factor(mean_of(way, "lag_updates")),
         "final score": factor(score, _fitting(score)),
@@ -121,14 +121,11 @@ def _cells(env: str, way: Cell, is_base: bool, factors: dict[str, Estimate]) -> 
     }
 
 
-def factor(estimate: Estimate, digits: int = 2) -> str:
-    """A value, and its interval where that is more than the value; what has no end is "never"."""
-    value, low, high = (_word(float(getattr(estimate, part)), digits) for part in ("value", "low", "high"))
+def factor(estimate: Estimate, digits: int = 2, endless: str = "never") -> str:
+    """A value, and its interval where that is more than the value; what has no end is called `endless`."""
+    parts = (float(getattr(estimate, part)) for part in ("value", "low", "high"))
+    value, low, high = (endless if np.isposinf(part) else number(part, digits) for part in parts)
     return value if np.isnan(estimate.low) or low == value == high else f"{value} [{low}, {high}]"
-
-
-def _word(value: float, digits: int) -> str:
-    return "never" if np.isposinf(value) else number(value, digits)
 
 
 def _fitting(estimate: Estimate) -> int:
@@ -145,7 +142,8 @@ def _notes(lines: Sequence[tuple[str, Cell, bool, object]], found: Study, number
         "Factors of the base in the same environment. Throughput: frames per second of the whole run, means over "
         "seeds. Frames needed and net speed-up: by the median over seeds of the frames and of the seconds to the score "
         "after Kaplan and Meier, runs that ended below it censored where they ended; a net speed-up of 0 and frames "
-        "that say never: fewer than half of the seeds got there.",
+        "that say never: fewer than half of the seeds got there; frames of 0 and a net speed-up that says base never: "
+        "fewer than half of the base's.",
         f"Score: the mean return of the last {TRAINING_GAMES} training games is first at least {goals}.",
         *([INTERVAL] if columns.any(axis=None) else []),
         *([] if columns.all(axis=None) else [f"{NO_INTERVAL[:-1]}, or resamples in which nobody gets there."]),

@@ -236,6 +236,8 @@ def test_one_configuration_in_two_sweeps_is_one_way(write, run_writer, tmp_path)
 def test_another_base(found):
     rows = price_list(found, "A3C").numbers.set_index("way")
     assert rows.loc["PAAC", ["throughput", "frames_needed"]].tolist() == pytest.approx([1 / 3, 0.5])
+    text = price_list(found, "GA3C").text.set_index("method")  # none of its seeds gets there, all of PAAC's do
+    assert text.loc["PAAC", ["frames needed (x)", "net speed-up (x)"]].tolist() == ["0.00", "base never"]
     with pytest.raises(NothingToDrawError, match="No environment has runs of Gorila and of another way"):
         price_list(found, "Gorila")
 
