@@ -124,6 +124,25 @@ def test_an_experiment_tuned_for_one_game_is_not_taken_to_another() -> None:
     check_settings(compose(["experiment=pong", "env=atari", "env.game=Pong"]))
 
 
+@pytest.mark.parametrize("env", ["cartpole", "catch", "lunarlander"])
+def test_matched_algorithms_differ_in_their_wiring_alone(env: str) -> None:
+    """As many environments, a step of as much per environment of a batch, and whatever else both have."""
+    paac, a3c, ga3c = (compose(["experiment=matched", f"env={env}", f"algo={algo}"]) for algo in ("paac", "a3c", "ga3c"))
+    assert paac.algo.n_envs == a3c.algo.n_workers * a3c.algo.envs_per_worker == ga3c.algo.n_agents == 32
+    n_rollouts = {"paac": paac.algo.n_envs, "a3c": a3c.algo.envs_per_worker}
+    n_rollouts["ga3c"] = ga3c.algo.min_training_batch // ga3c.algo.t_max
+    same = ("t_max", "gamma", "entropy_weight", "value_weight", "loss_reduction", "ratio_clip")
+    for config in (a3c, ga3c):
+        check_run(config)
+        assert config.tuned_for is None
+        per_rollout = config.algo.optimizer.lr / n_rollouts[config.algo.name]
+        assert per_rollout == pytest.approx(paac.algo.optimizer.lr / n_rollouts["paac"])
+        assert [getattr(config.algo, key) for key in same] == [getattr(paac.algo, key) for key in same]
+        steps = [(run.algo.optimizer.max_grad_norm, run.algo.optimizer.anneal) for run in (config, paac)]
+        assert steps[0] == steps[1]
+        assert (config.env, config.network, config.advantage) == (paac.env, paac.network, paac.advantage)
+
+
 @pytest.mark.parametrize("algo", presets("algo"))
 def test_an_algorithm_is_said_in_full(algo: str) -> None:
     """Every setting stands in its file, and arrives unless something tunes it."""
