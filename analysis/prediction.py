@@ -1,11 +1,11 @@
 """Asynchronous runs on the curve of forced lag: does their measured lag predict what they reach, and what they lose?
 
 Predicted: the curve of PAAC without a correction at the measured mean lag, means over seeds joined linearly in the
-order of the forced lags; nothing beyond what they reach. Lag is told in two units, each with a curve: in updates, along
-log(1 + lag), and by how far the policy has moved meanwhile, as KL in nats; an update of one algorithm may move the
-policy half as far as one of another. Other things than lag differ between algorithms, so that what an algorithm *loses*
-stands beside it: against its own runs without lag (A3C with one worker, GA3C in lock step), and on the curve against
-lag 0.
+order of the forced lags; nothing beyond what they reach. Lag is told in three units, each with a curve: in updates,
+along log(1 + lag); by how far the policy has moved meanwhile, as KL in nats; and by how far the value has. An update of
+one algorithm may move both half as far as one of another. Other things than lag differ between algorithms, so that what
+an algorithm *loses* stands beside it: against its own runs without lag (A3C with one worker, GA3C in lock step), and on
+the curve against lag 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,10 @@ QUANTITIES = ("score", "area")
 UNITS: Mapping[str, Callable[[Floats], Floats]] = {  # of lag, and along what the curve is linear
     "lag_updates": np.log1p,
     "lag_kl_nats": np.asarray,
+    "value_lag": np.asarray,
 }
-_AXES = {"lag_updates": "mean lag, updates", "lag_kl_nats": "mean KL, nats"}
-_LINEAR_BELOW = {"lag_kl_nats": 0.1}
+_AXES = {"lag_updates": "mean lag, updates", "lag_kl_nats": "mean KL, nats", "value_lag": "mean change of V"}
+_SHORT = {"lag_updates": "updates", "lag_kl_nats": "nats (KL)", "value_lag": "change of the value"}
 WITHOUT_LAG = 0.01  # updates: a mean lag below counts as none
 _ESTIMATES = ("found", "predicted", "difference", "lost", "predicted_loss")
 
@@ -153,7 +154,7 @@ def table(found: Study) -> Table:
     text = pd.DataFrame(
         [
             {"environment": one.way.env, "method": one.way.name, "lag": factor(one.lag)}
-            | {"in": one.unit.removeprefix("lag_").replace("kl_nats", "nats (KL)"), "quantity": one.quantity}
+            | {"in": _SHORT[one.unit], "quantity": one.quantity}
             | {name.replace("_", " "): factor(getattr(one, name)) for name in _ESTIMATES}
             for one in made
         ]
@@ -161,7 +162,8 @@ def table(found: Study) -> Table:
     bounded = numbers[[f"{name}_low" for name in _ESTIMATES if name != "lost"]].notna()
     notes = [
         "Predicted: PAAC without a correction at that mean lag, between the lags that were forced, linear in "
-        "log(1 + lag) of updates and in KL; none beyond them. Difference: found minus predicted.",
+        "log(1 + lag) of updates, in KL and in the change of the value; none beyond them. Difference: found minus "
+        "predicted.",
         "Lost: the mean of the algorithm's own runs without lag minus found, where there are such; predicted loss: "
         "the curve at lag 0 minus predicted. Score: final evaluation; area: mean return over training.",
         *([INTERVAL] if bounded.any(axis=None) else [NO_INTERVAL]),
@@ -201,15 +203,15 @@ def figure_and_table(found: Study) -> tuple[Figure, pd.DataFrame]:
     made = _made(found)
     lines = list({one.line.env: one.line for one in made}.values())
     looks = figure.looks_of([one.way for one in made])
-    panels = [(unit, name) for unit in UNITS for name in QUANTITIES]
-    panels = [panel for panel in panels if any((one.unit, one.quantity) == panel for one in made)]
+    units = [unit for unit in UNITS if any(one.unit == unit for one in made)]  # from left to right
+    panels = [(unit, name) for name in QUANTITIES for unit in units if any(one.quantity == name for one in made)]
     sections = []
     for line in lines:
         here = [one for one in made if one.line is line]
         ways = list({one.way.method: one.way for one in here}.values())
         texts = ["PAAC with a forced lag", *(way.legend() for way in ways)]
         fill = partial(_fill, line=line, made=here, ways=ways, panels=panels, looks=looks)
-        sections.append(figure.Section(line.env, float(-(-len(panels) // 2)), texts, fill))
+        sections.append(figure.Section(line.env, float(len(panels) // len(units)), texts, fill))
     points = {(one.way.env, one.way.method): one.way for one in made}.values()
     cells = [*(cell for line in lines for cell in line.cells.values()), *points]
     how = (
@@ -220,12 +222,13 @@ def figure_and_table(found: Study) -> tuple[Figure, pd.DataFrame]:
             if any(len(cell.counted) >= SEEDS_FOR_BAND for cell in cells)
             else ""
         )
-        + "If lag were all that mattered the points would lie on the line; algorithms differ in more. KL: of the "
-        "policy that acted to the one that is updated, on the line as it was measured at each forced lag. " + RULE
+        + "If lag were all that mattered the points would lie on the line; algorithms differ in more. KL and "
+        "change of the value: from the parameters that acted to those that are updated, on the line as they were "
+        "measured at each forced lag. " + RULE
     )
     numbers = pd.concat([_curve(line, *panel) for line in lines for panel in panels])
     numbers = pd.concat([numbers, pd.DataFrame([_row(one) for one in made])])
-    return figure.compose(sections, caption.complete(how, cells, "point"), figure.width_of(2)), numbers
+    return figure.compose(sections, caption.complete(how, cells, "point"), figure.width_of(len(units))), numbers
 
 
 def _curve(line: Line, unit: str, name: str) -> pd.DataFrame:
@@ -250,7 +253,8 @@ def _fill(
     looks: dict[tuple[str, str], style.Look],
 ) -> list[Artist]:
     own = style.Look("0.25", "-", "o")
-    for panel, (unit, name) in zip(figure.grid(part, len(panels), 2), panels, strict=True):
+    n_columns = len({unit for unit, _ in panels})
+    for panel, (unit, name) in zip(figure.grid(part, len(panels), n_columns), panels, strict=True):
         here = [one for one in made if (one.unit, one.quantity) == (unit, name)]
         rows = _curve(line, unit, name)
         lag, value, low, high = rows[["lag", "found", "found_low", "found_high"]].to_numpy(dtype=np.float64).T
@@ -267,7 +271,9 @@ def _fill(
         if unit == "lag_updates":
             figure.set_lags(panel, list(line.cells), _AXES[unit], largest)
         else:
-            scale = figure.scale_with_zero(panel, "x", max([largest, *lag[known]]), _LINEAR_BELOW[unit])
+            moved = lag[known & (lag > 0.0)]
+            decade = 10.0 ** np.floor(np.log10(moved.min())) if len(moved) else 1.0
+            scale = figure.scale_with_zero(panel, "x", max([largest, *lag[known]]), decade)
             panel.set_xlabel(", ".join(filter(None, [_AXES[unit], scale])))
         panel.set_ylabel(figure.two_lines(LABELS[name]))
     alone = [{**figure.marker(looks[way.method]), "linestyle": "none"} for way in ways]

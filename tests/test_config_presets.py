@@ -127,7 +127,8 @@ def test_an_experiment_tuned_for_one_game_is_not_taken_to_another() -> None:
 @pytest.mark.parametrize("env", ["cartpole", "catch", "lunarlander"])
 def test_matched_algorithms_differ_in_their_wiring_alone(env: str) -> None:
     """As many environments, a step of as much per environment of a batch, and whatever else both have."""
-    paac, a3c, ga3c = (compose(["experiment=matched", f"env={env}", f"algo={algo}"]) for algo in ("paac", "a3c", "ga3c"))
+    words = ["experiment=matched", f"env={env}"]
+    paac, a3c, ga3c = (compose([*words, f"algo={algo}"]) for algo in ("paac", "a3c", "ga3c"))
     assert paac.algo.n_envs == a3c.algo.n_workers * a3c.algo.envs_per_worker == ga3c.algo.n_agents == 32
     n_rollouts = {"paac": paac.algo.n_envs, "a3c": a3c.algo.envs_per_worker}
     n_rollouts["ga3c"] = ga3c.algo.min_training_batch // ga3c.algo.t_max

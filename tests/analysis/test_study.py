@@ -14,7 +14,7 @@ from analysis.cli import NothingToDrawError
 from analysis.curves import ReturnTrace
 from analysis.groups import SeedGroup
 from analysis.outcome import NOTHING
-from analysis.prediction import interpolated, predictions, table
+from analysis.prediction import figure_and_table, interpolated, predictions, table
 from analysis.prices import factor, price_list
 from analysis.rates import Grid
 from analysis.run import Run
@@ -55,7 +55,7 @@ def write(run_writer):
         evaluation = pd.read_csv(path / "eval.csv").assign(episode_return=score, frames=frames)
         evaluation.to_csv(path / "eval.csv", index=False)
         counters = {"frames": [frames], "agent_steps": 0, "updates": 0, "wall_seconds": 1.0}
-        table = pd.DataFrame(counters).assign(lag_updates_mean=lag, lag_kl_nats_mean=lag / 10)
+        table = pd.DataFrame(counters).assign(lag_updates_mean=lag, lag_kl_nats_mean=lag / 10, value_lag_mean=3 * lag)
         table.to_csv(path / "lag.csv", index=False)
         speeds = {"frames_per_second": speed, "pps": speed, "tps": speed}
         table = pd.DataFrame(counters).assign(**speeds, entropy_nats=1.0 / (1.0 + lag), effective_sample_size=1.0)
@@ -344,19 +344,31 @@ def test_found_and_predicted_by_hand(found):
     assert text.loc[("PAAC overlap", "updates", "score"), "lost"] == "10.00 [9.00, 11.00]"
 
 
-def test_how_far_the_policy_moved_predicts_too(found):
-    """KL is a tenth of the lag in these runs, and the curve is linear in it."""
-    made = {(one.way.name, one.quantity): one for one in predictions(found) if one.unit == "lag_kl_nats"}
+@pytest.mark.parametrize(("unit", "per_update"), [("lag_kl_nats", 0.1), ("value_lag", 3.0)])
+def test_how_far_policy_and_value_moved_predicts_too(found, unit, per_update):
+    """Both grow like the lag in these runs, and the curve is linear in them."""
+    made = {(one.way.name, one.quantity): one for one in predictions(found) if one.unit == unit}
     assert {name for name, _ in made} == {"A3C", "GA3C", "PAAC overlap"}
     a3c, ga3c = made["A3C", "score"], made["GA3C", "score"]
-    assert (float(a3c.lag.value), float(a3c.predicted.value)) == pytest.approx((0.1, 10.0))  # 11 at 0, 9 at 0.2
-    assert (float(ga3c.lag.value), float(ga3c.predicted.value)) == pytest.approx((0.4, 7.0))  # 3 at 0.8
+    assert (float(a3c.lag.value), float(a3c.predicted.value)) == pytest.approx((per_update, 10.0))  # 11 at 0, 9 at 2
+    assert (float(ga3c.lag.value), float(ga3c.predicted.value)) == pytest.approx((4 * per_update, 7.0))  # 3 at 8
     assert 9 < a3c.predicted.low < 10 < a3c.predicted.high < 11
+
+
+def test_a_row_of_panels_per_quantity_and_a_column_per_unit(found):
+    figure, _ = figure_and_table(found)
+    section = figure.subfigs[0]
+    assert [panel.get_xlabel().partition(",")[0] for panel in section.axes] == [
+        "mean lag", "mean KL", "mean change of V"
+    ] * 2  # fmt: skip
+    assert [panel.get_ylabel() for panel in section.axes[:3]] == [section.axes[0].get_ylabel()] * 3
+    assert section.axes[0].get_ylabel() != section.axes[3].get_ylabel()
 
 
 def test_nothing_is_predicted_beyond_the_forced_lags(found):
     (way,) = [one for one in found.ways if one.algo == "ga3c"]
-    older = [replace(one, numbers={**one.numbers, "lag_updates": 9.0, "lag_kl_nats": 0.9}) for one in way.traces]
+    beyond = {"lag_updates": 9.0, "lag_kl_nats": 0.9, "value_lag": 27.0}
+    older = [replace(one, numbers={**one.numbers, **beyond}) for one in way.traces]
     made = predictions(replace(found, ways=[replace(way, traces=older)]))
     assert {str(float(one.predicted.value)) for one in made} == {"nan"}
     assert made[0].found.value == 1.0
