@@ -35,7 +35,7 @@ UNITS: Mapping[str, Callable[[Floats], Floats]] = {  # of lag, and along what th
     "lag_kl_nats": np.asarray,
     "value_lag": np.asarray,
 }
-_AXES = {"lag_updates": "mean lag, updates", "lag_kl_nats": "mean KL, nats", "value_lag": "mean change of V"}
+_AXES = {"lag_updates": "mean lag, updates", "lag_kl_nats": "mean KL, nats", "value_lag": "change of V"}
 _SHORT = {"lag_updates": "updates", "lag_kl_nats": "nats (KL)", "value_lag": "change of the value"}
 WITHOUT_LAG = 0.01  # updates: a mean lag below counts as none
 _ESTIMATES = ("found", "predicted", "difference", "lost", "predicted_loss")

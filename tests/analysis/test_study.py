@@ -359,7 +359,7 @@ def test_a_row_of_panels_per_quantity_and_a_column_per_unit(found):
     figure, _ = figure_and_table(found)
     section = figure.subfigs[0]
     assert [panel.get_xlabel().partition(",")[0] for panel in section.axes] == [
-        "mean lag", "mean KL", "mean change of V"
+        "mean lag", "mean KL", "change of V"
     ] * 2  # fmt: skip
     assert [panel.get_ylabel() for panel in section.axes[:3]] == [section.axes[0].get_ylabel()] * 3
     assert section.axes[0].get_ylabel() != section.axes[3].get_ylabel()
