@@ -5,6 +5,9 @@ distributed, it is drawn from 0 to 2 k for each rollout, and k on average. No ve
 the lag of the first updates is shorter.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ class PastParameters:
         self._uniform = distribution == "uniform"
         self._generator = generator
         self._kept = theta.new_zeros((n_kept(lag, distribution), len(theta)))
+        self._own = torch.empty_like(theta)
 
     @torch.no_grad()
     def choose(self, version: int) -> int:
@@ -39,6 +43,18 @@ class PastParameters:
         acts = max(version - lag, 0)
         self._acting.copy_(self._kept[acts % len(self._kept)])
         return acts
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While entered, theta has the values of who acts."""
+        with torch.no_grad():
+            self._own.copy_(self._theta)
+            self._theta.copy_(self._acting)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self._theta.copy_(self._own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The versions kept; the generator is a part of its own."""

@@ -22,7 +22,8 @@ and recorded like everybody's. Beyond the paper the lag can be set, so that two 
                             answers the other (`acting.actor`); the lag stays what it is
 
 With a lag only the policy is old. The value with which returns end is theta's, as all others are; with
-algo.stale_bootstrap=true it is that of who acted, as in GA3C.
+algo.stale_bootstrap=true it is that of who acted, as in GA3C. With algo.lag.of=gradients all is old: who acted gives
+the gradient too, as an A3C worker does, so that pi = mu where it is taken, and theta gets it k updates late.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,8 +39,9 @@ from a3c_bench.algos import Algorithm
 from a3c_bench.algos.lockstep import add_up, lag_figures, note, wire
 from a3c_bench.algos.settings import PAACConfig
 from a3c_bench.core.lag import Stamp
+from a3c_bench.core.learning import Backward
 from a3c_bench.core.optim import FlatParameters, GradientVariance
-from a3c_bench.core.rollout import Rollout
+from a3c_bench.core.rollout import Batch, Rollout
 from a3c_bench.envs import find_spec
 from a3c_bench.envs.spec import uses_gymnasium
 from a3c_bench.errors import ConfigError
@@ -81,7 +83,8 @@ class PAAC:
             theta, acting = self.parameters.values.data, FlatParameters(acts).values.data
             lag = options.lag
             self.past = PastParameters(theta, acting, lag.updates, lag.distribution, self.lag_generator)
-        self.values_end = self.past is not None and not options.stale_bootstrap
+        self.late = self.past if options.lag.of == "gradients" else None  # who acted differentiates too
+        self.values_end = self.past is not None and self.late is None and not options.stale_bootstrap
         self.ahead = Ahead(config, session, wiring.device) if options.overlap else None
         ledger = self.ahead.notes if self.ahead else session
         self.actor = wiring.actor(
@@ -116,11 +119,12 @@ class PAAC:
         if self.values_end:
             rollout.bootstrap = learner.values(rollout.observations[rollout.length], rollout.end_state)
         batch = rollout.batch()
-        found = learner.differentiate(batch)
+        with self.late.in_place() if self.late else nullcontext():
+            found = learner.differentiate(batch)
         add_up(session, self.parameters, found.loss.divisor)
         figures = found.figures() | self.gradient_variance.add(self.parameters.gradients)
         if self.measure_lag:  # just before the update
-            figures |= lag_figures(session, rollout, batch, found, self.now())
+            figures |= lag_figures(session, rollout, *self.seen_now(batch, found), self.now())
         learning_rate = self.wiring.learning_rate_at(session.counters.frames)
         self.fresh.keep(self.parameters.gradients, self.parameters.values)
         gradient_norm = learner.apply(learning_rate)
@@ -128,6 +132,14 @@ class PAAC:
             self.ahead.notes.tally.add(self.ahead.notes.writer, updates=1)  # for who acts meanwhile
         figures |= self.fresh.cosine()
         note(session, found, figures | {"gradient_norm": gradient_norm, "learning_rate": learning_rate})
+
+    def seen_now(self, batch: Batch, found: Backward) -> tuple[Batch, Backward]:
+        """The same as theta sees it that is about to be updated, where another one has differentiated it."""
+        if self.late is None:
+            return batch, found
+        with torch.no_grad():
+            log_probs, values = self.network.unroll(batch.observations, batch.state, ~batch.valid)
+        return batch._replace(values=found.values), found._replace(log_probs=log_probs, values=values)
 
     def now(self) -> Stamp:
         """Where the run stands: with the frames of the rollout that is being gathered, which are not counted yet."""

@@ -61,6 +61,9 @@ class ForcedLagConfig:
 
     updates: int = option(0, at_least=0)  # k
     distribution: str = option("fixed", choices=("fixed", "uniform"))  # k each time, or 0 to 2 k, k on average
+    of: str = option(
+        "samples", choices=("samples", "gradients")
+    )  # gradient: of theta; or of who acted, late
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,12 @@ def check_paac(config: Config) -> None:
         raise ConfigError(
             f"algo.overlap=true has a lag of exactly 1 update: say algo.lag.updates=0 with it, or algo.overlap=false "
             f"with algo.lag.updates={options.lag.updates}."
+        )
+    if options.lag.of == "gradients" and (options.overlap or options.stale_bootstrap):
+        key = "overlap" if options.overlap else "stale_bootstrap"
+        raise ConfigError(
+            f"algo.lag.of=gradients and algo.{key}=true contradict each other: who acted gives gradient and bootstrap "
+            f"with the first, theta gives the gradient with the second; say one of them."
         )
     if options.alternate and options.n_envs < 2:
         raise ConfigError(f"algo.alternate=true needs two halves: say algo.n_envs=2 or more, not {options.n_envs}.")

@@ -16,7 +16,7 @@ INSTEAD = {
 # Keys of algorithms that came later, with the values under which a run goes on as before there were any.
 LATER: dict[str, Any] = {
     "log_epsilon": 0.0,
-    "lag": {"updates": 0, "distribution": "fixed"},
+    "lag": {"updates": 0, "distribution": "fixed", "of": "samples"},
     "overlap": False,
     "stale_bootstrap": False,
     "take_turns": None,

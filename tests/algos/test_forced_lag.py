@@ -283,6 +283,56 @@ def test_the_value_with_which_returns_end_is_that_of_theta_as_it_learns(lstm_siz
         paac.close()
 
 
+@pytest.mark.parametrize("lstm_size", [None, 5])
+def test_a_late_gradient_is_that_of_who_acted_and_changes_theta_of_now(lstm_size: int | None) -> None:
+    """Beside a naive loop: the gradient of a network that never was anything but the old one, applied by hand."""
+    lagged = forced(2, config=replace(SMALL, network=replace(SMALL.network, lstm_size=lstm_size)))
+    lagged = replace(lagged, algo=replace(lagged.algo, lag=ForcedLagConfig(2, "fixed", "gradients")))
+    paac, session = make_paac(lagged)
+    thetas = []
+    for version in range(6):
+        theta = paac.parameters.values.detach().clone()
+        thetas.append(theta)
+        rollout = paac.act()
+        other, _ = make_paac(replace(SMALL, network=lagged.network))
+        with torch.no_grad():
+            other.parameters.values.copy_(thetas[max(0, version - 2)])
+        batch = rollout.batch()
+        bootstrap = other.learner.values(rollout.observations[rollout.length], rollout.end_state)
+        torch.testing.assert_close(batch.bootstrap, bootstrap)
+        found = other.learner.differentiate(batch)
+        with torch.no_grad():
+            log_probs, _ = paac.network.unroll(batch.observations, batch.state, ~batch.valid)
+        paac.learn(rollout)
+        torch.testing.assert_close(paac.parameters.gradients, other.parameters.gradients)
+        kl, _ = policy_divergence(batch.log_probs, log_probs, batch.actions)
+        seen = session.lags[-1]
+        assert set(seen["lag_updates"]) == {min(version, 2)}
+        torch.testing.assert_close(torch.as_tensor(seen["lag_kl_nats"]), kl[found.mask], rtol=1e-4, atol=1e-6)
+        assert (seen["lag_kl_nats"].max() > 1e-6) == (version > 0)
+        assert not torch.equal(paac.parameters.values, theta)
+        other.close()
+    paac.close()
+
+
+def test_late_gradients_are_learnt_from_otherwise_than_late_samples(tmp_path: Path) -> None:
+    """And without lag nothing is late."""
+    for k in (0, 3):
+        for of in ("samples", "gradients"):
+            lag = ForcedLagConfig(k, "fixed", of)
+            train(replace(SMALL, algo=replace(SMALL.algo, lag=lag)), tmp_path / f"{of}{k}")
+    assert torch.equal(theta_of(tmp_path / "samples0"), theta_of(tmp_path / "gradients0"))
+    assert not torch.allclose(theta_of(tmp_path / "samples3"), theta_of(tmp_path / "gradients3"))
+
+
+@pytest.mark.parametrize("key", ["overlap", "stale_bootstrap"])
+def test_late_gradients_and_what_contradicts_them(key: str, tmp_path: Path) -> None:
+    lag = ForcedLagConfig(0 if key == "overlap" else 2, "fixed", "gradients")
+    config = replace(SMALL, algo=replace(SMALL.algo, lag=lag, **{key: True}))
+    with pytest.raises(ConfigError, match=rf"algo.lag.of=gradients and algo.{key}=true contradict each other"):
+        train(config, tmp_path)
+
+
 @pytest.mark.parametrize("config", [SMALL, forced(1), OVERLAP])
 def test_a_stale_bootstrap_changes_what_is_learnt_from_old_samples_alone(config: Config, tmp_path: Path) -> None:
     for stale in (False, True):

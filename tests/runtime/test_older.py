@@ -41,6 +41,7 @@ def older_run(place: Path, content: dict[str, Any]) -> Path:
     ("algo", "more"),
     [
         ("paac", "algo.lag.updates=1"),
+        ("paac", "algo.lag.of=gradients"),
         ("paac", "algo.overlap=true"),
         ("dqn", "algo.overlap=true"),
         ("a3c", "env.step_time.distribution=exponential"),
