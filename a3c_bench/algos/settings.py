@@ -61,9 +61,7 @@ class ForcedLagConfig:
 
     updates: int = option(0, at_least=0)  # k
     distribution: str = option("fixed", choices=("fixed", "uniform"))  # k each time, or 0 to 2 k, k on average
-    of: str = option(
-        "samples", choices=("samples", "gradients")
-    )  # gradient: of theta; or of who acted, late
+    of: str = option("samples", choices=("samples", "gradients"))  # gradient: of theta; or of who acted, late
 
 
 @dataclass(frozen=True)
