@@ -16,6 +16,7 @@ _NEVER_IN_LABEL = (
     *("worker_silence_seconds", "rank_silence_seconds", "metrics_interval_frames", "retry_diverged", "tuned_for"),
 )
 _ALWAYS = {"ranks": 1}  # of runs whose version had no such key
+_ALWAYS_BESIDE = {"algo.lag.updates": {"algo.lag.of": "samples"}}  # likewise, of those that have the first key
 _SAY_LITTLE = ("kind", "enabled", "mode", "frames")  # without the word before them
 _LONGEST_LABEL = 100  # letters, beyond which a sweep's name is the better one
 
@@ -47,7 +48,10 @@ def as_number(value: Any) -> float:
 
 def printed(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted keys, and values as one would type them."""
-    return {key: "null" if value is None else str(value) for key, value in (_ALWAYS | flat(config)).items()}
+    settings = _ALWAYS | flat(config)
+    for key, always in _ALWAYS_BESIDE.items():
+        settings = (always if key in settings else {}) | settings
+    return {key: "null" if value is None else str(value) for key, value in settings.items()}
 
 
 def changes_nothing(key: str) -> bool:

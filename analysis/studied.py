@@ -32,6 +32,7 @@ class Place:
     lag: float  # k, the mean of a distribution
     correction: str
     distribution: str  # fixed or uniform
+    late: str  # samples or gradients: what the lag is of
     rate: float  # learning rate
 
 
@@ -56,6 +57,7 @@ class Line:
     env: str
     correction: str
     distribution: str
+    late: str
     label: str  # what else tells it from others
     rate: float
     cells: Mapping[float, Cell]  # by lag, which increases
@@ -64,7 +66,8 @@ class Line:
     def name(self) -> str:
         """For a legend."""
         spread = [] if self.distribution == "fixed" else [f"{self.distribution} lag"]
-        return ", ".join(filter(None, [self.correction, *spread, self.label]))
+        late = [] if self.late == "samples" else [f"late {self.late}"]
+        return ", ".join(filter(None, [self.correction, *spread, *late, self.label]))
 
     @property
     def lags(self) -> Floats:
@@ -74,7 +77,7 @@ class Line:
     @property
     def is_plain(self) -> bool:
         """Whether lag is all that differs from the algorithm as it is."""
-        return self.correction == NO_CORRECTION and self.distribution == "fixed"
+        return (self.correction, self.distribution, self.late) == (NO_CORRECTION, "fixed", "samples")
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,8 @@ def place_of(run: Run, rate: float) -> Place | None:
     if not np.isfinite(lag) or setting(run, "algo.overlap") is True:
         return None
     distribution = str(setting(run, "algo.lag.distribution") or "fixed") if lag else "fixed"
-    return Place(lag, correction_of(run), distribution, rate if np.isfinite(rate) else 0.0)  # 0: the seed drew it
+    late = str(setting(run, "algo.lag.of") or "samples")
+    return Place(lag, correction_of(run), distribution, late, rate if np.isfinite(rate) else 0.0)  # 0: the seed drew it
 
 
 def usual_rates(runs: Sequence[Studied]) -> dict[str, float]:
@@ -268,10 +272,13 @@ def _arrivals(run: Run, curve: ReturnTrace | None, goal: float) -> dict[str, Cro
 
 def _lines(runs: Sequence[Studied]) -> list[Line]:
     """Lines in the order of a legend: those without a correction first, then those of most runs."""
-    found: dict[tuple[str, str, str, str, float], dict[float, list[Studied]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, str, str, str, str, float], dict[float, list[Studied]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for one in runs:
         if one.place is not None:
-            key = (one.run.env, one.place.correction, one.place.distribution, one.run.label, one.place.rate)
+            place = one.place
+            key = (one.run.env, place.correction, place.distribution, place.late, one.run.label, place.rate)
             found[key][one.place.lag].append(one)
     lines = [
         Line(*key, {lag: _cell(lag, at_each[lag]) for lag in sorted(at_each)}) for key, at_each in found.items()
@@ -279,8 +286,8 @@ def _lines(runs: Sequence[Studied]) -> list[Line]:
     return sorted(lines, key=_order)
 
 
-def _order(line: Line) -> tuple[str, bool, bool, str, str, float]:
-    plain = line.correction != NO_CORRECTION, line.distribution != "fixed"
+def _order(line: Line) -> tuple[str, bool, bool, bool, str, str, float]:
+    plain = line.correction != NO_CORRECTION, line.distribution != "fixed", line.late != "samples"
     return line.env, *plain, line.correction, line.label, line.rate
 
 

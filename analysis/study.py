@@ -153,8 +153,14 @@ def _points(line: Line, quantity: Quantity) -> pd.DataFrame:
         estimate = quantity.estimate(cell)
         reached, of = n_reached(cell)
         rows.append(
-            {"env": line.env, "correction": line.correction, "distribution": line.distribution, "label": line.label}
-            | {"learning_rate": line.rate, "line": line.name, "lag_updates": lag, "n_seeds": len(cell.all_runs)}
+            {"env": line.env, "correction": line.correction, "distribution": line.distribution, "late": line.late}
+            | {
+                "label": line.label,
+                "learning_rate": line.rate,
+                "line": line.name,
+                "lag_updates": lag,
+                "n_seeds": len(cell.all_runs),
+            }
             | {"n_reached": reached, "n_on_the_way": of, "quantity": quantity.name}
             | {part: float(getattr(estimate, part)) for part in ("value", "low", "high")}
         )

@@ -33,12 +33,12 @@ class PastParameters:
         self._uniform = distribution == "uniform"
         self._generator = generator
         self._kept = theta.new_zeros((n_kept(lag, distribution), len(theta)))
-        self._own = torch.empty_like(theta)
+        self._now = self._kept[0]  # of these, theta's own
 
     @torch.no_grad()
     def choose(self, version: int) -> int:
         """Lets the version act whose turn it is now that theta is of this one, and gives it; once for each version."""
-        self._kept[version % len(self._kept)].copy_(self._theta)
+        self._now = self._kept[version % len(self._kept)].copy_(self._theta)
         lag = int(self._generator.integers(2 * self._lag + 1)) if self._uniform else self._lag
         acts = max(version - lag, 0)
         self._acting.copy_(self._kept[acts % len(self._kept)])
@@ -46,15 +46,14 @@ class PastParameters:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """While entered, theta has the values of who acts."""
+        """While entered, theta has the values of who acts; between `choose` and the next update."""
         with torch.no_grad():
-            self._own.copy_(self._theta)
             self._theta.copy_(self._acting)
         try:
             yield
         finally:
             with torch.no_grad():
-                self._theta.copy_(self._own)
+                self._theta.copy_(self._now)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The versions kept; the generator is a part of its own."""

@@ -290,8 +290,8 @@ def test_one_learning_rate_has_no_frontier(found):
 
 
 def test_the_frontier_lies_on_the_scores_with_the_slope_beside_it(grid):
-    lines = [Line("Catch", "no correction", "fixed", "", rate, {lag: grid.cells[lag, rate] for lag in grid.lags})
-             for rate in grid.rates]  # fmt: skip
+    cells = {rate: {lag: grid.cells[lag, rate] for lag in grid.lags} for rate in grid.rates}
+    lines = [Line("Catch", "no correction", "fixed", "samples", "", rate, cells[rate]) for rate in grid.rates]
     found = Study(lines, [], {})
     (made,) = rates.grids(found)
     assert (list(made.lags), list(made.rates), made.means.tolist()) == ([1, 8, 64], grid.rates, grid.means.tolist())
@@ -385,6 +385,20 @@ def test_every_lag_has_a_place_and_what_never_arrives_the_edge(found):
     assert [label.get_text() for label in panel.get_xticklabels()] == ["0", "2", "8"]
     (edge,) = [line for line in panel.lines if line.get_markerfacecolor() == "none"]
     assert (edge.get_xdata().tolist(), edge.get_ydata().tolist()) == ([8.0], [1.0])
+
+
+def test_late_gradients_are_a_line_of_their_own_and_no_curve_for_a_prediction(write, tmp_path):
+    """Runs of a version that knew late samples alone lie on one line with those that say so."""
+    for k in (0, 2, 8):
+        write(tmp_path, f"old{k}", seed=0, score=10.0 - k, settings=paac(k))
+        for of, seed in (("samples", 1), ("gradients", 2)):
+            settings = paac(k) | {"lag": {"updates": k, "distribution": "fixed", "of": of}}
+            write(tmp_path, f"{of}{k}", seed=seed, score=1.0 - k, lag=float(k), settings=settings)
+    write(tmp_path, "a3c", "a3c", lag=1.0, settings={"n_workers": 2})
+    late = make_study(load_runs(tmp_path), GOAL)
+    seeds = {line.name: {lag: len(cell.all_runs) for lag, cell in line.cells.items()} for line in late.lines}
+    assert seeds == {"no correction": {0: 2, 2: 2, 8: 2}, "no correction, late gradients": {0: 1, 2: 1, 8: 1}}
+    assert {one.line.name for one in predictions(late)} == {"no correction"}
 
 
 @pytest.mark.usefixtures("inkless")
